@@ -1,0 +1,31 @@
+# Everything in one virtual environment in the checkout; `make demo` and `make test` set it up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint setup benchmark clean
+.DEFAULT_GOAL := demo
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet 'torch>=2.11,<2.14'
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python jobs/vsd_particles.py --n 8
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+benchmark: setup
+	$(BIN)/python jobs/benchmark.py
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,372 @@
+"""Every setting of a run as frozen dataclasses. Importable without torch: a web server validates a run with it.
+
+Each class checks its own fields and raises ``ValueError`` that starts with the field's name. Lengths are in scene units
+(an object lies in [-1, 1]^3), angles in degrees, ``t`` is a diffusion timestep in 0..999.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raydream.schedule import Constant, Schedule, Steps
+
+Method = Literal["vsd", "sds", "sjc"]
+MAX_PROMPT_CHARACTERS = 1000
+
+
+def require(condition: bool, name: str, remedy: str) -> None:
+    """Raises a ``ValueError`` that names the field and says what would be right."""
+    if not condition:
+        raise ValueError(f"{name}: {remedy}")
+
+
+def _require_range(low_high: tuple[float, float], name: str, low: float, high: float) -> None:
+    ok = low <= low_high[0] <= low_high[1] <= high
+    require(ok, name, f"must be two numbers, smaller first, within [{low}, {high}], got {list(low_high)}")
+
+
+@dataclass(frozen=True)
+class HashGridConfig:
+    """Multiresolution hash grid (Instant-NGP). Adam walks the whole table: on a CPU keep it at 2^17 entries or less."""
+
+    num_levels: int = 8
+    features_per_level: int = 2
+    log2_table_size: int = 15
+    base_resolution: int = 16
+    max_resolution: int = 160
+
+    def __post_init__(self) -> None:
+        require(1 <= self.num_levels <= 32, "num_levels", f"must be 1..32, got {self.num_levels}")
+        require(1 <= self.features_per_level <= 8, "features_per_level", f"must be 1..8, got {self.features_per_level}")
+        require(4 <= self.log2_table_size <= 24, "log2_table_size", f"must be 4..24, got {self.log2_table_size}")
+        require(self.base_resolution >= 2, "base_resolution", f"must be at least 2, got {self.base_resolution}")
+        ok = self.max_resolution >= self.base_resolution
+        require(ok, "max_resolution", f"must not be smaller than base_resolution={self.base_resolution}")
+
+
+@dataclass(frozen=True)
+class NerfConfig:
+    """The scene of the first stage: field, initial density, occupancy grid, sampling, background.
+
+    ``initial_density``: ``lambda * (1 - |x| / r)`` is added before the activation. An object starts as a ball with
+    (10, 0.5) (Magic3D); (-10, 2.5) leaves the middle empty for a scene seen from inside (ProlificDreamer).
+    """
+
+    radius: float = 1.0
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    hidden_width: int = 64
+    initial_density_lambda: float = 10.0
+    initial_density_radius: float = 0.5
+    density_noise: float = 0.0
+    occupancy_resolution: int = 32
+    occupancy_threshold: float = 0.01
+    occupancy_decay: float = 0.95
+    occupancy_every: int = 16
+    samples_per_diagonal: int = 96
+    background: Literal["network", "constant"] = "network"
+    background_color: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    random_background_probability: float = 0.5
+    bfloat16: Literal["auto", "on", "off"] = "auto"
+    lr_grid: float = 1e-2
+    lr_network: float = 1e-3
+    lr_background: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require(self.radius > 0, "radius", f"must be positive, got {self.radius}")
+        require(self.hidden_width >= 1, "hidden_width", f"must be positive, got {self.hidden_width}")
+        require(
+            self.occupancy_resolution >= 4,
+            "occupancy_resolution",
+            f"must be at least 4, got {self.occupancy_resolution}",
+        )
+        require(self.occupancy_every >= 1, "occupancy_every", f"must be positive, got {self.occupancy_every}")
+        require(self.samples_per_diagonal >= 4, "samples_per_diagonal", "must be at least 4")
+        probability = self.random_background_probability
+        require(0 <= probability <= 1, "random_background_probability", f"must lie in [0, 1], got {probability}")
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Where the cameras of a step stand. ``image_px`` is a schedule: resolution milestones."""
+
+    views_per_particle: int = 1
+    distance: tuple[float, float] = (2.6, 3.2)
+    fov_y_deg: tuple[float, float] = (40.0, 50.0)
+    elevation_deg: tuple[float, float] = (-10.0, 45.0)
+    uniform_sphere_probability: float = 0.5
+    image_px: Schedule = Constant(64.0)
+
+    def __post_init__(self) -> None:
+        require(self.views_per_particle >= 1, "views_per_particle", f"must be positive, got {self.views_per_particle}")
+        _require_range(self.distance, "distance", 1e-3, 1e3)
+        _require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
+        _require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
+
+
+@dataclass(frozen=True)
+class ShadingConfig:
+    """DreamFusion's shading: albedo alone for ``albedo_steps``, then a random mode for each view.
+
+    With probability ``shaded_probability`` a view is lit by a point light; ``textureless_probability`` of those lose
+    their albedo. The light stands near the camera at ``light_distance``.
+    """
+
+    albedo_steps: int = 2000
+    shaded_probability: float = 0.75
+    textureless_probability: float = 0.5
+    ambient: float = 0.1
+    diffuse: float = 0.9
+    light_distance: tuple[float, float] = (1.6, 3.0)
+
+    def __post_init__(self) -> None:
+        for name in ("shaded_probability", "textureless_probability"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, name, f"must lie in [0, 1], got {value}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the regularisers; 0 switches one off. Orientation needs normals, which cost about a plain render."""
+
+    sparsity: Schedule = Constant(0.0)
+    opaqueness: Schedule = Constant(0.0)
+    orientation: Schedule = Constant(0.0)
+    z_variance: Schedule = Constant(0.0)
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """How the frozen prior turns into a gradient.
+
+    ``scale`` is classifier-free guidance in diffusers' convention, ``eps = negative + scale * (positive -
+    negative)``, so 1 means no guidance. ``t_min`` and ``t_max`` are fractions of 1000: t is drawn uniformly between
+    them. ``gradient_clip`` is a bound on each element of the gradient, 0 for none.
+    """
+
+    scale: float = 7.5
+    weighting: Literal["one_minus_abar", "uniform", "sqrt_abar_one_minus_abar", "fantasia3d"] = "one_minus_abar"
+    t_min: Schedule = Constant(0.02)
+    t_max: Schedule = Steps(((0, 0.98), (5000, 0.5)))
+    shared_t: bool = False
+    view_dependent_prompts: bool = True
+    front_deg: float = 45.0
+    back_deg: float = 45.0
+    overhead_deg: float = 60.0
+    perp_neg: bool = False
+    gradient_clip: Schedule = Constant(0.0)
+
+    def __post_init__(self) -> None:
+        require(self.scale >= 0, "scale", f"must not be negative, got {self.scale}")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The learned reference of VSD: a LoRA of the prior, or a small UNet beside an exhibit's exact score.
+
+    ``warm_up_fits`` are extra fits on the first step's views before any particle moves. ``bfloat16`` is for the small
+    UNet's arithmetic; "auto" takes it where the processor is fast at it.
+    """
+
+    rank: int = 4
+    lr: float = 1e-4
+    lr_warm_up_steps: int = 500
+    weight_decay: float = 1e-2
+    camera_dropout: float = 0.1
+    fits_per_step: int = 1
+    timesteps_per_view: int = 1
+    warm_up_fits: int = 0
+    unet_channels: tuple[int, ...] = (64, 96)
+    bfloat16: Literal["auto", "on", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "rank", f"must be positive, got {self.rank}")
+        require(self.lr > 0, "lr", f"must be positive, got {self.lr}")
+        require(0 <= self.camera_dropout <= 1, "camera_dropout", f"must lie in [0, 1], got {self.camera_dropout}")
+        require(self.fits_per_step >= 1, "fits_per_step", f"must be positive, got {self.fits_per_step}")
+        require(self.timesteps_per_view >= 1, "timesteps_per_view", "must be positive")
+
+
+@dataclass(frozen=True)
+class ExhibitConfig:
+    """The mixture behind an exact score: which assets are its modes and how wide each of them is.
+
+    ``assets`` is a folder with a manifest; empty means ``../shared/assets/minipack`` where it exists, else assets
+    that the project makes itself. ``mode_std`` is the standard deviation of each mode in latent units.
+    """
+
+    assets: str = ""
+    num_modes: int = 12
+    mode_std: float = 0.05
+    object_radius: float = 0.9
+    max_faces: int = 20_000
+    supersample: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.num_modes >= 1, "num_modes", f"must be positive, got {self.num_modes}")
+        require(self.mode_std > 0, "mode_std", f"must be positive, got {self.mode_std}")
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The frozen text-to-image model: ``kind`` "diffusers" (``source`` is an alias or a folder) or "exhibit".
+
+    ``image_px`` is the size of a render when it becomes a latent, 0 for the prior's own. ``sample_posterior`` draws the
+    latent from the VAE's posterior instead of taking its mean.
+    """
+
+    kind: Literal["diffusers", "exhibit"] = "exhibit"
+    source: str = ""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    image_px: int = 0
+    sample_posterior: bool = False
+    allow_download: bool = False
+    exhibit: ExhibitConfig = field(default_factory=ExhibitConfig)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run: a scene, how it is seen, what it is pulled by, for how many steps."""
+
+    name: str = "nerf"
+    num_steps: int = 1000
+    scene: NerfConfig = field(default_factory=NerfConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    shading: ShadingConfig = field(default_factory=ShadingConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 1, "num_steps", f"must be positive, got {self.num_steps}")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where things run. Scheduling asks for GPUs; the device is whatever torch then sees.
+
+    ``gpus_per_particle`` and ``gpus_per_score`` of -1 mean "one where the cluster has GPUs, else none"; fractions
+    share a GPU. ``max_restarts`` is the budget of actor restarts of the whole run.
+    """
+
+    runtime: Literal["ray", "local"] = "ray"
+    backend: Literal["auto", "reference", "numba", "cuda"] = "auto"
+    gpus_per_particle: float = -1.0
+    gpus_per_score: float = -1.0
+    cpus_per_particle: float = -1.0
+    cpus_per_score: float = -1.0
+    score_replicas: int = 1
+    placement: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    placement_timeout_s: float = 300.0
+    wire_dtype: Literal["float32", "float16"] = "float32"
+    max_restarts: int = 8
+    restart_backoff_s: float = 1.0
+    step_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        require(self.score_replicas >= 1, "score_replicas", f"must be positive, got {self.score_replicas}")
+        require(self.max_restarts >= 0, "max_restarts", f"must not be negative, got {self.max_restarts}")
+        require(self.step_timeout_s > 0, "step_timeout_s", f"must be positive, got {self.step_timeout_s}")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What a run leaves behind. ``out`` is a folder or a pyarrow.fs URI; empty means ``runs/<time>-<preset>``."""
+
+    out: str = ""
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    preview_every: int = 100
+    preview_px: int = 128
+    mesh_resolution: int = 128
+    mesh_max_faces: int = 8000
+    mesh_threshold: float = 0.0
+    texture_px: int = 512
+    turntable_frames: int = 48
+    turntable_px: int = 192
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints", "preview_every", "turntable_frames"):
+            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
+        require(16 <= self.mesh_resolution <= 1024, "mesh_resolution", f"must be 16..1024, got {self.mesh_resolution}")
+        require(16 <= self.texture_px <= 8192, "texture_px", f"must be 16..8192, got {self.texture_px}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    prompt: str
+    preset: str
+    n: int = 8
+    negative_prompt: str = ""
+    method: Method = "vsd"
+    seed: int = 0
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.prompt.strip()), "prompt", "must not be empty; say what to make, for example 'a red chair'")
+        for name in ("prompt", "negative_prompt"):
+            length = len(getattr(self, name))
+            remedy = f"must be at most {MAX_PROMPT_CHARACTERS} characters, got {length}; shorten it"
+            require(length <= MAX_PROMPT_CHARACTERS, name, remedy)
+        require(self.n >= 1, "n", f"must be at least 1 particle, got {self.n}")
+        require(0 <= self.seed < 2**63, "seed", f"must be a non-negative 63-bit integer, got {self.seed}")
+        require(len(self.stages) == 1, "stages", f"exactly one NeRF stage can be run, got {len(self.stages)}")
+        replicas = self.cluster.score_replicas
+        require(replicas <= self.n, "score_replicas", f"must not exceed n={self.n}, got {replicas}")
+
+
+@dataclass(frozen=True)
+class ParticleConfig:
+    """All that one particle needs to know; built by ``particle_config``."""
+
+    index: int
+    num_particles: int
+    seed: int
+    stage: StageConfig
+    prior: PriorConfig
+    backend: str
+    wire_dtype: str
+    output: OutputConfig
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """All that one replica of the score model needs to know; built by ``score_config``."""
+
+    replica: int
+    num_particles: int
+    seed: int
+    prompt: str
+    negative_prompt: str
+    method: Method
+    guidance: GuidanceConfig
+    learner: LearnerConfig
+    prior: PriorConfig
+    backend: str
+    wire_dtype: str
+
+
+def particle_config(run: RunConfig, stage: StageConfig, index: int) -> ParticleConfig:
+    """The part of a run that concerns one particle."""
+    cluster = run.cluster
+    return ParticleConfig(index, run.n, run.seed, stage, run.prior, cluster.backend, cluster.wire_dtype, run.output)
+
+
+def score_config(run: RunConfig, stage: StageConfig, replica: int) -> ScoreConfig:
+    """The part of a run that concerns one replica of the score model."""
+    return ScoreConfig(
+        replica,
+        run.n,
+        run.seed,
+        run.prompt,
+        run.negative_prompt,
+        run.method,
+        stage.guidance,
+        stage.learner,
+        run.prior,
+        run.cluster.backend,
+        run.cluster.wire_dtype,
+    )

@@ -1,0 +1,193 @@
+"""Configs as strict JSON and as typed ``--set a.b=value`` overrides: nothing unknown, nothing silently converted."""
+
+import dataclasses
+import difflib
+import functools
+import json
+import types
+import typing
+from typing import Any, TypeVar
+
+from raydream.schedule import Constant, Linear, Steps
+
+T = TypeVar("T")
+_SCHEDULES: dict[str, type] = {"constant": Constant, "linear": Linear, "steps": Steps}
+_SCHEDULE_SET = frozenset(_SCHEDULES.values())
+
+
+def to_json(config: Any) -> Any:
+    """Plain JSON values of a config; schedules carry their ``kind``."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        kind = next((name for name, cls in _SCHEDULES.items() if type(config) is cls), None)
+        return {"kind": kind, **fields} if kind else fields
+    if isinstance(config, tuple):
+        return [to_json(item) for item in config]
+    return config
+
+
+def dumps(config: Any) -> str:
+    """A config as indented JSON text that ``loads`` reads back to an equal config."""
+    return json.dumps(to_json(config), indent=2, ensure_ascii=False)
+
+
+def loads(cls: type[T], text: str) -> T:
+    """Reads JSON text strictly. Raises ``ValueError`` naming the field for an unknown key, a wrong type or a bad
+    value.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config: not valid JSON ({error})") from error
+    return typing.cast(T, from_json(cls, value))
+
+
+def from_json(expected: Any, value: Any, path: str = "") -> Any:
+    """Builds a value of the annotated type from JSON, naming the path of whatever does not fit."""
+    if expected == Constant | Linear | Steps:
+        return _schedule(value, path)
+    if dataclasses.is_dataclass(expected) and isinstance(expected, type):
+        return _dataclass(expected, value, path)
+    origin = typing.get_origin(expected)
+    if origin is typing.Literal:
+        choices = typing.get_args(expected)
+        if value not in choices:
+            raise ValueError(f"{path}: must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        return value
+    if origin is tuple:
+        return _tuple(typing.get_args(expected), value, path)
+    return _scalar(expected, value, path)
+
+
+def apply_overrides(config: T, overrides: list[str]) -> T:
+    """A copy of a config with ``a.b.0.c=value`` applied in order; the value is JSON, or text where the field is
+    text.
+    """
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise ValueError(f"set: need FIELD=VALUE, got {override!r}")
+        config = _replace(config, path.split("."), text, path)
+    return config
+
+
+def field_names(cls: Any, prefix: str = "") -> list[str]:
+    """The dotted names of all settings below a config class, for help and for suggestions."""
+    names: list[str] = []
+    for name, expected in _annotations(cls).items():
+        inner = typing.get_args(expected)
+        if dataclasses.is_dataclass(expected) and expected not in _SCHEDULE_SET:
+            names += field_names(expected, f"{prefix}{name}.")
+        elif typing.get_origin(expected) is tuple and inner and dataclasses.is_dataclass(inner[0]):
+            names += field_names(inner[0], f"{prefix}{name}.0.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _dataclass(cls: type, value: Any, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path or 'config'}: must be an object with fields, got {value!r}")
+    known = _annotations(cls)
+    for key in value:
+        if key not in known:
+            _unknown(f"{path}.{key}" if path else key, key, list(known))
+    arguments = {key: from_json(known[key], item, f"{path}.{key}" if path else key) for key, item in value.items()}
+    return _construct(cls, arguments, path)
+
+
+def _construct(cls: type, arguments: dict[str, Any], path: str) -> Any:
+    required = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in arguments
+    ]
+    if required:
+        raise ValueError(f"{path}.{required[0]}".lstrip(".") + ": is missing")
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}" if path else str(error)) from error
+
+
+def _schedule(value: Any, path: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float | dict):
+        raise ValueError(f"{path}: must be a number or a schedule such as {{'kind': 'linear', ...}}, got {value!r}")
+    if not isinstance(value, dict):
+        return Constant(value)
+    kind = value.get("kind")
+    if kind not in _SCHEDULES:
+        raise ValueError(f"{path}.kind: must be one of {', '.join(_SCHEDULES)}, got {kind!r}")
+    return _dataclass(_SCHEDULES[kind], {key: item for key, item in value.items() if key != "kind"}, path)
+
+
+def _tuple(items: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{path}: must be a list, got {value!r}")
+    if len(items) == 2 and items[1] is Ellipsis:
+        return tuple(from_json(items[0], item, f"{path}.{i}") for i, item in enumerate(value))
+    if len(value) != len(items):
+        raise ValueError(f"{path}: must have {len(items)} entries, got {len(value)}")
+    return tuple(from_json(kind, item, f"{path}.{i}") for i, (kind, item) in enumerate(zip(items, value)))
+
+
+def _scalar(expected: Any, value: Any, path: str) -> Any:
+    if isinstance(expected, types.UnionType):
+        raise TypeError(f"{path}: union types other than Schedule are not used in configs")
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not expected:
+        raise ValueError(f"{path}: must be of type {expected.__name__}, got {value!r}")
+    if expected is float and value != value:
+        raise ValueError(f"{path}: must be a number, got NaN")
+    return value
+
+
+def _unknown(path: str, key: str, known: list[str]) -> typing.NoReturn:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known fields are {', '.join(known)}"
+    raise ValueError(f"{path}: unknown field; {hint}")
+
+
+def _replace(node: Any, keys: list[str], text: str, path: str) -> Any:
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, tuple):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ValueError(f"{path}: {key!r} must be an index below {len(node)}")
+        items = list(node)
+        items[int(key)] = _replace(items[int(key)], rest, text, path) if rest else _item(items[int(key)], text, path)
+        return tuple(items)
+    if not dataclasses.is_dataclass(node):
+        raise ValueError(f"{path}: {key!r} does not lead to a setting")
+    cls: Any = type(node)
+    known = _annotations(cls)
+    if key not in known:
+        _unknown(path, key, list(known))
+    new = (
+        _replace(getattr(node, key), rest, text, path)
+        if rest
+        else from_json(known[key], _literal(known[key], text), path)
+    )
+    arguments = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)} | {key: new}
+    return _construct(type(node), arguments, path.rpartition(".")[0])
+
+
+def _item(old: Any, text: str, path: str) -> Any:
+    return from_json(type(old), _literal(type(old), text), path)
+
+
+def _literal(expected: Any, text: str) -> Any:
+    is_text = expected is str or (
+        typing.get_origin(expected) is typing.Literal and isinstance(typing.get_args(expected)[0], str)
+    )
+    if is_text:
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # of the wrong type: from_json names the field and says what is needed

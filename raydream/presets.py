@@ -1,0 +1,97 @@
+"""The named starting points of a run. Each is a function of how many steps to take, so that schedules scale with it."""
+
+from collections.abc import Callable
+
+from raydream.config import (
+    CameraConfig,
+    ClusterConfig,
+    GuidanceConfig,
+    HashGridConfig,
+    LearnerConfig,
+    LossConfig,
+    NerfConfig,
+    OutputConfig,
+    PriorConfig,
+    RunConfig,
+    ShadingConfig,
+    StageConfig,
+)
+from raydream.schedule import Constant, Linear, Steps
+
+DEFAULT_PRESET = "exhibit"
+
+
+def exhibit(steps: int = 600) -> RunConfig:
+    """An exact score instead of a trained prior: particles become different assets of a set (laptop, minutes, no
+    weights).
+    """
+    stage = StageConfig(
+        num_steps=steps,
+        scene=NerfConfig(background="constant"),
+        camera=CameraConfig(
+            views_per_particle=2, distance=(2.6, 2.6), fov_y_deg=(42.0, 42.0), uniform_sphere_probability=0.0
+        ),
+        shading=ShadingConfig(albedo_steps=10**9),
+        guidance=GuidanceConfig(
+            scale=1.0, view_dependent_prompts=False, t_max=Linear(0.98, 0.3, 0, max(1, int(0.8 * steps)))
+        ),
+        learner=LearnerConfig(lr=1e-3, lr_warm_up_steps=1, weight_decay=0.0, camera_dropout=0.0, warm_up_fits=50),
+    )
+    every = max(1, steps // 6)
+    output = OutputConfig(checkpoint_every=every, preview_every=every)
+    return RunConfig("a chair", "exhibit", prior=PriorConfig("exhibit"), stages=(stage,), output=output)
+
+
+def sd21(steps: int = 25_000) -> RunConfig:
+    """ProlificDreamer's first stage on Stable Diffusion 2.1 (base): one GPU of 40 GB or more for each particle and
+    the score.
+    """
+    milestone = steps // 5
+    stage = StageConfig(
+        num_steps=steps,
+        scene=NerfConfig(
+            grid=HashGridConfig(num_levels=16, log2_table_size=19, max_resolution=2048),
+            samples_per_diagonal=512,
+            occupancy_resolution=64,
+        ),
+        camera=CameraConfig(image_px=Steps(((0, 64.0), (milestone, 512.0)))),
+        shading=ShadingConfig(albedo_steps=10**9),
+        losses=LossConfig(sparsity=Constant(10.0), opaqueness=Steps(((0, 0.0), (2 * milestone, 1000.0)))),
+        guidance=GuidanceConfig(scale=7.5, t_max=Steps(((0, 0.98), (milestone, 0.5)))),
+        learner=LearnerConfig(rank=4, lr=1e-4, lr_warm_up_steps=500),
+    )
+    return RunConfig(
+        "a DSLR photo of a bald eagle",
+        "sd21",
+        prior=PriorConfig("diffusers", "sd21-base", dtype="float16"),
+        stages=(stage,),
+        cluster=ClusterConfig(wire_dtype="float16"),
+        output=OutputConfig(
+            checkpoint_every=500,
+            preview_every=500,
+            preview_px=256,
+            texture_px=1024,
+            turntable_frames=90,
+            turntable_px=512,
+        ),
+    )
+
+
+def diffusers(steps: int = 3000) -> RunConfig:
+    """Any Stable Diffusion class folder given by ``--prior``, at that prior's own image size."""
+    base = sd21(steps)
+    return RunConfig(
+        "a red chair", "diffusers", prior=PriorConfig("diffusers"), stages=base.stages, output=OutputConfig()
+    )
+
+
+PRESETS: dict[str, Callable[..., RunConfig]] = {"exhibit": exhibit, "sd21": sd21, "diffusers": diffusers}
+
+
+def make_preset(name: str, steps: int | None) -> RunConfig:
+    """The named preset; ``ValueError`` naming ``preset`` for an unknown one."""
+    if name not in PRESETS:
+        raise ValueError(f"preset: unknown {name!r}; choose one of {', '.join(PRESETS)}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: must be at least 1, got {steps}")
+    return PRESETS[name]() if steps is None else PRESETS[name](steps)

@@ -1,0 +1,212 @@
+"""The types that cross module borders: cameras, rays, renders, views, meshes, and the Protocols behind them.
+
+Conventions: renders are ``[view, h, w, channel]`` with colours in [0, 1]; latents are ``[view, 4, h, w]``. The world is
+right-handed with +y up, a camera looks down its own -z (see ``camera.py``), and an object lies in [-1, 1]^3.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Pinhole cameras of one image size, all looking at (about) the origin."""
+
+    c2w: Float[Tensor, "view 4 4"]
+    fov_y_deg: Float[Tensor, " view"]
+    azimuth_deg: Float[Tensor, " view"]
+    elevation_deg: Float[Tensor, " view"]
+    height_px: int
+    width_px: int
+
+    @property
+    def num_views(self) -> int:
+        return self.c2w.shape[0]
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Half-lines in world space; directions are unit vectors, so distances along a ray are scene units."""
+
+    origins: Float[Tensor, "ray 3"]
+    directions: Float[Tensor, "ray 3"]
+
+
+@dataclass(frozen=True)
+class RaySamples:
+    """Packed intervals along rays, sorted by ray and then by distance (nerfacc's packed layout).
+
+    Ray ``r`` owns the samples ``starts[r] : starts[r] + counts[r]``.
+    """
+
+    ray_index: Int[Tensor, " sample"]
+    t_start: Float[Tensor, " sample"]
+    t_end: Float[Tensor, " sample"]
+    starts: Int[Tensor, " ray"]
+    counts: Int[Tensor, " ray"]
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """What a rasteriser found at each pixel; ``face`` is -1 where there is nothing."""
+
+    face: Int[Tensor, "view h w"]
+    barycentric: Float[Tensor, "view h w 3"]
+    depth: Float[Tensor, "view h w"]
+
+
+@dataclass(frozen=True)
+class HashGridLayout:
+    """Resolution and place in the table of each level of a multiresolution hash grid (Instant-NGP, section 3).
+
+    ``resolutions[l]`` is the number of cells along an axis; a level with ``(resolution + 1)^3 <= table_size``
+    vertices is stored densely, a finer one is hashed into ``table_size`` entries. ``offsets`` has one more entry than
+    there are levels.
+    """
+
+    resolutions: tuple[int, ...]
+    offsets: tuple[int, ...]
+    features_per_level: int
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.resolutions)
+
+    @property
+    def num_entries(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def num_features(self) -> int:
+        return self.num_levels * self.features_per_level
+
+
+@dataclass(frozen=True)
+class Render:
+    """Differentiable images of a scene. ``rgb`` includes the background; ``foreground`` is premultiplied and has none.
+
+    ``normal`` is a unit vector in world space weighted by opacity (zero where there is nothing); ``ccm`` the canonical
+    coordinate in [0, 1]^3 weighted by opacity. Both are None where the caller did not ask for them.
+    """
+
+    rgb: Float[Tensor, "view h w 3"]
+    foreground: Float[Tensor, "view h w 3"]
+    opacity: Float[Tensor, "view h w 1"]
+    depth: Float[Tensor, "view h w 1"]
+    normal: Float[Tensor, "view h w 3"] | None = None
+    ccm: Float[Tensor, "view h w 3"] | None = None
+
+
+@dataclass(frozen=True)
+class Views:
+    """All that leaves a particle in a step, for one branch: latents and the cameras they were seen from."""
+
+    latents: Float[Tensor, "view 4 h w"]
+    c2w: Float[Tensor, "view 4 4"]
+    fov_y_deg: Float[Tensor, " view"]
+    azimuth_deg: Float[Tensor, " view"]
+    elevation_deg: Float[Tensor, " view"]
+
+    @property
+    def num_views(self) -> int:
+        return self.latents.shape[0]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh in world space, either with a colour per vertex or with a texture.
+
+    ``uv`` is OpenGL's: v points up and row 0 of the texture is its top.
+    """
+
+    vertices: Float[Tensor, "vertex 3"]
+    faces: Int[Tensor, "face 3"]
+    vertex_colors: Float[Tensor, "vertex 3"] | None = None
+    uv: Float[Tensor, "vertex 2"] | None = None
+    texture: Float[Tensor, "th tw 3"] | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser may be told about each view: a text embedding and a camera.
+
+    ``camera_weight`` is 0 where the camera is dropped (classifier-free training of the camera branch) and 1 elsewhere.
+    """
+
+    text: Float[Tensor, "view token width"]
+    c2w: Float[Tensor, "view 4 4"]
+    fov_y_deg: Float[Tensor, " view"]
+    camera_weight: Float[Tensor, " view"]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A noise predictor for ``z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps``; eps-, v- and flow-models hide inside."""
+
+    def eps(
+        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view 4 h w"]:
+        """The predicted noise; ``t`` is a diffusion timestep in 0..999."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The numerical kernels. Values and gradients of every implementation agree with ``backend/reference.py``."""
+
+    name: str
+
+    def hash_grid(
+        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
+    ) -> Float[Tensor, "sample width"]:
+        """Trilinear features at points in [0, 1]^3, level by level; differentiable with respect to the table."""
+        ...
+
+    def hash_grid_jacobian(
+        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
+    ) -> tuple[Float[Tensor, "sample width"], Float[Tensor, "sample 3 width"]]:
+        """Features and their derivatives by the point's coordinates; both are linear in, and differentiable by,
+        the table.
+        """
+        ...
+
+    def march(
+        self,
+        rays: Rays,
+        occupancy: Bool[Tensor, "rx ry rz"],
+        radius: float,
+        step_size: float,
+        jitter: Float[Tensor, " ray"],
+    ) -> RaySamples:
+        """Intervals of length ``step_size`` inside the box [-radius, radius]^3 whose midpoint lies in an occupied cell.
+
+        The k-th interval of a ray starts at ``t_near + (k + jitter) * step_size``, jitter in [0, 1). Not
+        differentiable.
+        """
+        ...
+
+    def composite(
+        self,
+        density: Float[Tensor, " sample"],
+        values: Float[Tensor, "sample channel"],
+        samples: RaySamples,
+    ) -> tuple[Float[Tensor, "ray channel"], Float[Tensor, " ray"], Float[Tensor, " sample"]]:
+        """Volume rendering: accumulated values, opacity, and the weight of each sample.
+
+        ``weight_i = T_i (1 - exp(-density_i delta_i))``; differentiable by density and values through all three
+        results.
+        """
+        ...
+
+    def rasterize(
+        self, clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
+    ) -> Fragments:
+        """The nearest face at each pixel centre, with perspective-correct barycentrics and depth ``w``. Not
+        differentiable.
+
+        Clip space is OpenGL's with row 0 at the top of the image; faces that cross ``w <= 0`` are left out.
+        """
+        ...
