@@ -1,0 +1,1 @@
+"""The distillation: particles, the shared score model and the loop that joins them."""

@@ -1,0 +1,104 @@
+"""What to do when an actor fails: a failure in, a decision out. Nothing here acts, waits or reads a clock.
+
+A dead or hanging actor is worth a restart: machines are pre-empted, memory runs out, a driver stumbles. An exception
+is not when it must come again: a wrong argument, or the same error from the same actor at the same step after it was
+rolled back. Restarts are paid for from two budgets, one for each actor and one for the run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+# Mistakes in the code or its arguments: the same call fails the same way on every machine.
+_DETERMINISTIC = frozenset(
+    {"ValueError", "TypeError", "AssertionError", "AttributeError", "NameError", "KeyError", "IndexError"}
+    | {"ImportError", "ModuleNotFoundError", "NotImplementedError", "TypeCheckError", "BeartypeCallHintParamViolation"}
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the controller saw of one failed call.
+
+    ``kind``: the actor is gone (``actor_died``), did not answer in time (``timeout``), or its method raised
+    (``application_error``; ``error_type`` is then the exception's class name). ``step`` is the controller's.
+    """
+
+    kind: Literal["actor_died", "timeout", "application_error"]
+    role: str
+    index: int
+    step: int
+    error_type: str = ""
+    message: str = ""
+
+    @property
+    def actor(self) -> str:
+        """For messages: ``particle 3``."""
+        return f"{self.role} {self.index}"
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Wait ``delay_s``, start the actor anew and roll it back to its last snapshot."""
+
+    role: str
+    index: int
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """End the run; ``reason`` is for the person who started it."""
+
+    reason: str
+
+
+Decision = Restart | GiveUp
+
+
+@dataclass(frozen=True)
+class RecoveryPolicy:
+    """Budgets of restarts, 0 for none, and the pause before one, doubled for each earlier failure of the actor."""
+
+    max_restarts: int = 8
+    max_restarts_per_actor: int = 3
+    backoff_s: float = 1.0
+    backoff_limit_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_restarts", "max_restarts_per_actor", "backoff_s", "backoff_limit_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must not be negative, got {getattr(self, name)}")
+
+
+def decide(policy: RecoveryPolicy, history: Sequence[Failure], failure: Failure) -> Decision:
+    """The answer to ``failure``, given the earlier failures of this run, each of which was answered by a restart."""
+    own = [earlier for earlier in history if (earlier.role, earlier.index) == (failure.role, failure.index)]
+    if failure.kind == "application_error":
+        if failure.error_type in _DETERMINISTIC:
+            return GiveUp(f"{_told(failure)}; a restart cannot change that")
+        if any(_same_error(earlier, failure) for earlier in own):
+            return GiveUp(f"{_told(failure)}, again at the same step after a restart")
+    if len(own) >= policy.max_restarts_per_actor:
+        return GiveUp(f"{_told(failure)}; its budget max_restarts_per_actor={policy.max_restarts_per_actor} is spent")
+    if len(history) >= policy.max_restarts:
+        return GiveUp(f"{_told(failure)}; the run's budget max_restarts={policy.max_restarts} is spent")
+    delay_s = min(policy.backoff_s * 2.0 ** min(len(own), 64), policy.backoff_limit_s)
+    return Restart(failure.role, failure.index, delay_s)
+
+
+def _same_error(earlier: Failure, later: Failure) -> bool:
+    """By type, not by message: messages hold addresses and times."""
+    return (earlier.kind, earlier.error_type, earlier.step) == (later.kind, later.error_type, later.step)
+
+
+def _told(failure: Failure) -> str:
+    match failure.kind:
+        case "actor_died":
+            what = "died"
+        case "timeout":
+            what = "did not answer in time"
+        case "application_error":
+            what = f"raised {failure.error_type or 'an error'}"
+    detail = f" ({failure.message})" if failure.message else ""
+    return f"{failure.actor} {what} at step {failure.step}{detail}"
