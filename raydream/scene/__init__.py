@@ -1,0 +1,1 @@
+"""Scenes: what a particle optimises and how it becomes an asset."""

@@ -1,0 +1,226 @@
+"""``NerfScene``: what a particle of the first stage optimises, and how it is seen."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raydream.camera import camera_rays
+from raydream.config import LossConfig, NerfConfig, ShadingConfig
+from raydream.scene import losses
+from raydream.scene.background import BackgroundNetwork
+from raydream.scene.field import RadianceField
+from raydream.scene.occupancy import OccupancyGrid
+from raydream.types import Backend, Cameras, Rays, RaySamples, Render
+
+Shading = str  # "albedo" | "lambertian" | "textureless"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How each view of a render is lit and what lies behind it; drawn by ``draw_look`` or fixed for a preview.
+
+    ``background`` replaces the scene's own where ``replace_background`` is set.
+    """
+
+    shading: tuple[Shading, ...]
+    light: Float[Tensor, "view 3"]
+    background: Float[Tensor, "view 3"]
+    replace_background: Bool[Tensor, " view"]
+
+    @property
+    def needs_normals(self) -> bool:
+        return any(shading != "albedo" for shading in self.shading)
+
+
+@dataclass(frozen=True)
+class NerfRender:
+    """A render with the ray samples behind it, which the regularisers need."""
+
+    render: Render
+    rays: Rays
+    samples: RaySamples
+    weights: Float[Tensor, " sample"]
+    normals: Float[Tensor, "sample 3"] | None
+
+
+def plain_look(num_views: int, color: Sequence[float] | None = None) -> Look:
+    """Albedo on the scene's own background, or on one colour."""
+    background = torch.tensor([color if color is not None else (0.5, 0.5, 0.5)] * num_views, dtype=torch.float32)
+    replace = torch.full((num_views,), color is not None)
+    return Look(("albedo",) * num_views, torch.zeros(num_views, 3), background, replace)
+
+
+def draw_look(
+    shading: ShadingConfig, scene: NerfConfig, cameras: Cameras, step: int, generator: torch.Generator
+) -> Look:
+    """DreamFusion's augmentation: a shading mode, a point light near the camera and perhaps a random backdrop a
+    view.
+    """
+    view = cameras.num_views
+    u, v, b = torch.rand(3, view, generator=generator)
+    modes: list[Shading] = ["albedo"] * view
+    if step >= shading.albedo_steps:
+        for i in range(view):
+            if u[i] < shading.shaded_probability:
+                modes[i] = "textureless" if v[i] < shading.textureless_probability else "lambertian"
+    position = F.normalize(cameras.c2w[:, :3, 3].cpu().float(), dim=-1) + torch.randn(view, 3, generator=generator)
+    low, high = shading.light_distance
+    distance = low + (high - low) * torch.rand(view, 1, generator=generator)
+    light = F.normalize(position, dim=-1) * distance
+    background = torch.rand(view, 3, generator=generator)
+    return Look(tuple(modes), light, background, b < scene.random_background_probability)
+
+
+class NerfScene(nn.Module):
+    """A radiance field with its occupancy grid and background; renders are differentiable by every parameter."""
+
+    def __init__(
+        self,
+        config: NerfConfig,
+        shading: ShadingConfig,
+        backend: Backend,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config, self._shading, self._backend, self._device = config, shading, backend, device
+        self.field = RadianceField(config, backend, generator)
+        self.background = BackgroundNetwork(generator) if config.background == "network" else None
+        self.to(device)
+        self.step_size = 2 * config.radius * math.sqrt(3) / config.samples_per_diagonal
+        self.occupancy = OccupancyGrid(
+            config.occupancy_resolution, config.radius, config.occupancy_threshold, config.occupancy_decay, device
+        )
+
+    def param_groups(self) -> list[dict[str, object]]:
+        """Groups for Adam: the table learns faster than the small networks."""
+        field = self.field
+        groups: list[dict[str, object]] = [
+            {"params": [field.table], "lr": self.config.lr_grid},
+            {"params": [field.hidden, field.head], "lr": self.config.lr_network},
+        ]
+        if self.background is not None:
+            groups.append({"params": list(self.background.parameters()), "lr": self.config.lr_background})
+        return groups
+
+    def update_occupancy(self, generator: torch.Generator) -> None:
+        """Refreshes the occupancy grid from the field as it is now."""
+        self.occupancy.update(self.field.density, self.step_size, generator)
+
+    def render(
+        self,
+        cameras: Cameras,
+        look: Look,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        ccm_box: Float[Tensor, "2 3"] | None = None,
+    ) -> NerfRender:
+        """Volume-renders all views at once. With a generator, samples are jittered along their rays (training).
+
+        ``ccm_box`` (lower and upper corner in world space) asks for the canonical coordinate map.
+        """
+        rays = camera_rays(cameras)
+        rays = Rays(rays.origins.to(self._device), rays.directions.to(self._device))
+        num_rays = rays.origins.shape[0]
+        jitter = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
+        samples = self._backend.march(
+            rays, self.occupancy.mask, self.config.radius, self.step_size, jitter.to(self._device)
+        )
+        middle = (samples.t_start + samples.t_end) / 2
+        points = rays.origins[samples.ray_index] + rays.directions[samples.ray_index] * middle[:, None]
+        noise = None
+        if generator is not None and self.config.density_noise > 0:
+            noise = torch.randn(len(points), generator=generator).to(self._device) * self.config.density_noise
+        normal = None
+        if normals or look.needs_normals:
+            density, albedo, normal = self.field.with_normals(points, noise)
+        else:
+            density, albedo = self.field(points, noise)
+        color = albedo if normal is None else self._shade(albedo, normal, points, samples, look, cameras)
+        channels = [color, middle[:, None]]
+        channels += [normal] if normal is not None else []
+        channels += [_canonical(points, ccm_box)] if ccm_box is not None else []
+        accumulated, opacity, weights = self._backend.composite(density, torch.cat(channels, dim=-1), samples)
+        render = self._images(accumulated, opacity, rays, cameras, look, normal is not None, ccm_box is not None)
+        return NerfRender(render, rays, samples, weights, normal)
+
+    def regularizers(self, nerf: NerfRender, config: LossConfig, step: int) -> dict[str, Float[Tensor, ""]]:
+        """The weighted regularisers of a step, by name; those with weight 0 are left out."""
+        weight = {
+            name: getattr(config, name).at(step) for name in ("sparsity", "opaqueness", "orientation", "z_variance")
+        }
+        opacity = nerf.render.opacity.reshape(-1)
+        out: dict[str, Tensor] = {}
+        if weight["sparsity"]:
+            out["sparsity"] = weight["sparsity"] * losses.sparsity(opacity)
+        if weight["opaqueness"]:
+            out["opaqueness"] = weight["opaqueness"] * losses.opaqueness(opacity)
+        if weight["orientation"] and nerf.normals is not None:
+            loss = losses.orientation(nerf.weights, nerf.normals, nerf.rays.directions, nerf.samples)
+            out["orientation"] = weight["orientation"] * loss
+        if weight["z_variance"]:
+            out["z_variance"] = weight["z_variance"] * losses.z_variance(nerf.weights, nerf.samples)
+        return out
+
+    def _shade(
+        self,
+        albedo: Float[Tensor, "sample 3"],
+        normal: Float[Tensor, "sample 3"],
+        points: Float[Tensor, "sample 3"],
+        samples: RaySamples,
+        look: Look,
+        cameras: Cameras,
+    ) -> Float[Tensor, "sample 3"]:
+        """Point-light Lambertian shading of the views that ask for it; the light never sees the gradient of
+        albedo's place.
+        """
+        view = samples.ray_index // (cameras.height_px * cameras.width_px)
+        to_light = F.normalize(look.light.to(self._device)[view] - points, dim=-1)
+        lambert = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
+        lit = self._shading.ambient + self._shading.diffuse * lambert
+        mode = torch.tensor(
+            [("albedo", "lambertian", "textureless").index(m) for m in look.shading], device=self._device
+        )
+        mode = mode[view][:, None]
+        return torch.where(mode == 0, albedo, torch.where(mode == 1, albedo * lit, lit.expand_as(albedo)))
+
+    def _images(
+        self,
+        accumulated: Float[Tensor, "ray channel"],
+        opacity: Float[Tensor, " ray"],
+        rays: Rays,
+        cameras: Cameras,
+        look: Look,
+        has_normal: bool,
+        has_ccm: bool,
+    ) -> Render:
+        shape = (cameras.num_views, cameras.height_px, cameras.width_px)
+        foreground = accumulated[:, :3].reshape(*shape, 3)
+        alpha = opacity.reshape(*shape, 1)
+        rgb = foreground + (1 - alpha) * self._backdrop(rays, cameras, look)
+        normal = ccm = None
+        if has_normal:
+            normal = accumulated[:, 4:7].reshape(*shape, 3)
+        if has_ccm:
+            ccm = accumulated[:, -3:].reshape(*shape, 3)
+        return Render(rgb, foreground, alpha, accumulated[:, 3].reshape(*shape, 1), normal, ccm)
+
+    def _backdrop(self, rays: Rays, cameras: Cameras, look: Look) -> Float[Tensor, "view h w 3"]:
+        shape = (cameras.num_views, cameras.height_px, cameras.width_px, 3)
+        if self.background is None:
+            own = torch.tensor(self.config.background_color, device=self._device).expand(shape)
+        else:
+            own = self.background(rays.directions).reshape(shape)
+        drawn = look.background.to(self._device)[:, None, None, :].expand(shape)
+        return torch.where(look.replace_background.to(self._device)[:, None, None, None], drawn, own)
+
+
+def _canonical(points: Float[Tensor, "sample 3"], box: Float[Tensor, "2 3"]) -> Float[Tensor, "sample 3"]:
+    """Coordinates in [0, 1]^3 of a box, each axis scaled by itself (SweetDreamer)."""
+    lower, upper = box.to(points)
+    return ((points - lower) / (upper - lower)).clamp(0, 1)

@@ -1,0 +1,36 @@
+"""The grid that says where a field may have density, so that rays skip empty space."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+DensityFunction = Callable[[Float[Tensor, "sample 3"]], Float[Tensor, " sample"]]
+
+
+class OccupancyGrid:
+    """A decaying maximum of the optical depth of one step in each cell (Instant-NGP, appendix C).
+
+    ``values`` is the state to save; ``mask`` follows from it.
+    """
+
+    def __init__(self, resolution: int, radius: float, threshold: float, decay: float, device: torch.device) -> None:
+        self._radius, self._threshold, self._decay = radius, threshold, decay
+        self.values: Float[Tensor, "rx ry rz"] = torch.zeros((resolution,) * 3, device=device)
+
+    @property
+    def mask(self) -> Bool[Tensor, "rx ry rz"]:
+        """Cells above the threshold, or above the mean where that is lower: a thin fog does not vanish at once."""
+        return self.values > torch.clamp(self.values.mean(), max=self._threshold)
+
+    @torch.no_grad()
+    def update(self, density: DensityFunction, step_size: float, generator: torch.Generator) -> None:
+        """Evaluates the field at one random point of every cell; ``step_size`` is the length of a ray step."""
+        resolution = self.values.shape[0]
+        axis = torch.arange(resolution, dtype=torch.float32)
+        corners = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
+        points = (corners + torch.rand(corners.shape, generator=generator)) / resolution * 2 - 1
+        points = (points * self._radius).to(self.values.device)
+        optical_depth = torch.cat([density(chunk) for chunk in points.split(65_536)]) * step_size
+        self.values = torch.maximum(self.values * self._decay, optical_depth.reshape(self.values.shape))
