@@ -1,0 +1,1 @@
+"""Assets, canonical coordinate maps and the priors trained on them."""

@@ -1,0 +1,189 @@
+"""Which assets there are: readers of a manifest folder, of the Objaverse layout and of caption files, and filters."""
+
+import csv
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+MANIFEST = "manifest.jsonl"
+OBJECT_PATHS, LVIS, METADATA = "object-paths.json.gz", "lvis-annotations.json.gz", "metadata"
+POINT_CLOUD_WORDS = frozenset({"pointcloud", "point-cloud", "point cloud", "lidar"})
+
+
+@dataclass(frozen=True)
+class AssetRecord:
+    """What is known of an asset before its file is opened. ``front_axis`` None means unknown or symmetric.
+
+    ``licence`` is the source's own word for it (an SPDX name, or Objaverse's "by", "cc0", ...). ``nouns`` are category
+    words that name the object; ``front_axis`` "+Z" is glTF's front.
+    """
+
+    uid: str
+    path: Path
+    captions: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    nouns: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+    licence: str | None = None
+    category: str | None = None
+    front_axis: str | None = None
+    sha256: str | None = None
+    num_faces: int | None = None
+    num_bytes: int | None = None
+    is_object: bool = True
+    is_colourless: bool = False
+
+
+@dataclass(frozen=True)
+class AssetFilter:
+    """Which records to keep; None or empty means no condition. A figure that a record does not state passes."""
+
+    uids: frozenset[str] = frozenset()
+    any_tags: frozenset[str] = frozenset()
+    no_tags: frozenset[str] = frozenset()
+    licences: frozenset[str] = frozenset()
+    point_clouds: bool = False
+    objects_only: bool = True
+    known_front_only: bool = False
+    min_faces: int | None = None
+    max_faces: int | None = None
+    max_bytes: int | None = None
+
+
+def read_manifest_folder(folder: Path) -> list[AssetRecord]:
+    """The records of a folder with a ``manifest.jsonl``, by uid; ValueError naming ``assets`` if it is broken."""
+    records = []
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"assets: no {MANIFEST} in {folder}")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            records.append(_manifest_record(folder, row))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"assets: line {number} of {path} is not a manifest row: {error!r}") from error
+    return sorted(records, key=lambda record: record.uid)
+
+
+def _manifest_record(folder: Path, row: dict) -> AssetRecord:
+    captions = [row.get("caption_colour"), row.get("caption"), row.get("name")]
+    return AssetRecord(
+        uid=row["uid"],
+        path=folder / row["file"],
+        captions=tuple(dict.fromkeys(caption for caption in captions if caption)),
+        tags=tuple(tag.lower() for tag in row.get("tags", [])),
+        nouns=tuple(_category_word(category) for category in row.get("lvis", [])),
+        colours=tuple(name for name, _ in row.get("colours", [])),
+        licence=row.get("license"),
+        category=row.get("category"),
+        front_axis=row.get("front_axis"),
+        sha256=row.get("sha256"),
+        num_faces=row.get("triangles"),
+        num_bytes=row.get("bytes"),
+        is_object=row.get("split") != "negative",
+        is_colourless=bool(row.get("colourless")),
+    )
+
+
+def read_objaverse_folder(folder: Path, uids: frozenset[str] = frozenset()) -> list[AssetRecord]:
+    """The records of an Objaverse 1.0 cache (``object-paths``, ``metadata``, ``lvis-annotations``, ``glbs``).
+
+    With ``uids`` only those, and only the metadata files of their folders are opened. Captions are names and tags; add
+    Cap3D's by ``with_captions``. ValueError names ``assets`` where the folder is not in this layout.
+    """
+    try:
+        paths: dict[str, str] = _read_json_gz(folder / OBJECT_PATHS)
+        lvis: dict[str, list[str]] = _read_json_gz(folder / LVIS) if (folder / LVIS).is_file() else {}
+        wanted = {uid: path for uid, path in paths.items() if not uids or uid in uids}
+        annotations: dict[str, dict] = {}
+        for shard in sorted({path.split("/")[1] for path in wanted.values()}):
+            metadata = folder / METADATA / f"{shard}.json.gz"
+            if metadata.is_file():
+                annotations.update(_read_json_gz(metadata))
+    except (OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"assets: {folder} is not in the Objaverse layout: {error!r}") from error
+    categories: dict[str, list[str]] = {}
+    for category, members in lvis.items():
+        for uid in members:
+            categories.setdefault(uid, []).append(_category_word(category))
+    return [
+        _objaverse_record(folder, uid, path, annotations.get(uid, {}), categories.get(uid, []))
+        for uid, path in sorted(wanted.items())
+    ]
+
+
+def _objaverse_record(folder: Path, uid: str, path: str, annotation: dict, nouns: list[str]) -> AssetRecord:
+    # ``faceCount`` counts the source's polygons; the triangles of the GLB are under ``archives``.
+    glb = annotation.get("archives", {}).get("glb", {})
+    return AssetRecord(
+        uid=uid,
+        path=folder / path,
+        captions=tuple(caption for caption in [annotation.get("name")] if caption),
+        tags=tuple(tag["name"].lower() for tag in annotation.get("tags", [])),
+        nouns=tuple(nouns),
+        licence=annotation.get("license"),
+        category=next((category["name"] for category in annotation.get("categories", [])), None),
+        num_faces=glb.get("faceCount") or annotation.get("faceCount"),
+        num_bytes=glb.get("size"),
+    )
+
+
+def read_cap3d_captions(path: Path) -> dict[str, str]:
+    """uid -> caption from a CSV of two columns without a header, as Cap3D publishes them."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+
+
+def with_captions(records: Iterable[AssetRecord], captions: dict[str, str]) -> list[AssetRecord]:
+    """The records with one more caption each where there is one."""
+    return [
+        replace(record, captions=(*record.captions, captions[record.uid])) if record.uid in captions else record
+        for record in records
+    ]
+
+
+def filter_records(records: Iterable[AssetRecord], rule: AssetFilter) -> tuple[list[AssetRecord], Counter[str]]:
+    """The records that pass, and how many were dropped for which reason (the first that applies)."""
+    kept: list[AssetRecord] = []
+    dropped: Counter[str] = Counter()
+    for record in records:
+        reason = _why_not(record, rule)
+        if reason is None:
+            kept.append(record)
+        else:
+            dropped[reason] += 1
+    return kept, dropped
+
+
+def _why_not(record: AssetRecord, rule: AssetFilter) -> str | None:
+    tags = set(record.tags)
+    faces, size = record.num_faces, record.num_bytes
+    tests = {
+        "uid": bool(rule.uids) and record.uid not in rule.uids,
+        "not_an_object": rule.objects_only and not record.is_object,
+        "licence": bool(rule.licences) and record.licence not in rule.licences,
+        "tag_missing": bool(rule.any_tags) and not rule.any_tags & tags,
+        "tag_excluded": bool(rule.no_tags & tags),
+        "point_cloud": not rule.point_clouds and (faces == 0 or bool(POINT_CLOUD_WORDS & tags)),
+        "front_unknown": rule.known_front_only and record.front_axis is None,
+        "too_few_faces": rule.min_faces is not None and faces is not None and faces < rule.min_faces,
+        "too_many_faces": rule.max_faces is not None and faces is not None and faces > rule.max_faces,
+        "too_many_bytes": rule.max_bytes is not None and size is not None and size > rule.max_bytes,
+    }
+    return next((reason for reason, fails in tests.items() if fails), None)
+
+
+def _category_word(category: str) -> str:
+    """An LVIS category as a word: ``ship_(vessel)`` is a ship."""
+    return re.sub(r"_?\(.*\)", "", category).replace("_", " ").lower()
+
+
+def _read_json_gz(path: Path) -> dict:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return json.load(file)
