@@ -173,6 +173,28 @@ class Backend(Protocol):
         """
         ...
 
+    def field(
+        self,
+        points: Float[Tensor, "sample 3"],
+        table: Float[Tensor, "entry feature"],
+        layout: HashGridLayout,
+        hidden: Float[Tensor, "unit width"],
+        head: Float[Tensor, "out unit"],
+    ) -> Float[Tensor, "sample out"]:
+        """``head @ relu(hidden @ features)`` at points in [0, 1]^3; differentiable by table, hidden and head."""
+        ...
+
+    def field_gradient(
+        self,
+        points: Float[Tensor, "sample 3"],
+        table: Float[Tensor, "entry feature"],
+        layout: HashGridLayout,
+        hidden: Float[Tensor, "unit width"],
+        head: Float[Tensor, "out unit"],
+    ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
+        """The same, and the derivative of output 0 by the point; both differentiable by table, hidden and head."""
+        ...
+
     def march(
         self,
         rays: Rays,

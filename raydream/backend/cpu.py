@@ -1,0 +1,212 @@
+"""The CPU kernels as a ``Backend``: numba loops (``cpu_*.py``) with hand-written backward passes.
+
+One thread, no GIL, compiled once into numba's cache (``NUMBA_CACHE_DIR`` says where); every sum has one fixed order, so
+equal inputs give equal bits.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from raydream.backend import cpu_field, cpu_raster, cpu_render
+from raydream.backend.layout import make_hash_grid_layout
+from raydream.types import Fragments, HashGridLayout, Rays, RaySamples
+
+
+class NumbaBackend:
+    """The numba kernels for float32 and float64 tensors on the CPU."""
+
+    name = "numba"
+
+    def hash_grid(
+        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
+    ) -> Float[Tensor, "sample width"]:
+        """Trilinear features of points (clamped to [0, 1]), level by level; differentiable by the table."""
+        _check_table(table, layout)
+        encoded, _ = _HashGrid.apply(points.detach(), table, layout, False)
+        return encoded
+
+    def hash_grid_jacobian(
+        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
+    ) -> tuple[Float[Tensor, "sample width"], Float[Tensor, "sample 3 width"]]:
+        """Features and their derivatives by the point's coordinates; zero along an axis where clamping holds it."""
+        _check_table(table, layout)
+        encoded, jacobian = _HashGrid.apply(points.detach(), table, layout, True)
+        return encoded, jacobian.unflatten(1, (3, -1))
+
+    def field(
+        self,
+        points: Float[Tensor, "sample 3"],
+        table: Float[Tensor, "entry feature"],
+        layout: HashGridLayout,
+        hidden: Float[Tensor, "unit width"],
+        head: Float[Tensor, "out unit"],
+    ) -> Float[Tensor, "sample out"]:
+        """A network with one hidden layer on the hash grid; differentiable by table, hidden and head.
+
+        In the dtype of its arguments, also under autocast: it never leaves the cache, and bfloat16 was not faster.
+        """
+        _check_table(table, layout)
+        output, _ = _Field.apply(points.detach(), table, layout, _pad4(hidden), _pad4(head), False)
+        return output[:, : len(head)]
+
+    def field_gradient(
+        self,
+        points: Float[Tensor, "sample 3"],
+        table: Float[Tensor, "entry feature"],
+        layout: HashGridLayout,
+        hidden: Float[Tensor, "unit width"],
+        head: Float[Tensor, "out unit"],
+    ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
+        """``field``, and the derivative of its output 0 by the point: without ever storing the encoding's Jacobian."""
+        _check_table(table, layout)
+        output, gradient = _Field.apply(points.detach(), table, layout, _pad4(hidden), _pad4(head), True)
+        return output[:, : len(head)], gradient
+
+    def march(
+        self,
+        rays: Rays,
+        occupancy: Bool[Tensor, "rx ry rz"],
+        radius: float,
+        step_size: float,
+        jitter: Float[Tensor, " ray"],
+    ) -> RaySamples:
+        """Intervals inside the box whose midpoint lies in an occupied cell: the reference's, bit by bit."""
+        origins, directions = _array(rays.origins), _array(rays.directions)
+        number = origins.dtype.type
+        scalars = number(radius), number(step_size), number(0.5 / radius)
+        packed = cpu_render.march(origins, directions, _array(occupancy), *scalars, _array(jitter))
+        return RaySamples(*map(torch.from_numpy, packed))
+
+    def composite(
+        self, density: Float[Tensor, " sample"], values: Float[Tensor, "sample channel"], samples: RaySamples
+    ) -> tuple[Float[Tensor, "ray channel"], Float[Tensor, " ray"], Float[Tensor, " sample"]]:
+        """Accumulated values, opacity, and each sample's weight; differentiable by density and values."""
+        assert len(density) == len(values) == len(samples.t_start) == int(samples.counts.sum()), "samples do not match"
+        return _Composite.apply(density, values, samples)
+
+    def rasterize(
+        self, clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
+    ) -> Fragments:
+        """The nearest face at each pixel centre; of equally near ones that of the lowest index."""
+        assert not faces.numel() or (faces.min() >= 0 and faces.max() < clip.shape[1]), "faces name missing vertices"
+        size = (clip.shape[0], height_px, width_px)
+        face = torch.empty(size, dtype=torch.long)
+        barycentric, depth = clip.new_empty(*size, 3), clip.new_empty(size)
+        cpu_raster.rasterize(_array(clip), _array(faces.long()), face.numpy(), barycentric.numpy(), depth.numpy())
+        return Fragments(face, barycentric, depth)
+
+
+def warm_up(features_per_level: int = 2) -> None:
+    """Compiles every float32 kernel or loads it from the cache; to be called once on a node before its actors start."""
+    backend = NumbaBackend()
+    layout = make_hash_grid_layout(1, features_per_level, 4, 2, 2)
+    table = torch.zeros(layout.num_entries, features_per_level, requires_grad=True)
+    points = torch.rand(1, 3)
+    backend.hash_grid(points, table, layout).sum().backward()
+    features, jacobian = backend.hash_grid_jacobian(points, table, layout)
+    (features.sum() + jacobian.sum()).backward()
+    hidden, head = torch.rand(4, layout.num_features, requires_grad=True), torch.rand(4, 4)
+    output, gradient = backend.field_gradient(points, table, layout, hidden, head)
+    (output.sum() + gradient.sum()).backward()
+    rays = Rays(torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([[0.0, 0.0, -1.0]]))
+    samples = backend.march(rays, torch.ones(2, 2, 2, dtype=torch.bool), 1.0, 0.5, torch.zeros(1))
+    density = torch.ones(len(samples.t_start), requires_grad=True)
+    accumulated, opacity, weights = backend.composite(density, density[:, None].expand(-1, 4), samples)
+    (accumulated.sum() + opacity.sum() + weights.sum()).backward()
+    backend.rasterize(torch.rand(1, 3, 4), torch.tensor([[0, 1, 2]]), 4, 4)
+
+
+class _HashGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, points, table, layout, with_jacobian):
+        ctx.save_for_backward(points)
+        ctx.layout, ctx.shape = layout, table.shape
+        encoded = table.new_empty(len(points), layout.num_features)
+        jacobian = table.new_empty(len(points) if with_jacobian else 0, 3 * layout.num_features)
+        cpu_field.encode(_array(points), _array(table).ravel(), *_constants(layout), encoded.numpy(), jacobian.numpy())
+        return encoded, jacobian
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_encoded, grad_jacobian):
+        (points,) = ctx.saved_tensors
+        grad_table = grad_encoded.new_zeros(ctx.shape)
+        grads = _array(grad_encoded), _array(grad_jacobian)
+        cpu_field.encode_backward(_array(points), *grads, *_constants(ctx.layout), grad_table.numpy().ravel())
+        return None, grad_table, None, None
+
+
+class _Field(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, points, table, layout, hidden, head, with_gradient):
+        rows = (4 if with_gradient else 1) * hidden.shape[1] * cpu_field.BLOCK
+        saved = table.new_empty(-(-len(points) // cpu_field.BLOCK), rows)
+        output = table.new_empty(len(points), len(head))
+        gradient = table.new_empty(len(points) if with_gradient else 0, 3)
+        weights = _array(table).ravel(), *_constants(layout), _array(hidden), _array(head)
+        cpu_field.field(_array(points), *weights, saved.numpy(), output.numpy(), gradient.numpy())
+        ctx.save_for_backward(points, table, hidden, head, saved)
+        ctx.layout = layout
+        return output, gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output, grad_gradient):
+        points, table, hidden, head, saved = ctx.saved_tensors
+        inputs = [_array(tensor) for tensor in (hidden, head, saved, grad_output, grad_gradient)]
+        grads = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in (table, hidden, head)]
+        outputs = grads[0].numpy().ravel(), grads[1].numpy(), grads[2].numpy()
+        cpu_field.field_backward(_array(points), *_constants(ctx.layout), *inputs, *outputs)
+        return None, grads[0], None, grads[1], grads[2], None
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, density, values, samples):
+        num_rays = len(samples.counts)
+        accumulated, opacity = values.new_empty(num_rays, values.shape[1]), density.new_empty(num_rays)
+        weights, remaining = torch.empty_like(density), torch.empty_like(density)
+        spans = [_array(part) for part in (samples.t_start, samples.t_end, samples.starts, samples.counts)]
+        outputs = [tensor.numpy() for tensor in (accumulated, opacity, weights, remaining)]
+        cpu_render.composite(_array(density), _array(values), *spans, *outputs)
+        ctx.save_for_backward(values, weights, remaining)
+        ctx.spans = spans
+        return accumulated, opacity, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        values, weights, remaining = ctx.saved_tensors
+        grad_density, grad_values = torch.empty_like(weights), values.new_empty(values.shape)
+        inputs = [_array(tensor) for tensor in (weights, remaining, *grads)]
+        cpu_render.composite_backward(_array(values), *ctx.spans, *inputs, grad_density.numpy(), grad_values.numpy())
+        return grad_density, grad_values, None
+
+
+@lru_cache
+def _constants(layout: HashGridLayout) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Resolutions, offsets and a tuple as long as the features of a level, as the hash grid kernels take them."""
+    return np.array(layout.resolutions), np.array(layout.offsets), (0,) * layout.features_per_level
+
+
+def _check_table(table: Tensor, layout: HashGridLayout) -> None:
+    # The kernels index without bounds, in 32 bits.
+    assert table.shape == (layout.num_entries, layout.features_per_level), "the table does not fit the layout"
+    assert table.numel() < 2**31, "the table is too large for 32-bit indices"
+
+
+def _pad4(weight: Tensor) -> Tensor:
+    """A layer's weight with zero rows and columns up to multiples of 4, as the kernels want it."""
+    columns_short, rows_short = -weight.shape[1] % 4, -len(weight) % 4
+    return pad(weight, (0, columns_short, 0, rows_short)) if columns_short or rows_short else weight
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory, or a copy of it where it is not contiguous: one layout, so one compiled kernel."""
+    return tensor.detach().contiguous().numpy()

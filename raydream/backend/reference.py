@@ -1,0 +1,264 @@
+"""The kernels in plain torch: the truth that every other backend is measured against.
+
+Written to be read and differentiated by autograd, on any device, in float32 and float64. Where another backend must
+take the same decision (which cell, which face), the order of the floating point operations here is part of the
+contract.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import linear, pad, relu
+
+from raydream.backend.layout import HASH_PRIMES, is_dense
+from raydream.types import Fragments, HashGridLayout, Rays, RaySamples
+
+RASTERIZE_CHUNK = 1 << 22
+"""Pairs of face and pixel looked at together: bounds memory to some hundred MB."""
+
+
+def hash_grid(
+    points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
+) -> Float[Tensor, "sample width"]:
+    """Trilinear features of points (clamped to [0, 1]), level by level; differentiable by the table."""
+    features = []
+    for level in range(layout.num_levels):
+        index, fraction = _cell_corners(points.detach(), layout, level)
+        weight = _along_axes(fraction).prod(-1)
+        features.append((table[index] * weight[..., None]).sum(1))
+    return torch.cat(features, dim=-1)
+
+
+def hash_grid_jacobian(
+    points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
+) -> tuple[Float[Tensor, "sample width"], Float[Tensor, "sample 3 width"]]:
+    """Features and their derivatives by the point's coordinates; zero along an axis where clamping holds the point."""
+    features, jacobians = [], []
+    free = (points >= 0) & (points <= 1)
+    sign = 2 * _corner_bits(points.device).to(points.dtype) - 1
+    for level, resolution in enumerate(layout.resolutions):
+        index, fraction = _cell_corners(points.detach(), layout, level)
+        x, y, z = _along_axes(fraction).unbind(-1)
+        slope = sign * torch.stack((y * z, x * z, x * y), dim=-1) * (free * resolution)[:, None]
+        corner_features = table[index]
+        features.append((corner_features * (x * y * z)[..., None]).sum(1))
+        jacobians.append(torch.einsum("ncf,ncd->ndf", corner_features, slope))
+    return torch.cat(features, dim=-1), torch.cat(jacobians, dim=-1)
+
+
+def _corner_bits(device: torch.device) -> Int[Tensor, "8 3"]:
+    corner = torch.arange(8, device=device)
+    return torch.stack((corner & 1, corner >> 1 & 1, corner >> 2), dim=-1)
+
+
+def _along_axes(fraction: Float[Tensor, "sample 3"]) -> Float[Tensor, "sample 8 3"]:
+    """Linear weight of each corner of the cell along each axis; their product is the trilinear weight."""
+    upper = _corner_bits(fraction.device).bool()
+    return torch.where(upper, fraction[:, None], 1 - fraction[:, None])
+
+
+def _cell_corners(
+    points: Float[Tensor, "sample 3"], layout: HashGridLayout, level: int
+) -> tuple[Int[Tensor, "sample 8"], Float[Tensor, "sample 3"]]:
+    """Table rows of the cell's eight corners, and the place of the point in its cell."""
+    resolution = layout.resolutions[level]
+    scaled = points.clamp(0, 1) * resolution
+    cell = scaled.floor().clamp(max=resolution - 1)
+    x, y, z = (cell.long()[:, None] + _corner_bits(points.device)).unbind(-1)
+    if is_dense(layout, level):
+        row = x + (resolution + 1) * (y + (resolution + 1) * z)
+    else:
+        mask = layout.offsets[level + 1] - layout.offsets[level] - 1
+        row = (x * HASH_PRIMES[0] ^ y * HASH_PRIMES[1] ^ z * HASH_PRIMES[2]) & mask
+    return layout.offsets[level] + row, scaled - cell
+
+
+def field(
+    points: Float[Tensor, "sample 3"],
+    table: Float[Tensor, "entry feature"],
+    layout: HashGridLayout,
+    hidden: Float[Tensor, "unit width"],
+    head: Float[Tensor, "out unit"],
+) -> Float[Tensor, "sample out"]:
+    """``mlp`` of ``hash_grid``."""
+    return mlp(hash_grid(points, table, layout), hidden, head)
+
+
+def field_gradient(
+    points: Float[Tensor, "sample 3"],
+    table: Float[Tensor, "entry feature"],
+    layout: HashGridLayout,
+    hidden: Float[Tensor, "unit width"],
+    head: Float[Tensor, "out unit"],
+) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
+    """``field``, and the derivative of its output 0 by the point: both differentiable by table, hidden and head."""
+    return mlp_gradient(*hash_grid_jacobian(points, table, layout), hidden, head)
+
+
+def mlp(
+    features: Float[Tensor, "sample width"], hidden: Float[Tensor, "unit width"], head: Float[Tensor, "out unit"]
+) -> Float[Tensor, "sample out"]:
+    """A network with one hidden layer of rectified units and no biases."""
+    return linear(relu(linear(features, hidden)), head)
+
+
+def mlp_gradient(
+    features: Float[Tensor, "sample width"],
+    jacobian: Float[Tensor, "sample 3 width"],
+    hidden: Float[Tensor, "unit width"],
+    head: Float[Tensor, "out unit"],
+) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
+    """``mlp``, and the derivatives of its output 0 where ``jacobian`` is that of the features."""
+    activation = linear(features, hidden)
+    slope = ((activation > 0).to(head.dtype) * head[0]) @ hidden
+    return linear(relu(activation), head), torch.einsum("sxf,sf->sx", jacobian, slope)
+
+
+def march(
+    rays: Rays, occupancy: Bool[Tensor, "rx ry rz"], radius: float, step_size: float, jitter: Float[Tensor, " ray"]
+) -> RaySamples:
+    """Intervals of ``step_size`` inside the box whose midpoint lies in an occupied cell.
+
+    ``t_near`` is at least 0; a midpoint at the far side of the box or beyond it is outside.
+    """
+    near, far = _box_span(rays, radius)
+    step = torch.tensor(step_size, dtype=near.dtype, device=near.device)
+    num_intervals = math.ceil(2 * math.sqrt(3) * radius / step_size) + 1
+    k = torch.arange(num_intervals, device=near.device, dtype=near.dtype)
+    t_start = near[:, None] + (k + jitter[:, None]) * step
+    middle = t_start + 0.5 * step
+    inside = middle < far[:, None]
+    ray_index, _ = inside.nonzero(as_tuple=True)
+    t_start, middle = t_start[inside], middle[inside]
+
+    position = rays.origins[ray_index] + middle[:, None] * rays.directions[ray_index]
+    shape = torch.tensor(occupancy.shape, device=near.device)
+    scale = torch.tensor(0.5 / radius, dtype=near.dtype, device=near.device)
+    cell = ((position * scale + 0.5) * shape.to(near.dtype)).floor().long()
+    x, y, z = torch.minimum(cell.clamp(min=0), shape - 1).unbind(-1)
+    kept = occupancy[x, y, z]
+    ray_index, t_start = ray_index[kept], t_start[kept]
+    counts = torch.bincount(ray_index, minlength=near.shape[0])
+    return RaySamples(ray_index, t_start, t_start + step, counts.cumsum(0) - counts, counts)
+
+
+def _box_span(rays: Rays, radius: float) -> tuple[Float[Tensor, " ray"], Float[Tensor, " ray"]]:
+    """Distances at which rays enter (at least 0) and leave the box; ``near > far`` where they miss it (slab test)."""
+    origins, directions = rays.origins, rays.directions
+    low = (-radius - origins) / directions
+    high = (radius - origins) / directions
+    # A ray parallel to a slab is inside it for all t or for none; 0 / 0 on its face would be NaN.
+    parallel, between = directions == 0, origins.abs() <= radius
+    entry = torch.where(parallel, torch.where(between, -math.inf, math.inf), torch.minimum(low, high))
+    leave = torch.where(parallel, torch.where(between, math.inf, -math.inf), torch.maximum(low, high))
+    return entry.amax(-1).clamp(min=0), leave.amin(-1)
+
+
+def composite(
+    density: Float[Tensor, " sample"], values: Float[Tensor, "sample channel"], samples: RaySamples
+) -> tuple[Float[Tensor, "ray channel"], Float[Tensor, " ray"], Float[Tensor, " sample"]]:
+    """Accumulated values, opacity, and each sample's weight ``T_i (1 - exp(-density_i delta_i))`` (Max 1995)."""
+    longest = max(int(samples.counts.max()), 1) if len(samples.counts) else 1
+    owned = torch.arange(longest, device=density.device) < samples.counts[:, None]
+    optical_depth = density.new_zeros(owned.shape).masked_scatter(owned, density * (samples.t_end - samples.t_start))
+    transmittance = torch.exp(-pad(optical_depth.cumsum(1), (1, -1)))
+    padded_weights = transmittance * -torch.expm1(-optical_depth)
+    padded_values = values.new_zeros(*owned.shape, values.shape[1]).masked_scatter(owned[..., None], values)
+    accumulated = (padded_weights[..., None] * padded_values).sum(1)
+    return accumulated, padded_weights.sum(1), padded_weights[owned]
+
+
+def rasterize(
+    clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
+) -> Fragments:
+    """The nearest face at each pixel centre; of equally near ones that of the lowest index.
+
+    Faces are two-sided and own their edges; barycentrics and depth are 0 where there is no face.
+    """
+    views = [_rasterize_view(vertices, faces.long(), height_px, width_px) for vertices in clip.detach()]
+    face, barycentric, depth = (torch.stack(images) for images in zip(*views, strict=True))
+    size = (clip.shape[0], height_px, width_px)
+    return Fragments(face.view(size), barycentric.view(*size, 3), depth.view(size))
+
+
+def _rasterize_view(
+    clip: Float[Tensor, "vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
+) -> tuple[Int[Tensor, " pixel"], Float[Tensor, "pixel 3"], Float[Tensor, " pixel"]]:
+    face = torch.full((height_px * width_px,), -1, device=clip.device)
+    barycentric = clip.new_zeros(height_px * width_px, 3)
+    depth = clip.new_full((height_px * width_px,), math.inf)
+
+    w = clip[:, 3]
+    x = (clip[:, 0] / w * 0.5 + 0.5) * width_px
+    y = (0.5 - clip[:, 1] / w * 0.5) * height_px
+    corners = torch.stack((x, y, w), dim=-1)[faces]
+    left, num_columns = _pixel_span(corners[..., 0], width_px)
+    top, num_rows = _pixel_span(corners[..., 1], height_px)
+    visible = (corners[..., 2] > 0).all(1) & corners.isfinite().all(2).all(1)
+    num_pixels = torch.where(visible, num_columns * num_rows, 0)
+    num_per_chunk = torch.bincount(num_pixels.cumsum(0) // RASTERIZE_CHUNK)
+
+    for chunk in torch.arange(len(faces), device=clip.device).split(num_per_chunk.tolist()):
+        repeats = num_pixels[chunk]
+        pair_face = chunk.repeat_interleave(repeats)
+        place = torch.arange(len(pair_face), device=clip.device)
+        place = place - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
+        row = top[pair_face] + place // num_columns[pair_face]
+        column = left[pair_face] + place % num_columns[pair_face]
+        weights, distance = _perspective_weights(corners[pair_face], column, row)
+
+        hit = (distance < math.inf).nonzero().squeeze(1)
+        pixel, distance, pair_face = (row * width_px + column)[hit], distance[hit], pair_face[hit]
+        nearest = depth.scatter_reduce(0, pixel, distance, "amin")
+        wins = (distance == nearest[pixel]) & (distance < depth[pixel])
+        lowest = torch.full_like(face, len(faces)).scatter_reduce(0, pixel[wins], pair_face[wins], "amin")
+        wins &= pair_face == lowest[pixel]
+        face[pixel[wins]] = pair_face[wins]
+        barycentric[pixel[wins]] = weights[hit[wins]]
+        depth = nearest
+    return face, barycentric, torch.where(face < 0, 0, depth)
+
+
+def _pixel_span(
+    coordinate: Float[Tensor, "face 3"], num_pixels: int
+) -> tuple[Int[Tensor, " face"], Int[Tensor, " face"]]:
+    """First pixel whose centre lies between a face's extremes, and the number of such pixels."""
+    first = (coordinate.amin(1) - 0.5).ceil().clamp(0, num_pixels).long()
+    last = (coordinate.amax(1) - 0.5).floor().clamp(-1, num_pixels - 1).long()
+    return first, (last - first + 1).clamp(min=0)
+
+
+def _perspective_weights(
+    corners: Float[Tensor, "pair 3 3"], column: Int[Tensor, " pair"], row: Int[Tensor, " pair"]
+) -> tuple[Float[Tensor, "pair 3"], Float[Tensor, " pair"]]:
+    """Perspective-correct barycentrics and depth of faces at pixel centres; depth is infinite outside a face.
+
+    The edge function is the cross product of two corners seen from the pixel: it changes its sign exactly when the
+    corners change places, so that two faces never leave a gap between them.
+    """
+    x = corners[..., 0] - (column + 0.5).to(corners.dtype)[:, None]
+    y = corners[..., 1] - (row + 0.5).to(corners.dtype)[:, None]
+    (x0, x1, x2), (y0, y1, y2) = x.unbind(1), y.unbind(1)
+    area0, area1, area2 = x1 * y2 - y1 * x2, x2 * y0 - y2 * x0, x0 * y1 - y0 * x1
+    area = torch.stack((area0, area1, area2), dim=-1)
+    total = area0 + area1 + area2
+    inside = ((area >= 0).all(1) | (area <= 0).all(1)) & (total != 0)
+    scaled0, scaled1, scaled2 = (area / corners[..., 2]).unbind(1)
+    normalizer = scaled0 + scaled1 + scaled2
+    weights = torch.stack((scaled0, scaled1, scaled2), dim=-1) / normalizer[:, None]
+    return weights, torch.where(inside, total / normalizer, math.inf)
+
+
+class ReferenceBackend:
+    """The plain torch kernels as a ``Backend``, for every device and dtype."""
+
+    name = "reference"
+    hash_grid = staticmethod(hash_grid)
+    hash_grid_jacobian = staticmethod(hash_grid_jacobian)
+    field = staticmethod(field)
+    field_gradient = staticmethod(field_gradient)
+    march = staticmethod(march)
+    composite = staticmethod(composite)
+    rasterize = staticmethod(rasterize)
