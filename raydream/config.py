@@ -190,14 +190,15 @@ class ExhibitConfig:
     """The mixture behind an exact score: which assets are its modes and how wide each of them is.
 
     ``assets`` is a folder with a manifest; empty means ``../shared/assets/minipack`` where it exists, else assets
-    that the project makes itself. ``mode_std`` is the standard deviation of each mode in latent units.
+    that the project makes itself. ``mode_std`` is the standard deviation of each mode in latent units. The
+    assets are lit from above and in front, softly: at least ``ambient`` of their albedo is seen (1: albedo alone).
     """
 
     assets: str = ""
     num_modes: int = 12
     mode_std: float = 0.05
     object_radius: float = 0.9
-    max_faces: int = 20_000
+    ambient: float = 0.6
     supersample: int = 2
 
     def __post_init__(self) -> None:
@@ -224,10 +225,14 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of a run: a scene, how it is seen, what it is pulled by, for how many steps."""
+    """One stage of a run: a scene, how it is seen, what it is pulled by, for how many steps.
+
+    ``lr_scale`` multiplies the scene's learning rates.
+    """
 
     name: str = "nerf"
     num_steps: int = 1000
+    lr_scale: Schedule = Constant(1.0)
     scene: NerfConfig = field(default_factory=NerfConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     shading: ShadingConfig = field(default_factory=ShadingConfig)

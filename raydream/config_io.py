@@ -4,14 +4,15 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import types
 import typing
 from typing import Any, TypeVar
 
-from raydream.schedule import Constant, Linear, Steps
+from raydream.schedule import Constant, Linear, Polyline, Schedule, Steps
 
 T = TypeVar("T")
-_SCHEDULES: dict[str, type] = {"constant": Constant, "linear": Linear, "steps": Steps}
+_SCHEDULES: dict[str, type] = {"constant": Constant, "linear": Linear, "steps": Steps, "polyline": Polyline}
 _SCHEDULE_SET = frozenset(_SCHEDULES.values())
 
 
@@ -44,7 +45,7 @@ def loads(cls: type[T], text: str) -> T:
 
 def from_json(expected: Any, value: Any, path: str = "") -> Any:
     """Builds a value of the annotated type from JSON, naming the path of whatever does not fit."""
-    if expected == Constant | Linear | Steps:
+    if expected == Schedule:
         return _schedule(value, path)
     if dataclasses.is_dataclass(expected) and isinstance(expected, type):
         return _dataclass(expected, value, path)
@@ -119,7 +120,7 @@ def _schedule(value: Any, path: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | dict):
         raise ValueError(f"{path}: must be a number or a schedule such as {{'kind': 'linear', ...}}, got {value!r}")
     if not isinstance(value, dict):
-        return Constant(value)
+        return Constant(_scalar(float, value, path))
     kind = value.get("kind")
     if kind not in _SCHEDULES:
         raise ValueError(f"{path}.kind: must be one of {', '.join(_SCHEDULES)}, got {kind!r}")
@@ -143,8 +144,8 @@ def _scalar(expected: Any, value: Any, path: str) -> Any:
         return float(value)
     if type(value) is not expected:
         raise ValueError(f"{path}: must be of type {expected.__name__}, got {value!r}")
-    if expected is float and value != value:
-        raise ValueError(f"{path}: must be a number, got NaN")
+    if expected is float and not math.isfinite(value):
+        raise ValueError(f"{path}: must be a finite number, got {value}")
     return value
 
 

@@ -21,19 +21,28 @@ from raydream.schedule import Constant, Linear, Steps
 DEFAULT_PRESET = "exhibit"
 
 
-def exhibit(steps: int = 600) -> RunConfig:
+def exhibit(steps: int = 500) -> RunConfig:
     """An exact score instead of a trained prior: particles become different assets of a set (laptop, minutes, no
     weights).
     """
+    melt, freeze = int(0.3 * steps), int(0.9 * steps)  # first all modes are one; then t falls and particles choose
     stage = StageConfig(
         num_steps=steps,
+        lr_scale=Linear(1.0, 0.1, freeze // 2, steps),
         scene=NerfConfig(background="constant"),
         camera=CameraConfig(
-            views_per_particle=2, distance=(2.6, 2.6), fov_y_deg=(42.0, 42.0), uniform_sphere_probability=0.0
+            views_per_particle=2,
+            distance=(2.6, 2.6),
+            fov_y_deg=(42.0, 42.0),
+            uniform_sphere_probability=0.0,
+            image_px=Steps(((0, 32.0), (melt, 64.0))) if melt else Constant(64.0),
         ),
         shading=ShadingConfig(albedo_steps=10**9),
         guidance=GuidanceConfig(
-            scale=1.0, view_dependent_prompts=False, t_max=Linear(0.98, 0.3, 0, max(1, int(0.8 * steps)))
+            scale=1.0,
+            view_dependent_prompts=False,
+            t_min=Linear(0.97, 0.1, melt, freeze),
+            t_max=Linear(0.998, 0.3, melt, freeze),
         ),
         learner=LearnerConfig(lr=1e-3, lr_warm_up_steps=1, weight_decay=0.0, camera_dropout=0.0, warm_up_fits=50),
     )
@@ -46,7 +55,7 @@ def sd21(steps: int = 25_000) -> RunConfig:
     """ProlificDreamer's first stage on Stable Diffusion 2.1 (base): one GPU of 40 GB or more for each particle and
     the score.
     """
-    milestone = steps // 5
+    milestone = max(1, steps // 5)
     stage = StageConfig(
         num_steps=steps,
         scene=NerfConfig(

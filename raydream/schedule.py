@@ -54,4 +54,24 @@ class Steps:
         return next(value for from_step, value in reversed(self.points) if step >= from_step)
 
 
-Schedule = Constant | Linear | Steps
+@dataclass(frozen=True)
+class Polyline:
+    """Straight lines between ``(step, value)`` points, level before the first and after the last."""
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        steps = [step for step, _ in self.points]
+        if not steps or any(b <= a for a, b in zip(steps, steps[1:])):
+            raise ValueError(f"points: need rising steps, got {steps}")
+
+    def at(self, step: int) -> float:
+        if step <= self.points[0][0]:
+            return self.points[0][1]
+        for (start_step, start), (end_step, end) in zip(self.points, self.points[1:]):
+            if step < end_step:
+                return start + (step - start_step) / (end_step - start_step) * (end - start)
+        return self.points[-1][1]
+
+
+Schedule = Constant | Linear | Steps | Polyline

@@ -4,7 +4,7 @@ Legend: z_t = alpha z_0 + sigma eps, alpha^2 = abar_t, sigma^2 = 1 - abar_t, z_0
 Then z_t ~ sum_k pi_k N(alpha mu_k, v I) with v = alpha^2 s^2 + sigma^2, and eps(z_t) = -sigma grad log p(z_t).
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from raydream.types import Condition
 
 
+@runtime_checkable
 class ModeSource(Protocol):
     """Where the means of the mixture come from."""
 
@@ -54,11 +55,13 @@ class MixtureDenoiser:
         probability = cond.text[:, 0, :].to(z_t)
         used = probability.sum(0).nonzero()[:, 0]
         means = self._modes.means(cond.c2w, cond.fov_y_deg, used, z_t.shape[-1]).to(z_t)
-        abar = self.alphas_cumprod.to(z_t)[t][:, None]
+        abar = self.alphas_cumprod[t].double()[:, None]
         variance = abar * self._variance + (1 - abar)
         flat = means.flatten(2)
-        # |z - alpha mu|^2 without the k-independent |z|^2: two batched products, no [view, mode, pixel] difference
-        cross = torch.einsum("vkd,vd->vk", flat, z_t.flatten(1))
-        distance = abar * flat.square().sum(-1) - 2 * abar.sqrt() * cross
-        responsibility = torch.softmax(probability[:, used].log() - distance / (2 * variance), dim=1)
+        # |z - alpha mu|^2 without the k-independent |z|^2: two batched products, no [view, mode, pixel] difference. In
+        # double: at small t the terms are a million variances, and what tells like modes apart must survive in them.
+        exact = flat.double()
+        cross = torch.einsum("vkd,vd->vk", exact, z_t.flatten(1).double())
+        distance = abar * exact.square().sum(-1) - 2 * abar.sqrt() * cross
+        responsibility = torch.softmax(probability[:, used].log() - distance / (2 * variance), dim=1).to(z_t)
         return torch.einsum("vk,vkd->vd", responsibility, flat).reshape(z_t.shape)

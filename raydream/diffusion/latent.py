@@ -1,7 +1,6 @@
-"""Renders to latents: directly with opacity as the fourth channel, or through a prior's VAE (``vae.py``)."""
+"""Renders to latents: what a codec is, and the one that takes colour and opacity as they are."""
 
-from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.types import Render
-
-CodecKind = Literal["vae", "rgba"]
 
 
 @runtime_checkable
@@ -24,18 +21,6 @@ class LatentCodec(Protocol):
     def decode(self, latents: Float[Tensor, "view 4 lh lw"]) -> Float[Tensor, "view h w 3"]:
         """Colours in [0, 1] for previews; never part of a step, and not differentiable."""
         ...
-
-
-def make_codec(
-    kind: CodecKind, size_px: int, prior: Path | None, sample_posterior: bool, dtype: torch.dtype, device: torch.device
-) -> LatentCodec:
-    """The codec of a prior; "rgba" needs none. ``size_px`` is the image size before encoding, 0 for the natural one."""
-    if kind == "rgba":
-        return RgbaCodec(size_px)
-    assert prior is not None, "a VAE codec needs the folder of its prior"
-    from raydream.diffusion.vae import VaeCodec  # diffusers takes seconds to import, and "rgba" does not need it
-
-    return VaeCodec.load(prior, size_px, sample_posterior, dtype, device)
 
 
 class RgbaCodec:

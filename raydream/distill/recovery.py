@@ -79,10 +79,10 @@ def decide(policy: RecoveryPolicy, history: Sequence[Failure], failure: Failure)
             return GiveUp(f"{_told(failure)}; a restart cannot change that")
         if any(_same_error(earlier, failure) for earlier in own):
             return GiveUp(f"{_told(failure)}, again at the same step after a restart")
-    if len(own) >= policy.max_restarts_per_actor:
-        return GiveUp(f"{_told(failure)}; its budget max_restarts_per_actor={policy.max_restarts_per_actor} is spent")
     if len(history) >= policy.max_restarts:
         return GiveUp(f"{_told(failure)}; the run's budget max_restarts={policy.max_restarts} is spent")
+    if len(own) >= policy.max_restarts_per_actor:
+        return GiveUp(f"{_told(failure)}; its budget max_restarts_per_actor={policy.max_restarts_per_actor} is spent")
     delay_s = min(policy.backoff_s * 2.0 ** min(len(own), 64), policy.backoff_limit_s)
     return Restart(failure.role, failure.index, delay_s)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,13 +12,15 @@ from torch.nn import functional as F
 
 from raydream.camera import camera_rays
 from raydream.config import LossConfig, NerfConfig, ShadingConfig
+from raydream.prior.ccm import Box, canonical_coordinates
 from raydream.scene import losses
 from raydream.scene.background import BackgroundNetwork
 from raydream.scene.field import RadianceField
 from raydream.scene.occupancy import OccupancyGrid
 from raydream.types import Backend, Cameras, Rays, RaySamples, Render
 
-Shading = str  # "albedo" | "lambertian" | "textureless"
+Shading = Literal["albedo", "lambertian", "textureless"]
+SHADINGS: tuple[Shading, ...] = get_args(Shading)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def plain_look(num_views: int, color: Sequence[float] | None = None) -> Look:
     """Albedo on the scene's own background, or on one colour."""
     background = torch.tensor([color if color is not None else (0.5, 0.5, 0.5)] * num_views, dtype=torch.float32)
     replace = torch.full((num_views,), color is not None)
-    return Look(("albedo",) * num_views, torch.zeros(num_views, 3), background, replace)
+    shading: list[Shading] = ["albedo"] * num_views
+    return Look(tuple(shading), torch.zeros(num_views, 3), background, replace)
 
 
 def draw_look(
@@ -118,11 +122,12 @@ class NerfScene(nn.Module):
         look: Look,
         generator: torch.Generator | None = None,
         normals: bool = False,
-        ccm_box: Float[Tensor, "2 3"] | None = None,
+        ccm_box: Box | None = None,
     ) -> NerfRender:
         """Volume-renders all views at once. With a generator, samples are jittered along their rays (training).
 
-        ``ccm_box`` (lower and upper corner in world space) asks for the canonical coordinate map.
+        ``ccm_box`` asks for the canonical coordinate map of that box. Depth is the distance from the camera along the
+        ray, weighted by opacity: 0 where there is nothing, ``depth / opacity`` is where a ray ends on average.
         """
         rays = camera_rays(cameras)
         rays = Rays(rays.origins.to(self._device), rays.directions.to(self._device))
@@ -132,7 +137,7 @@ class NerfScene(nn.Module):
             rays, self.occupancy.mask, self.config.radius, self.step_size, jitter.to(self._device)
         )
         middle = (samples.t_start + samples.t_end) / 2
-        points = rays.origins[samples.ray_index] + rays.directions[samples.ray_index] * middle[:, None]
+        points = _along_rays(rays, samples, middle)
         noise = None
         if generator is not None and self.config.density_noise > 0:
             noise = torch.randn(len(points), generator=generator).to(self._device) * self.config.density_noise
@@ -160,7 +165,8 @@ class NerfScene(nn.Module):
             out["sparsity"] = weight["sparsity"] * losses.sparsity(opacity)
         if weight["opaqueness"]:
             out["opaqueness"] = weight["opaqueness"] * losses.opaqueness(opacity)
-        if weight["orientation"] and nerf.normals is not None:
+        if weight["orientation"]:
+            assert nerf.normals is not None, "orientation needs a render with normals"
             loss = losses.orientation(nerf.weights, nerf.normals, nerf.rays.directions, nerf.samples)
             out["orientation"] = weight["orientation"] * loss
         if weight["z_variance"]:
@@ -176,17 +182,14 @@ class NerfScene(nn.Module):
         look: Look,
         cameras: Cameras,
     ) -> Float[Tensor, "sample 3"]:
-        """Point-light Lambertian shading of the views that ask for it; the light never sees the gradient of
-        albedo's place.
+        """Each view's shading: albedo, albedo under a point light (ambient + diffuse * cosine), or that light on
+        white (DreamFusion, appendix A.1).
         """
         view = samples.ray_index // (cameras.height_px * cameras.width_px)
         to_light = F.normalize(look.light.to(self._device)[view] - points, dim=-1)
         lambert = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
         lit = self._shading.ambient + self._shading.diffuse * lambert
-        mode = torch.tensor(
-            [("albedo", "lambertian", "textureless").index(m) for m in look.shading], device=self._device
-        )
-        mode = mode[view][:, None]
+        mode = torch.tensor([SHADINGS.index(m) for m in look.shading], device=self._device)[view][:, None]
         return torch.where(mode == 0, albedo, torch.where(mode == 1, albedo * lit, lit.expand_as(albedo)))
 
     def _images(
@@ -220,7 +223,13 @@ class NerfScene(nn.Module):
         return torch.where(look.replace_background.to(self._device)[:, None, None, None], drawn, own)
 
 
-def _canonical(points: Float[Tensor, "sample 3"], box: Float[Tensor, "2 3"]) -> Float[Tensor, "sample 3"]:
-    """Coordinates in [0, 1]^3 of a box, each axis scaled by itself (SweetDreamer)."""
-    lower, upper = box.to(points)
-    return ((points - lower) / (upper - lower)).clamp(0, 1)
+def _along_rays(rays: Rays, samples: RaySamples, distance: Float[Tensor, " sample"]) -> Float[Tensor, "sample 3"]:
+    """The points at a distance on each sample's ray; one gather of whole rows is several times faster than two."""
+    ray = torch.cat([rays.origins, rays.directions], dim=-1).index_select(0, samples.ray_index)
+    return torch.addcmul(ray[:, :3], ray[:, 3:], distance[:, None])
+
+
+def _canonical(points: Float[Tensor, "sample 3"], box: Box) -> Float[Tensor, "sample 3"]:
+    """Canonical coordinates in [0, 1]; what lies outside the box, such as thin fog, is seen on its faces."""
+    here = Box(box.minimum.to(points), box.maximum.to(points))
+    return canonical_coordinates(points, here).clamp(0, 1)

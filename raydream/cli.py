@@ -1,0 +1,150 @@
+"""From the words on the command line to a checked ``RunConfig``. No torch: ``--dry-run`` answers at once."""
+
+import argparse
+import dataclasses
+import difflib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raydream import config_io
+from raydream.config import RunConfig
+from raydream.presets import DEFAULT_PRESET, PRESETS, make_preset
+from raydream.store import RunFolder
+
+_EPILOG = """\
+examples:
+  python jobs/vsd_particles.py --n 8 --prompt "a chair"
+  python jobs/vsd_particles.py --prior /models/my-sd-folder --prompt "a red vase" --steps 5000
+  python jobs/vsd_particles.py --resume runs/20260131-120000-exhibit
+  ray job submit --working-dir . -- python jobs/vsd_particles.py --n 8
+  python jobs/vsd_particles.py --set output.texture_px=1024     every setting has such a name: see --dry-run
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for: a run, where it lies, whether it goes on from there, or only its settings."""
+
+    config: RunConfig
+    out: str
+    resume: bool
+    dry_run: bool
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """The flags of the main job; each stands for a field of ``RunConfig`` and the rest is reached by ``--set``."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--prompt", help="what to make")
+    parser.add_argument("--negative-prompt", help="what to move away from (diffusers priors)")
+    parser.add_argument("--n", type=int, help="number of particles: different assets from one prompt (default 8)")
+    parser.add_argument(
+        "--method", choices=["vsd", "sds", "sjc"], help="vsd learns a reference score, sds and sjc do not"
+    )
+    presets = ", ".join(PRESETS)
+    parser.add_argument("--preset", help=f"a named starting point: {presets} (default {DEFAULT_PRESET})")
+    parser.add_argument(
+        "--prior", help="a folder in the diffusers layout or a known name, instead of the preset's prior"
+    )
+    parser.add_argument("--steps", type=int, help="controller steps; the preset's schedules scale with it")
+    parser.add_argument("--seed", type=int, help="everything random follows from it (default 0)")
+    parser.add_argument("--out", help="the run folder: a new path or a URI such as s3://bucket/run")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run folder, from its last checkpoint")
+    parser.add_argument("--runtime", choices=["ray", "local"], help="ray: actors in processes; local: all in this one")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting by its dotted name (repeatable)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings as JSON and stop")
+    return parser
+
+
+def parse(description: str, words: Sequence[str] | None = None) -> Request:
+    """The request in the words; ``ValueError`` naming the field for whatever cannot be."""
+    args = _parse_words(build_parser(description), words)
+    if args.resume is not None:
+        return _resumed(args)
+    preset = args.preset or ("diffusers" if args.prior else DEFAULT_PRESET)
+    config = config_io.apply_overrides(make_preset(preset, args.steps), _flags(args) + args.set)
+    if config.prior.kind == "diffusers" and not config.prior.source:
+        raise ValueError("prior: the preset needs one; give --prior FOLDER")
+    out = args.out or config.output.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.preset}"
+    return Request(config, out, resume=False, dry_run=args.dry_run)
+
+
+def changed_fields(old: RunConfig, new: RunConfig) -> list[str]:
+    """The dotted names of settings that differ, those of ``cluster`` left out: where a run goes on may change,
+    what it is not.
+    """
+    return [name for name, a, b in _differences(config_io.to_json(old), config_io.to_json(new), "") if a != b]
+
+
+def _parse_words(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        args, unknown = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error.argument_name}: {error.message}") from error
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        flags = ["--" + name.replace("_", "-") for name in vars(args)]
+        near = difflib.get_close_matches(flag, flags, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        raise ValueError(f"{flag}: unknown flag; {hint}" if flag.startswith("-") else f"{flag!r}: belongs to no flag")
+    return args
+
+
+def _resumed(args: argparse.Namespace) -> Request:
+    for name in ("preset", "steps", "out"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"{name}: cannot be given with --resume; the run folder says it already")
+    saved = config_io.loads(RunConfig, RunFolder.open(args.resume).read_config())
+    config = config_io.apply_overrides(saved, _flags(args) + args.set)
+    changed = changed_fields(saved, config)
+    if changed:
+        raise ValueError(
+            f"resume: {', '.join(changed)} would differ from the run in {args.resume!r}; leave them, or start "
+            "a new run with --out (only cluster.* settings may change)"
+        )
+    return Request(config, args.resume, resume=True, dry_run=args.dry_run)
+
+
+def _flags(args: argparse.Namespace) -> list[str]:
+    named = {
+        "prompt": args.prompt,
+        "negative_prompt": args.negative_prompt,
+        "n": args.n,
+        "method": args.method,
+        "seed": args.seed,
+        "cluster.runtime": args.runtime,
+        "prior.source": args.prior,
+    }
+    overrides = [f"{name}={value}" for name, value in named.items() if value is not None]
+    return (["prior.kind=diffusers"] if args.prior is not None else []) + overrides
+
+
+def _differences(old: object, new: object, path: str) -> list[tuple[str, object, object]]:
+    if path == "cluster":
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            entry
+            for key in keys
+            for entry in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [entry for i, (a, b) in enumerate(zip(old, new)) for entry in _differences(a, b, f"{path}.{i}")]
+    return [(path, old, new)]
+
+
+def with_assets(config: RunConfig, assets: str) -> RunConfig:
+    """The config with its exhibit's assets named outright, so that every machine and every resume means the same
+    ones.
+    """
+    exhibit = dataclasses.replace(config.prior.exhibit, assets=assets)
+    return dataclasses.replace(config, prior=dataclasses.replace(config.prior, exhibit=exhibit))

@@ -1,0 +1,248 @@
+"""The single-controller loop: who is called with what, in which order, and what happens when one of them is lost.
+
+The controller handles references, never tensors. It runs ahead of the figures that come back by ``_LAG`` steps, so
+that no actor waits for it. On a failure everybody goes back to the last checkpoint and the same steps are taken again.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from raydream.config import RunConfig, StageConfig, particle_config, score_config
+from raydream.distill.particle import Particle
+from raydream.distill.recovery import Failure, GiveUp, RecoveryPolicy, decide
+from raydream.distill.score import Score
+from raydream.runtime import Actor, ActorFailed, Reference, Runtime
+from raydream.store import FileDigest, RunFolder
+
+_log = logging.getLogger(__name__)
+_LAG = 2
+PREVIEW_AZIMUTHS_DEG = (20.0, 200.0)
+PREVIEW_ELEVATION_DEG = 15.0
+
+Row = dict[str, float]
+
+
+class RunFailed(Exception):
+    """The run cannot go on; what was made until then is in the run folder."""
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Whoever watches a run: a progress bar, TensorBoard, a test."""
+
+    def phase(self, message: str) -> None: ...
+
+    def row(self, step: int, row: Row) -> None: ...
+
+    def preview(self, step: int, pictures: list[np.ndarray]) -> None: ...
+
+
+@dataclass
+class InFlight:
+    """What a submitted step will answer with."""
+
+    step: int
+    figures: list[Reference]
+    warmed_up: list[Reference]
+    pictures: list[Reference]
+
+
+class StageLoop:
+    """Drives particles and score replicas through one stage."""
+
+    def __init__(self, runtime: Runtime, run: RunFolder, config: RunConfig, observer: Observer) -> None:
+        self.runtime, self.run_folder, self.config, self.observer = runtime, run, config, observer
+        self.stage: StageConfig = config.stages[0]
+        self.particles = [runtime.spawn("particle", i, Particle) for i in range(config.n)]
+        self.scores = [runtime.spawn("score", i, Score) for i in range(config.cluster.score_replicas)]
+        self._timeout_s = config.cluster.step_timeout_s
+        self._history: list[Failure] = []
+        self._flight: deque[InFlight] = deque()
+        self._last_row_s = time.monotonic()
+
+    @property
+    def actors(self) -> list[Actor]:
+        return [*self.scores, *self.particles]
+
+    def start(self, step: int) -> None:
+        """Sets up all actors and, for a resumed run, takes them to the checkpoint of ``step``."""
+        self._recovering(step, lambda: self._set_up(self.actors, step))
+
+    def train(self, start: int, stop: threading.Event) -> int:
+        """Runs from ``start`` to the stage's end, or until ``stop`` is set; returns the step that was reached and
+        saved.
+        """
+        step = start
+        while step < self.stage.num_steps and not stop.is_set():
+            try:
+                step = self._train_until_checkpoint(step, stop)
+            except ActorFailed as failure:
+                step = self._recover(failure, self._oldest_step(step))
+        return step
+
+    def everywhere(self, step: int, method: str, calls: Callable[[Actor], tuple[Any, ...]]) -> list[Any]:
+        """Calls a method of every particle that leaves its state alone, and repeats it all if one of them is lost."""
+        result: list[Any] = []
+
+        def run() -> None:
+            result[:] = self.runtime.get(
+                [self.runtime.call(p, method, *calls(p)) for p in self.particles], 10 * self._timeout_s
+            )
+
+        self._recovering(step, run)
+        return result
+
+    def _train_until_checkpoint(self, start: int, stop: threading.Event) -> int:
+        every = self.config.output.checkpoint_every
+        end = min(self.stage.num_steps, (start // every + 1) * every)
+        step, self._last_row_s = start, time.monotonic()
+        while step < end and not stop.is_set():
+            self._flight.append(self._submit(step))
+            step += 1
+            while len(self._flight) > _LAG:
+                self._harvest()
+        while self._flight:
+            self._harvest()
+        self._save(step)
+        return step
+
+    def _submit(self, step: int) -> InFlight:
+        """The whole algorithm of a step: render, guide, apply, fit; only references pass through here."""
+        call, n, replicas = self.runtime.call, self.config.n, len(self.scores)
+        views = [call(particle, "render", step) for particle in self.particles]
+        everyone, learns = list(range(n)), self.config.method == "vsd"
+        warms_up = learns and step == 0 and self.stage.learner.warm_up_fits > 0
+        warmed_up = [call(score, "warm_up", everyone, *views) for score in self.scores] if warms_up else []
+        gradients: dict[int, Reference] = {}
+        guided = []
+        for replica, score in enumerate(self.scores):
+            members = everyone[replica::replicas]
+            *parts, figures = call(
+                score, "guide", step, members, *[views[i] for i in members], num_returns=len(members) + 1
+            )
+            gradients |= dict(zip(members, parts))
+            guided.append(figures)
+        applied = [call(particle, "apply", step, gradients[i]) for i, particle in enumerate(self.particles)]
+        fitted = self._fit(step, everyone, views) if learns else []
+        return InFlight(step, [*applied, *guided, *fitted], warmed_up, self._look(step))
+
+    def _fit(self, step: int, everyone: list[int], views: list[Reference]) -> list[Reference]:
+        """One replica learns alone; several sum their shares of each gradient, so that all make the same update."""
+        call, replicas = self.runtime.call, len(self.scores)
+        if replicas == 1:
+            return [call(self.scores[0], "fit", step, everyone, *views)]
+        rounds = self.stage.learner.fits_per_step
+        fitted: list[Reference] = []
+        for round_index in range(rounds):
+            shares = [
+                call(score, "fit_gradients", step, round_index, everyone[r::replicas], *views[r::replicas])
+                for r, score in enumerate(self.scores)
+            ]
+            last = round_index == rounds - 1
+            fitted += [call(score, "fit_update", step, last, *shares) for score in self.scores]
+        return fitted
+
+    def _look(self, step: int) -> list[Reference]:
+        """Asks for pictures of all particles after this step, where one is due."""
+        done = step + 1
+        if done % self.config.output.preview_every and done != self.stage.num_steps:
+            return []
+        where = (list(PREVIEW_AZIMUTHS_DEG), PREVIEW_ELEVATION_DEG, self.config.output.preview_px)
+        return [self.runtime.call(particle, "look_at", *where) for particle in self.particles]
+
+    def _harvest(self) -> None:
+        """Waits for the oldest submitted step and writes down its figures."""
+        flight = self._flight[0]
+        values = self.runtime.get([*flight.figures, *flight.pictures, *flight.warmed_up], self._timeout_s)
+        self._flight.popleft()
+        row = _row(values[: len(flight.figures)])
+        pictures = values[len(flight.figures) :][: len(flight.pictures)]
+        now = time.monotonic()
+        row["time/step_s"], self._last_row_s = now - self._last_row_s, now
+        self.run_folder.append_metrics([{"step": flight.step, **row}])
+        self.observer.row(flight.step, row)
+        if pictures:
+            self.observer.preview(flight.step + 1, pictures)
+
+    def _save(self, step: int) -> None:
+        """A checkpoint of all actors at ``step``; it exists once its manifest is written."""
+        writers = [*self.particles, self.scores[0]]
+        written = self.runtime.get(
+            [self.runtime.call(actor, "save", self.run_folder.uri, step) for actor in writers], self._timeout_s
+        )
+        files: dict[str, FileDigest] = {name: entry for part in written for name, entry in part.items()}
+        self.run_folder.commit_checkpoint(step, files)
+        self.run_folder.prune_checkpoints(self.config.output.keep_checkpoints)
+
+    def _set_up(self, actors: list[Actor], step: int) -> None:
+        """Makes ``actors`` ready and takes everybody to ``step``: to its checkpoint, or to the beginning."""
+        fresh = actors if step else self.actors
+        calls = []
+        for actor in fresh:
+            build = particle_config if actor.role == "particle" else score_config
+            calls.append(self.runtime.call(actor, "setup", build(self.config, self.stage, actor.index)))
+        if step:
+            calls += [self.runtime.call(actor, "load", self.run_folder.uri, step) for actor in self.actors]
+        self.runtime.get(calls, 10 * self._timeout_s)
+
+    def _recovering(self, step: int, action: Callable[[], None]) -> None:
+        while True:
+            try:
+                return action()
+            except ActorFailed as failure:
+                if self._recover(failure, step) < step:
+                    raise RunFailed(f"the checkpoint of step {step} is damaged; resume makes it again") from failure
+
+    def _recover(self, failure: ActorFailed, step: int) -> int:
+        """Restarts what is broken, rolls everybody back and returns the step to go on from. Raises ``RunFailed``."""
+        while True:
+            self._flight.clear()
+            broken = self._decide(failure, step)
+            try:
+                for actor in broken:
+                    self.runtime.respawn(actor)
+                checkpoint = self.run_folder.latest_checkpoint()
+                back_to = checkpoint.step if checkpoint else 0
+                self.run_folder.truncate_metrics(back_to)
+                self._set_up(broken, back_to)
+            except ActorFailed as again:
+                failure = again
+                continue
+            self.observer.phase(f"rolled back to step {back_to}, going on")
+            return back_to
+
+    def _decide(self, failure: ActorFailed, step: int) -> list[Actor]:
+        """The actors to restart; raises ``RunFailed`` where it is hopeless."""
+        # half the time: who made the others wait for so long began his call after the wait had begun
+        broken = self.runtime.failing(self.actors, self._timeout_s / 2)
+        blamed = broken or [failure.actor or self.scores[0]]
+        cluster = self.config.cluster
+        policy = RecoveryPolicy(cluster.max_restarts, cluster.max_restarts, cluster.restart_backoff_s)
+        for actor in blamed:
+            kind = "actor_died" if broken and failure.kind != "timeout" else failure.kind
+            seen = Failure(kind, actor.role, actor.index, step, failure.error_type, failure.message)  # type: ignore[arg-type]
+            decision = decide(policy, self._history, seen)
+            self._history.append(seen)
+            if isinstance(decision, GiveUp):
+                raise RunFailed(decision.reason) from failure
+            self.observer.phase(f"{actor} failed at step {step} ({kind}); restarting in {decision.delay_s:.0f} s")
+            _log.warning("%s failed at step %d: %s", actor, step, failure.message)
+            time.sleep(decision.delay_s)
+        return blamed
+
+    def _oldest_step(self, step: int) -> int:
+        return self._flight[0].step if self._flight else step
+
+
+def _row(figures: list[Row]) -> Row:
+    """Means of each figure over the actors that gave it, sums of the seconds."""
+    names = dict.fromkeys(name for stats in figures for name in stats)
+    values = {name: [stats[name] for stats in figures if name in stats] for name in names}
+    return {name: float((np.sum if name.endswith("_s") else np.mean)(values[name])) for name in names}

@@ -1,0 +1,108 @@
+"""A whole run: set the actors up, train, export every particle, write the report."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from raydream import __version__
+from raydream.config import RunConfig
+from raydream.distill.loop import Observer, StageLoop
+from raydream.report import ReportFacts, write_report
+from raydream.runtime import Runtime
+from raydream.store import VERSIONS, RunFolder, Scalar
+
+_PACKAGES = ("torch", "ray", "diffusers", "peft", "transformers", "numba", "numpy", "pyarrow", "trimesh", "xatlas")
+
+
+def run_pipeline(
+    config: RunConfig,
+    run: RunFolder,
+    make_runtime: Callable[[], Runtime],
+    observer: Observer,
+    stop: threading.Event,
+) -> int:
+    """Runs or resumes what the folder holds and returns the step that was reached.
+
+    Where ``stop`` is set on the way, the run ends at a checkpoint without exports. Raises ``RunFailed`` where an
+    actor cannot be brought back; everything up to the last checkpoint stays.
+    """
+    phases: dict[str, float] = {}
+    run.write_text(VERSIONS, json.dumps(versions(), indent=1))
+    checkpoint = run.latest_checkpoint()
+    start = checkpoint.step if checkpoint else 0
+    run.truncate_metrics(start)
+    num_steps = config.stages[0].num_steps
+    with _timed(phases, "start"):
+        observer.phase(f"starting {config.n} particles and {config.cluster.score_replicas} score model(s)")
+        runtime = make_runtime()
+    try:
+        loop = StageLoop(runtime, run, config, observer)
+        with _timed(phases, "set up"):
+            observer.phase("loading the prior and the scenes")
+            loop.start(start)
+        observer.phase(f"going on from step {start}" if start else f"{config.method} for {num_steps} steps")
+        with _timed(phases, "distil"):
+            reached = loop.train(start, stop)
+        if reached < num_steps:
+            return reached
+        observer.phase("exporting meshes, films and pictures")
+        with _timed(phases, "export"):
+            particles = loop.everywhere(reached, "export", lambda actor: (run.uri,))
+    finally:
+        runtime.close()
+    write_report(run, report_facts(config, run, phases, particles))
+    observer.phase(f"done: {run.uri}/report.html")
+    return reached
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with, for the run folder."""
+    found = {"raydream": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def report_facts(
+    config: RunConfig, run: RunFolder, phases: dict[str, float], particles: list[dict[str, Scalar]]
+) -> ReportFacts:
+    """The figures of the report that are in no file of the run folder."""
+    rows = run.read_metrics()
+
+    def mean(name: str) -> float:
+        values = [value for row in rows if isinstance(value := row.get(name), float)]
+        return sum(values) / len(values) if values else 0.0
+
+    parts = {
+        "render (all particles)": mean("time/render_s"),
+        "apply (all particles)": mean("time/apply_s"),
+        "guide": mean("time/guide_s"),
+        "fit": mean("time/fit_s"),
+        "whole step": mean("time/step_s"),
+    }
+    summary = {
+        "preset": config.preset,
+        "method": config.method,
+        "particles": str(config.n),
+        "steps": str(config.stages[0].num_steps),
+        "seed": str(config.seed),
+    }
+    machine = {"system": platform.platform(), "processor": platform.machine(), "cores": str(os.cpu_count())}
+    return ReportFacts(config.prompt, summary, phases, parts, machine, particles)
+
+
+@contextmanager
+def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        phases[name] = time.monotonic() - started

@@ -1,0 +1,149 @@
+"""From a prior's name to its parts: the frozen denoiser, the texts, and the learned reference beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from raydream.backend import load_backend
+from raydream.config import ParticleConfig, PriorConfig, ScoreConfig
+from raydream.diffusion.analytic import MixtureDenoiser
+from raydream.diffusion.codec import make_codec
+from raydream.diffusion.guidance import PredictionType, alphas_cumprod
+from raydream.diffusion.latent import LatentCodec
+from raydream.diffusion.prior_files import resolve_prior
+from raydream.diffusion.text import PerpNegTexts, TextBank
+from raydream.seeds import generator
+from raydream.types import Condition, Denoiser
+
+# Stable Diffusion's noise schedule, taken on to zero signal: only there do the modes of an exhibit, 70 apart in a
+# space of 16,384 dimensions, melt into one another, so that particles can still choose among them.
+EXHIBIT_SCHEDULE = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "rescale_betas_zero_snr": True,
+}
+EXHIBIT_IMAGE_PX = 64
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A denoiser that learns what the particles look like now; ``predict`` is in its own parametrisation."""
+
+    @property
+    def prediction_type(self) -> PredictionType: ...
+
+    def eps(
+        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view 4 h w"]: ...
+
+    def predict(
+        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view 4 h w"]: ...
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]: ...
+
+
+@runtime_checkable
+class Texts(Protocol):
+    """What the score model tells its denoisers; see ``TextBank``."""
+
+    def prompt_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]: ...
+
+    def negative_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]: ...
+
+    def view_embeddings(
+        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
+    ) -> Float[Tensor, "view token width"]: ...
+
+    def perp_neg_texts(
+        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
+    ) -> PerpNegTexts: ...
+
+
+class MixtureTexts:
+    """The words of an exhibit: every prompt means "one of the modes", all equally likely."""
+
+    def __init__(self, num_modes: int, device: torch.device) -> None:
+        self._embedding = torch.full((1, num_modes), 1.0 / num_modes, device=device)
+
+    def prompt_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]:
+        return self._embedding.expand(num_views, -1, -1)
+
+    def negative_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]:
+        return self.prompt_embeddings(num_views)
+
+    def view_embeddings(
+        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
+    ) -> Float[Tensor, "view token width"]:
+        return self.prompt_embeddings(len(azimuth_deg))
+
+    def perp_neg_texts(
+        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
+    ) -> PerpNegTexts:
+        raise ValueError("perp_neg: an exhibit has no view words; switch it off or choose another prior")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """All that the score model is made of. ``learner`` is None where nothing is learned (SDS, SJC)."""
+
+    denoiser: Denoiser
+    texts: Texts
+    alphas_cumprod: Float[Tensor, " t"]
+    learner: Learner | None
+
+
+def load_prior(config: ScoreConfig, device: torch.device) -> Prior:
+    """Loads or builds the prior of a run; the learned reference starts the same in every replica."""
+    init = generator(config.seed, "learner", 0, 0)
+    match config.prior.kind:
+        case "exhibit":
+            return _exhibit(config, device, init)
+        case "diffusers":
+            return _diffusers(config, device, init)
+
+
+def _exhibit(config: ScoreConfig, device: torch.device, init: torch.Generator) -> Prior:
+    from raydream.prior.exhibit import ExhibitModes
+
+    abar = alphas_cumprod(EXHIBIT_SCHEDULE).float().to(device)
+    modes = ExhibitModes.load(config.prompt, config.prior.exhibit, load_backend(config.backend, device.type), device)
+    denoiser = MixtureDenoiser(modes, abar, config.prior.exhibit.mode_std)
+    unet: Learner | None = None
+    if config.method == "vsd":
+        from raydream.diffusion.small_unet import SmallUnetLearner
+
+        learner, size_px = config.learner, config.prior.image_px or EXHIBIT_IMAGE_PX
+        unet = SmallUnetLearner(learner.unet_channels, size_px, abar, learner.bfloat16, init).to(device)
+    return Prior(denoiser, MixtureTexts(modes.num_modes, device), abar, unet)
+
+
+def _diffusers(config: ScoreConfig, device: torch.device, init: torch.Generator) -> Prior:
+    from raydream.diffusion.denoiser import DiffusersDenoiser  # importing diffusers takes seconds: only where needed
+    from raydream.diffusion.lora import LoraDenoiser
+
+    folder = resolve_prior(config.prior.source)
+    frozen = DiffusersDenoiser.load(folder, dtype_of(config.prior), device)
+    texts = TextBank.encode(folder, config.prompt, config.negative_prompt, config.guidance, device)
+    lora_seed = int(torch.randint(2**31, (), generator=init))
+    lora = LoraDenoiser(frozen, config.learner.rank, lora_seed) if config.method == "vsd" else None
+    return Prior(frozen, texts, frozen.alphas_cumprod, lora)
+
+
+def load_codec(config: ParticleConfig, device: torch.device) -> LatentCodec:
+    """How a particle's renders become latents: an exhibit's are colour and opacity, any other prior has its VAE."""
+    prior = config.prior
+    if prior.kind == "exhibit":
+        return make_codec("rgba", prior.image_px or EXHIBIT_IMAGE_PX, None, False, torch.float32, device)
+    folder: Path = resolve_prior(prior.source)
+    return make_codec("vae", prior.image_px, folder, prior.sample_posterior, dtype_of(prior), device)
+
+
+def dtype_of(prior: PriorConfig) -> torch.dtype:
+    """The torch dtype of a prior's frozen weights."""
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[prior.dtype]

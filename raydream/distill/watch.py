@@ -1,0 +1,38 @@
+"""Who watches a run: the progress bar or the log, TensorBoard, and the preview pictures in the run folder."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from raydream.distill.artefacts import on_paper
+from raydream.progress import Progress
+from raydream.report import preview_grid
+from raydream.store import RunFolder, preview_file
+from raydream.tensorboard import TensorboardLog
+
+_SHOWN = ("loss/rgb", "loss/fit", "scene/opacity")
+
+
+class RunWatch:
+    """Passes each step's figures on and draws the grid of all particles where pictures come."""
+
+    def __init__(self, run: RunFolder, progress: Progress, board: TensorboardLog, num_particles: int) -> None:
+        self._run, self._progress, self._board = run, progress, board
+        self._labels = [f"particle {i}" for i in range(num_particles)]
+
+    def phase(self, message: str) -> None:
+        self._progress.phase(message)
+
+    def row(self, step: int, row: dict[str, float]) -> None:
+        self._progress.update(step, {name: row[name] for name in _SHOWN if name in row})
+        self._board.scalars(step, row)
+
+    def preview(self, step: int, pictures: Sequence[np.ndarray]) -> None:
+        """``pictures[i]`` are the views of particle i, ``[view, h, w, 4]``; they stand one above the other in its
+        column.
+        """
+        columns = [np.concatenate(on_paper(views), axis=0) for views in pictures]
+        grid = preview_grid(columns, min(8, len(columns)), self._labels)
+        self._run.write_bytes(preview_file(step), grid)
+        self._board.picture(step, "particles", grid)
+        self._board.sync()

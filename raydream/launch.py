@@ -1,0 +1,135 @@
+"""A request becomes a run: checks that are cheap, then the run folder, the signals, and the pipeline."""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from raydream import cli, config_io
+from raydream.config import RunConfig, require
+from raydream.store import RunFolder
+
+if TYPE_CHECKING:
+    from raydream.runtime import Runtime
+
+_BAD_INPUT, _FAILED, _STOPPED = 2, 1, 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main(description: str, words: Sequence[str] | None = None) -> int:
+    """The main job: returns the process's exit code (0 done, 1 failed, 2 bad input, 130 stopped and resumable)."""
+    try:
+        request = cli.parse(description, words)
+        if request.dry_run:
+            print(config_io.dumps(request.config))
+            return 0
+        config = check_prior(request.config)
+        run = RunFolder.open(request.out) if request.resume else RunFolder.create(request.out, config_io.dumps(config))
+        with ExitStack() as stack:
+            stack.enter_context(run.lock())
+            stack.callback(run.close)
+            held = stack.pop_all()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    with held:
+        return _run(config, run)
+
+
+def check_prior(config: RunConfig) -> RunConfig:
+    """Makes sure that the prior can be found, before anything starts; an exhibit's assets are named in the result."""
+    if config.prior.kind == "diffusers":
+        from raydream.diffusion.prior_files import resolve_prior
+
+        resolve_prior(config.prior.source, config.prior.allow_download)
+        return config
+    from raydream.prior.exhibit import check_prompt
+
+    stage = config.stages[0]
+    require(stage.guidance.scale == 1, "scale", "an exhibit's score is exact; guidance scale must be 1")
+    require(
+        not config.negative_prompt, "negative_prompt", "an exhibit knows the names of its objects only; leave it empty"
+    )
+    require(not stage.guidance.perp_neg, "perp_neg", "an exhibit has no view words; switch it off")
+    return cli.with_assets(config, check_prompt(config.prompt, config.prior.exhibit.assets or None))
+
+
+def _run(config: RunConfig, run: RunFolder) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from raydream.distill.loop import RunFailed
+    from raydream.distill.pipeline import run_pipeline
+    from raydream.distill.watch import RunWatch
+    from raydream.progress import Progress
+    from raydream.tensorboard import TensorboardLog
+
+    stop, resume = threading.Event(), f"resume with: python jobs/vsd_particles.py --resume {shlex.quote(run.uri)}"
+    print(f"run folder: {run.uri}", file=sys.stderr)
+    with ExitStack() as stack:
+        listen = stack.enter_context(_stopped_by_signals(stop, resume))
+        checkpoint = run.latest_checkpoint()
+        start = checkpoint.step if checkpoint else 0
+        board = TensorboardLog(run, start)
+        stack.callback(board.close)
+        progress = stack.enter_context(Progress(config.stages[0].num_steps, start))
+        watch = RunWatch(run, progress, board, config.n)
+        try:
+            reached = run_pipeline(config, run, _runtime_factory(config, listen), watch, stop)
+        except RunFailed as failure:
+            print(f"error: {failure}\n{resume}", file=sys.stderr)
+            return _FAILED
+        except (KeyboardInterrupt, SystemExit):  # SystemExit: a SIGTERM while Ray starts
+            print(f"left at once\n{resume}", file=sys.stderr)
+            return _STOPPED
+    if reached < config.stages[0].num_steps:
+        print(f"stopped at step {reached}\n{resume}", file=sys.stderr)
+        return _STOPPED
+    return 0
+
+
+def _runtime_factory(config: RunConfig, listen: Callable[[], None]) -> Callable[[], "Runtime"]:
+    from raydream.distill.loop import RunFailed
+    from raydream.runtime import LocalRuntime
+
+    def make() -> "Runtime":
+        runtime: "Runtime" = LocalRuntime()
+        if config.cluster.runtime == "ray":
+            from raydream.ray_runtime import RayRuntime
+
+            try:
+                runtime = RayRuntime(config.cluster, config.n)
+            except ValueError as error:  # the cluster cannot hold what the settings ask for
+                raise RunFailed(str(error)) from error
+        listen()  # again: Ray takes SIGTERM for itself when it starts
+        return runtime
+
+    return make
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event, resume: str) -> Iterator[Callable[[], None]]:
+    """Until the end of the block a first signal sets ``stop`` and a second one is a ``KeyboardInterrupt``; yields
+    what takes the signals back from whoever else took them.
+    """
+
+    def handle(_number: int, _frame: object) -> None:
+        if stop.is_set():  # the person does not want to wait for the checkpoint
+            raise KeyboardInterrupt
+        stop.set()
+        # how to resume is said at once: a scheduler may not leave us the time to say it at the end
+        print(f"stopping after this step; once more to leave without a checkpoint\n{resume}", file=sys.stderr)
+
+    def listen() -> None:
+        for number in _SIGNALS:
+            signal.signal(number, handle)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    listen()
+    try:
+        yield listen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

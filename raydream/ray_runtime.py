@@ -1,0 +1,226 @@
+"""``RayRuntime``: one placement group, one process for each actor, values passed by reference through the object
+store.
+"""
+
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raydream.backend import load_backend
+from raydream.config import ClusterConfig
+from raydream.runtime import Actor, ActorFailed, Reference
+
+_log = logging.getLogger(__name__)
+
+# One thread for each actor: eight actors with two threads each are eight times slower than with one.
+_ACTOR_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# Large activations come from the heap again instead of from fresh pages every time.
+_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+_PING_TIMEOUT_S = 10.0
+_LANES: dict[str, Any] = {"concurrency_groups": {"ctl": 1}}  # beside the lane that works
+
+
+class CallError(Exception):
+    """A method raised: who, which exception, and what it said. The traceback is in Ray's message around it."""
+
+    def __init__(self, label: str, error_type: str, message: str) -> None:
+        super().__init__(label, error_type, message)
+        self.label, self.error_type, self.message = label, error_type, message
+
+
+class _Host:
+    """The process around one actor's object: work in one lane, questions about its health in another."""
+
+    def __init__(self, label: str, factory: Callable[[], object]) -> None:
+        self._label, self._target = label, factory()
+        self._busy_since: float | None = None
+        self._lock = threading.Lock()
+
+    def call(self, method: str, *args: Any) -> Any:
+        with self._lock:
+            self._busy_since = time.monotonic()
+        try:
+            return getattr(self._target, method)(*args)
+        except Exception as error:  # told in words: an exception's own class may not survive the way to the driver
+            raise CallError(self._label, type(error).__name__, str(error)) from error
+        finally:
+            with self._lock:
+                self._busy_since = None
+
+    @ray.method(concurrency_group="ctl")
+    def busy_s(self) -> float:
+        """For how long the call that is running has been running, 0 where none is."""
+        with self._lock:
+            return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+
+
+class RayRuntime:
+    """Actors in a placement group of n particle bundles and k score bundles.
+
+    Ray itself neither restarts an actor nor retries a call (its retries are at-least-once): the loop rolls everybody
+    back.
+    """
+
+    def __init__(self, config: ClusterConfig, num_particles: int) -> None:
+        _connect()
+        self._config = config
+        _warm_up(config.backend)
+        self._bundles = plan_bundles(config, num_particles, ray.cluster_resources())
+        self._group = _reserve(self._bundles, config)
+        self._num_particles = num_particles
+        self._factories: dict[Actor, Callable[[], object]] = {}
+        self._started: dict[Actor, Reference] = {}  # answered once the actor's process is up, or has failed to be
+
+    def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
+        actor = Actor(role, index)
+        self._factories[actor] = factory
+        self._start(actor)
+        return actor
+
+    def respawn(self, actor: Actor) -> None:
+        ray.kill(actor.place, no_restart=True)
+        self._start(actor)
+
+    def call(self, actor: Actor, method: str, *args: Any, num_returns: int = 1) -> Any:
+        return actor.place.call.options(num_returns=num_returns).remote(method, *args)
+
+    def get(self, references: Sequence[Reference], timeout_s: float) -> list[Any]:
+        try:
+            return ray.get(list(references), timeout=timeout_s)
+        except GetTimeoutError as error:
+            raise ActorFailed("timeout", f"no answer within {timeout_s:.0f} s") from error
+        except RayTaskError as error:
+            cause: BaseException = error
+            while isinstance(cause, RayTaskError):  # of a call whose argument was the result of one that raised
+                cause = cause.cause
+            if isinstance(cause, CallError):
+                actor = next((a for a in self._factories if str(a) == cause.label), None)
+                message = f"{cause.label}: {cause.message}"
+                raise ActorFailed("application_error", message, cause.error_type, actor) from error
+            raise ActorFailed("actor_died", str(cause)) from error  # an argument was lost with the actor that made it
+        except RayError as error:
+            raise ActorFailed("actor_died", str(error)) from error
+
+    def failing(self, actors: Sequence[Actor], busy_limit_s: float) -> list[Actor]:
+        starting = [self._started[actor] for actor in actors]
+        ray.wait(starting, num_returns=len(starting), timeout=busy_limit_s)  # importing torch is no silence
+        pings = {actor.place.busy_s.remote(): actor for actor in actors}
+        ready, silent = ray.wait(list(pings), num_returns=len(pings), timeout=_PING_TIMEOUT_S)
+        failing = {pings[ref] for ref in silent}
+        for ref in ready:
+            try:
+                if ray.get(ref) > busy_limit_s:
+                    failing.add(pings[ref])
+            except RayError:  # not RayActorError alone: one that ran out of memory is gone too
+                failing.add(pings[ref])
+        return [actor for actor in actors if actor in failing]
+
+    def close(self) -> None:
+        for actor in self._factories:
+            ray.kill(actor.place, no_restart=True)
+        self._factories.clear()
+        remove_placement_group(self._group)
+
+    def _start(self, actor: Actor) -> None:
+        bundle = actor.index if actor.role == "particle" else self._num_particles + actor.index
+        resources = self._bundles[bundle]
+        host = ray.remote(**_LANES)(_Host).options(
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, bundle),
+            runtime_env={"env_vars": actor_environment(resources)},
+        )
+        actor.place = host.remote(str(actor), self._factories[actor])
+        self._started[actor] = actor.place.busy_s.remote()
+
+
+def plan_bundles(config: ClusterConfig, num_particles: int, cluster: dict[str, float]) -> list[dict[str, float]]:
+    """What each actor asks for: n particles, then k score replicas.
+
+    With GPUs in the cluster that is one each, else an equal share of the cores, a whole one at most. Fractions are
+    rounded down to 0.01 of a core. ``ValueError`` naming the field where the cluster can never hold them.
+    """
+    replicas = config.score_replicas
+    gpus, cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 0.0)
+    share = min(1.0, int(100 * cpus / (num_particles + replicas)) / 100)
+    particle = {
+        "CPU": share if config.cpus_per_particle < 0 else config.cpus_per_particle,
+        "GPU": float(gpus > 0) if config.gpus_per_particle < 0 else config.gpus_per_particle,
+    }
+    score = {
+        "CPU": share if config.cpus_per_score < 0 else config.cpus_per_score,
+        "GPU": float(gpus > 0) if config.gpus_per_score < 0 else config.gpus_per_score,
+    }
+    bundles = [{name: amount for name, amount in particle.items() if amount > 0} for _ in range(num_particles)]
+    bundles += [{name: amount for name, amount in score.items() if amount > 0} for _ in range(replicas)]
+    if not all(bundles):
+        raise ValueError("cpus_per_particle, cpus_per_score: an actor needs a share of a core or of a GPU")
+    for name, field, have in (("GPU", "gpus_per_particle", gpus), ("CPU", "cpus_per_particle", cpus)):
+        need = sum(bundle.get(name, 0) for bundle in bundles)
+        if need > have + 1e-6:
+            raise ValueError(
+                f"{field}: n={num_particles} particles and {replicas} score replicas need {need:g} {name}, the "
+                f"cluster has {have:g}; ask for fractions (cluster.{field}=0.5), for fewer particles, or add nodes"
+            )
+    return bundles
+
+
+def actor_environment(resources: dict[str, float]) -> dict[str, str]:
+    """Environment of one actor: threads, allocator, and no GPU in sight where none was asked for."""
+    environment = _ACTOR_ENVIRONMENT | _ALLOCATOR
+    if not resources.get("GPU"):
+        environment = environment | {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves all GPUs visible to an actor without one
+    numba_cache = os.environ.get("NUMBA_CACHE_DIR")
+    return environment | ({"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {})
+
+
+def _connect() -> None:
+    """Joins the cluster that this job runs in, or starts one for this process alone, without a dashboard."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True)
+        return
+    ray.init(
+        address="local",  # without it Ray would join whatever cluster somebody started on this machine
+        include_dashboard=False,
+        log_to_driver=True,
+        object_store_memory=256 * 2**20,
+        logging_level=logging.WARNING,
+    )
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
+        token.chmod(0o600)  # Ray writes it readable for all
+
+
+def _warm_up(backend: str) -> None:
+    """Fills this node's cache of compiled kernels, lest all actors compile them at once."""
+    if load_backend(backend, "cuda" if torch.cuda.is_available() else "cpu").name == "numba":
+        from raydream.backend.cpu import warm_up
+
+        warm_up()
+
+
+def _reserve(bundles: list[dict[str, float]], config: ClusterConfig) -> PlacementGroup:
+    group = placement_group(bundles, strategy=config.placement)
+    if group.wait(config.placement_timeout_s):
+        return group
+    remove_placement_group(group)
+    raise ValueError(
+        f"placement_timeout_s: could not place {len(bundles)} actors ({bundles[0]} each, {config.placement}) "
+        f"within {config.placement_timeout_s:.0f} s; see `ray status`, wait for nodes, or ask for less"
+    )
