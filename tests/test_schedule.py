@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from raydream.schedule import Constant, Linear, Steps
+from raydream.schedule import Constant, Linear, Polyline, Steps
 
 
 def test_constant():
@@ -41,3 +41,14 @@ def test_stairs_that_do_not_rise_from_zero_are_refused(points):
 def test_schedules_are_values():
     assert Steps(((0, 1.0),)) == Steps(((0, 1.0),))
     assert hash(Linear(0.0, 1.0, 0, 5)) == hash(Linear(0.0, 1.0, 0, 5))
+
+
+def test_a_polyline_is_straight_between_its_points_and_level_outside():
+    line = Polyline(((2, 1.0), (4, 0.0), (8, 2.0)))
+    assert [line.at(step) for step in (0, 2, 3, 4, 6, 8, 100)] == [1.0, 1.0, 0.5, 0.0, 1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("points", [(), ((3, 1.0), (3, 2.0)), ((4, 1.0), (2, 0.0))])
+def test_a_polyline_needs_rising_steps(points):
+    with pytest.raises(ValueError, match="points"):
+        Polyline(points)
