@@ -16,7 +16,7 @@ from raydream.config import (
     ShadingConfig,
     StageConfig,
 )
-from raydream.schedule import Constant, Linear, Steps
+from raydream.schedule import Constant, Linear, Polyline, Steps
 
 DEFAULT_PRESET = "exhibit"
 
@@ -25,26 +25,35 @@ def exhibit(steps: int = 500) -> RunConfig:
     """An exact score instead of a trained prior: particles become different assets of a set (laptop, minutes, no
     weights).
     """
-    melt, freeze = int(0.3 * steps), int(0.9 * steps)  # first all modes are one; then t falls and particles choose
+    # While t is high all modes are one and particles spread; it falls slowly through the range in which they must
+    # choose (0.97 to 0.7), and fast through the rest.
+    melt, choose, chosen, freeze = (max(k, int(share * steps)) for k, share in enumerate((0.1, 0.4, 0.6, 0.9), 1))
     stage = StageConfig(
         num_steps=steps,
-        lr_scale=Linear(1.0, 0.1, freeze // 2, steps),
+        lr_scale=Linear(1.0, 0.1, int(0.8 * steps), steps),
         scene=NerfConfig(background="constant"),
         camera=CameraConfig(
             views_per_particle=2,
             distance=(2.6, 2.6),
             fov_y_deg=(42.0, 42.0),
             uniform_sphere_probability=0.0,
-            image_px=Steps(((0, 32.0), (melt, 64.0))) if melt else Constant(64.0),
+            image_px=Steps(((0, 32.0), (chosen, 64.0))),
         ),
         shading=ShadingConfig(albedo_steps=10**9),
         guidance=GuidanceConfig(
             scale=1.0,
             view_dependent_prompts=False,
-            t_min=Linear(0.97, 0.1, melt, freeze),
-            t_max=Linear(0.998, 0.3, melt, freeze),
+            t_min=Polyline(((melt, 0.98), (choose, 0.9), (chosen, 0.7), (freeze, 0.05))),
+            t_max=Polyline(((melt, 0.998), (choose, 0.97), (chosen, 0.9), (freeze, 0.25))),
         ),
-        learner=LearnerConfig(lr=1e-3, lr_warm_up_steps=1, weight_decay=0.0, camera_dropout=0.0, warm_up_fits=50),
+        learner=LearnerConfig(
+            lr=1e-3,
+            lr_warm_up_steps=1,
+            weight_decay=0.0,
+            camera_dropout=0.0,
+            warm_up_fits=50,
+            unet_channels=(64, 64, 128),
+        ),
     )
     every = max(1, steps // 6)
     output = OutputConfig(checkpoint_every=every, preview_every=every)

@@ -73,7 +73,7 @@ class RayRuntime:
     """
 
     def __init__(self, config: ClusterConfig, num_particles: int) -> None:
-        _connect()
+        connect()
         self._config = config
         _warm_up(config.backend)
         self._bundles = plan_bundles(config, num_particles, ray.cluster_resources())
@@ -115,16 +115,9 @@ class RayRuntime:
     def failing(self, actors: Sequence[Actor], busy_limit_s: float) -> list[Actor]:
         starting = [self._started[actor] for actor in actors]
         ray.wait(starting, num_returns=len(starting), timeout=busy_limit_s)  # importing torch is no silence
-        pings = {actor.place.busy_s.remote(): actor for actor in actors}
-        ready, silent = ray.wait(list(pings), num_returns=len(pings), timeout=_PING_TIMEOUT_S)
-        failing = {pings[ref] for ref in silent}
-        for ref in ready:
-            try:
-                if ray.get(ref) > busy_limit_s:
-                    failing.add(pings[ref])
-            except RayError:  # not RayActorError alone: one that ran out of memory is gone too
-                failing.add(pings[ref])
-        return [actor for actor in actors if actor in failing]
+        # Asked by a process of its own: from here the question would queue behind calls that wait for their arguments.
+        busy_s = ray.get(ray.remote(num_cpus=0)(_ask).remote([actor.place for actor in actors]))
+        return [actor for actor, seconds in zip(actors, busy_s) if seconds is None or seconds > busy_limit_s]
 
     def close(self) -> None:
         for actor in self._factories:
@@ -145,6 +138,19 @@ class RayRuntime:
         )
         actor.place = host.remote(str(actor), self._factories[actor])
         self._started[actor] = actor.place.busy_s.remote()
+
+
+def _ask(places: list[Any]) -> list[float | None]:
+    """For how long each actor has been busy with one call; None for one that is dead or does not answer."""
+    pings = [place.busy_s.remote() for place in places]
+    ready, _ = ray.wait(pings, num_returns=len(pings), timeout=_PING_TIMEOUT_S)
+    answers: list[float | None] = []
+    for ping in pings:
+        try:
+            answers.append(ray.get(ping) if ping in ready else None)
+        except RayError:  # not RayActorError alone: one that ran out of memory is gone too
+            answers.append(None)
+    return answers
 
 
 def plan_bundles(config: ClusterConfig, num_particles: int, cluster: dict[str, float]) -> list[dict[str, float]]:
@@ -187,11 +193,12 @@ def actor_environment(resources: dict[str, float]) -> dict[str, str]:
     return environment | ({"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {})
 
 
-def _connect() -> None:
+def connect() -> None:
     """Joins the cluster that this job runs in, or starts one for this process alone, without a dashboard."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a lost actor's other calls fail too; one is enough said
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
         return

@@ -12,7 +12,8 @@ from tiny_prior import make_tiny_prior
 from torch import Tensor
 
 from raydream.diffusion import latent
-from raydream.diffusion.latent import LatentCodec, RgbaCodec, make_codec
+from raydream.diffusion.codec import make_codec
+from raydream.diffusion.latent import LatentCodec, RgbaCodec
 from raydream.diffusion.vae import VaeCodec
 from raydream.types import Render
 
@@ -151,7 +152,7 @@ def test_the_rgba_gradient_is_the_slope(generator: torch.Generator) -> None:
 def test_the_direct_codec_does_without_diffusers() -> None:
     code = (
         "import sys, torch\nfrom raydream.diffusion import guidance, text\n"
-        "from raydream.diffusion.latent import make_codec\n"
+        "from raydream.diffusion.codec import make_codec\n"
         "make_codec('rgba', 0, None, False, torch.float32, torch.device('cpu'))\n"
         "print({'diffusers', 'transformers', 'peft'} & set(sys.modules))"
     )

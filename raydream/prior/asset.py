@@ -6,21 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from raydream.prior.asset_error import AssetError as AssetError  # told to whoever loads, also where there is no torch
 from raydream.prior.ccm import tight_box
 
 WRAP_REPEAT, WRAP_MIRROR, WRAP_CLAMP = 0, 1, 2
-
-
-class AssetError(Exception):
-    """An asset that cannot be used; ``reason`` is a stable word for reports, the message says more."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type["AssetError"], tuple[str, str]]:
-        return AssetError, (self.reason, self.detail)  # must survive the way from a worker to the driver
 
 
 @dataclass(frozen=True)

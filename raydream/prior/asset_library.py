@@ -31,6 +31,7 @@ class AssetRecord:
     licence: str | None = None
     category: str | None = None
     front_axis: str | None = None
+    split: str | None = None
     sha256: str | None = None
     num_faces: int | None = None
     num_bytes: int | None = None
@@ -83,6 +84,7 @@ def _manifest_record(folder: Path, row: dict) -> AssetRecord:
         licence=row.get("license"),
         category=row.get("category"),
         front_axis=row.get("front_axis"),
+        split=row.get("split"),
         sha256=row.get("sha256"),
         num_faces=row.get("triangles"),
         num_bytes=row.get("bytes"),
@@ -153,7 +155,7 @@ def filter_records(records: Iterable[AssetRecord], rule: AssetFilter) -> tuple[l
     kept: list[AssetRecord] = []
     dropped: Counter[str] = Counter()
     for record in records:
-        reason = _why_not(record, rule)
+        reason = why_not(record, rule)
         if reason is None:
             kept.append(record)
         else:
@@ -161,7 +163,8 @@ def filter_records(records: Iterable[AssetRecord], rule: AssetFilter) -> tuple[l
     return kept, dropped
 
 
-def _why_not(record: AssetRecord, rule: AssetFilter) -> str | None:
+def why_not(record: AssetRecord, rule: AssetFilter) -> str | None:
+    """The first reason to leave a record out, None where it passes."""
     tags = set(record.tags)
     faces, size = record.num_faces, record.num_bytes
     tests = {

@@ -1,5 +1,6 @@
 """Load an asset from a file: glTF by our own reader, OBJ and PLY by trimesh; every failure is an AssetError."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 
 from raydream.prior.asset import Asset, AssetError
+from raydream.prior.asset_library import AssetRecord
 from raydream.prior.asset_parts import IMAGE_FORMATS, Material, Part, build_asset, linear_from_srgb, reduce_image
 from raydream.prior.gltf import load_gltf_parts
 from raydream.prior.gltf_file import AssetLimits, read_limited, resolve_inside
+from raydream.prior.procedural import PROCEDURAL, procedural_asset
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 DEFAULT_LIMITS = AssetLimits()
@@ -31,6 +34,15 @@ def load_asset(path: Path, uid: str | None = None, caption: str = "", limits: As
     else:
         raise AssetError("unsupported_format", path.suffix[:20])
     return build_asset(path.stem if uid is None else uid, caption, parts, warning_words)
+
+
+def load_record(record: AssetRecord, limits: AssetLimits = DEFAULT_LIMITS) -> Asset:
+    """The asset of a record, from its file or of the project's own making; raises as ``load_asset`` does."""
+    caption = record.captions[0] if record.captions else ""
+    if record.path.parts[:1] == (PROCEDURAL,):
+        _, noun, variant = record.path.parts
+        return replace(procedural_asset(noun, int(variant)), uid=record.uid)
+    return load_asset(record.path, record.uid, caption, limits)
 
 
 class _FolderResolver:

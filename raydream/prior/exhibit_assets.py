@@ -15,11 +15,10 @@ from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
 from raydream.prior.asset import Asset, AssetError, normalise_asset
 from raydream.prior.asset_library import MANIFEST, AssetFilter, AssetRecord, filter_records, read_manifest_folder
-from raydream.prior.assets import load_asset
-from raydream.prior.procedural import MAKERS, NUM_VARIANTS, procedural_asset, procedural_caption
+from raydream.prior.assets import load_record
+from raydream.prior.procedural import PROCEDURAL, procedural_records
 from raydream.prior.raster import render_asset
 
-PROCEDURAL = "procedural"
 ASSETS_VARIABLE = "RAYDREAM_ASSETS"
 COLOUR_WORDS = frozenset(
     "red blue yellow green purple white orange black pink teal brown grey gray tan golden silver violet".split()  # noqa: SIM905
@@ -70,7 +69,7 @@ def match_prompt(prompt: str | None, source: str | None) -> tuple[Path | str, li
     """Where assets come from and the records that fit a prompt; raises as ``exhibit_assets`` does, loads no asset."""
     folder = _source_folder(source)
     where = folder or PROCEDURAL
-    records = _procedural_records() if folder is None else _folder_records(folder)
+    records = procedural_records() if folder is None else _folder_records(folder)
     chosen = records if prompt is None else match_records(records, prompt)
     if not chosen:
         nouns = ", ".join(f"{noun} ({count})" for noun, count in count_nouns(records).most_common(60))
@@ -81,7 +80,7 @@ def match_prompt(prompt: str | None, source: str | None) -> tuple[Path | str, li
 def available_nouns(source: str | None) -> Counter[str]:
     """The objects that prompts can name in a source (as in ``exhibit_assets``), with the number of assets of each."""
     folder = _source_folder(source)
-    return count_nouns(_procedural_records() if folder is None else _folder_records(folder))
+    return count_nouns(procedural_records() if folder is None else _folder_records(folder))
 
 
 def match_records(records: Sequence[AssetRecord], prompt: str) -> list[AssetRecord]:
@@ -128,27 +127,11 @@ def _folder_records(folder: Path) -> list[AssetRecord]:
     return kept
 
 
-def _procedural_records() -> list[AssetRecord]:
-    return [
-        AssetRecord(
-            uid=f"{noun}-{variant}",
-            path=Path(PROCEDURAL, noun, str(variant)),
-            captions=(procedural_caption(noun, variant),),
-            front_axis="+Z",
-        )
-        for noun in MAKERS
-        for variant in range(NUM_VARIANTS)
-    ]
-
-
 def _load_all(records: Sequence[AssetRecord]) -> list[Asset]:
     assets = []
     for record in records:
-        if record.path.parts[0] == PROCEDURAL:
-            assets.append(procedural_asset(record.path.parts[1], int(record.path.parts[2])))
-            continue
         try:
-            assets.append(load_asset(record.path, record.uid, record.captions[0]))
+            assets.append(load_record(record))
         except AssetError as error:
             log.warning("assets: %s left out: %s", record.uid, error)
     return assets

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 
 from raydream.prior.asset import Asset
+from raydream.prior.asset_library import AssetRecord
 from raydream.prior.asset_parts import Material, Part, build_asset, linear_from_srgb
 
+PROCEDURAL = "procedural"
 NUM_VARIANTS = 12
 PALETTE = {
     "red": (0.84, 0.19, 0.16),
@@ -375,6 +378,15 @@ def procedural_caption(noun: str, variant: int) -> str:
     """What ``procedural_asset`` makes, in words."""
     color = _variant_color(noun, variant)
     return f"{'an' if color[0] in 'aeiou' else 'a'} {color} {noun}"
+
+
+def procedural_records() -> list[AssetRecord]:
+    """All that ``procedural_asset`` can make, as records whose path is ``procedural/noun/variant``."""
+    made = [(noun, variant, procedural_caption(noun, variant)) for noun in MAKERS for variant in range(NUM_VARIANTS)]
+    return [
+        AssetRecord(f"{noun}-{variant}", Path(PROCEDURAL, noun, str(variant)), (caption,), (), (noun,), front_axis="+Z")
+        for noun, variant, caption in made
+    ]
 
 
 def _variant_color(noun: str, variant: int) -> str:

@@ -55,11 +55,19 @@ def render_asset(asset: Asset, cameras: Cameras, backend: Backend, supersample: 
 
 
 def lit_rgb(views: AssetViews, cameras: Cameras, ambient: float = 0.5) -> Float[Tensor, "view h w 3"]:
-    """Premultiplied colours under ambient light and one lamp that stands above and to the right of each camera."""
+    """Premultiplied colours under the light of ``shade``."""
+    return views.rgb * shade(views, cameras, ambient)
+
+
+def shade(views: AssetViews, cameras: Cameras, ambient: float = 0.5) -> Float[Tensor, "view h w 1"]:
+    """How much light a surface sends back, in [ambient, 1]: a lamp stands above and to the right of each camera.
+
+    Not weighted by alpha; meaningless where there is nothing.
+    """
     direction = F.normalize(cameras.c2w[:, :3, :3] @ cameras.c2w.new_tensor([0.4, 0.6, 1.0]), dim=-1)
     normal = views.normal / views.alpha.clamp_min(1e-6)
     cosine = (normal * direction[:, None, None]).sum(-1, keepdim=True).clamp(0, 1)
-    return views.rgb * (ambient + (1 - ambient) * cosine)
+    return ambient + (1 - ambient) * cosine
 
 
 def over_background(
