@@ -1,0 +1,145 @@
+"""Which asset goes into which shard: fixed once, before anything is rendered, so that a resumed job is the same job."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydream import config_io
+from raydream.prior.asset_library import (
+    MANIFEST,
+    OBJECT_PATHS,
+    AssetFilter,
+    AssetRecord,
+    read_cap3d_captions,
+    read_manifest_folder,
+    read_objaverse_folder,
+    why_not,
+    with_captions,
+)
+from raydream.prior.exhibit_assets import find_minipack
+from raydream.prior.procedural import PROCEDURAL, procedural_records
+from raydream.prior.render_config import LibraryConfig, RenderJobConfig
+from raydream.prior.views_folder import LEFT_OUT, PLAN, PLAN_ROWS_AT_ONCE, SETTINGS, Files, Plan, open_parquet
+from raydream.prior.views_schema import record_to_json
+
+
+def open_plan(files: Files, config: RenderJobConfig) -> Plan:
+    """The plan in an output folder, made there if it is new.
+
+    Raises ValueError naming ``out`` where the folder holds views of other settings or something else, or a field of
+    ``library`` for what is wrong with that.
+    """
+    if files.exists(SETTINGS):
+        _check_same(config_io.loads(RenderJobConfig, files.read(SETTINGS).decode()), config)
+        _library_folder(config.library)  # a library that is not mounted would turn into a thousand missing files
+    if not files.exists(PLAN):
+        _make_plan(files, config)
+    return Plan(open_parquet(files, PLAN).metadata.num_rows, config.pool.objects_per_shard)
+
+
+def library_records(config: LibraryConfig) -> tuple[list[AssetRecord], dict[str, str]]:
+    """The records to render, by uid, and the uids that were left out with the reason of each.
+
+    Raises ValueError naming ``library.source``, ``library.subsets`` or ``library.captions``.
+    """
+    folder = _library_folder(config)
+    wanted = _subset_uids(config, folder)
+    if folder is None:
+        records = procedural_records()
+    elif (folder / MANIFEST).is_file():
+        records = read_manifest_folder(folder)
+    else:
+        records = read_objaverse_folder(folder, wanted)
+    if config.captions:
+        if not Path(config.captions).is_file():
+            raise ValueError(f"library.captions: there is no file {config.captions}")
+        records = with_captions(records, read_cap3d_captions(Path(config.captions)))
+    rule = _filter(config, wanted)
+    kept: dict[str, AssetRecord] = {}
+    left_out: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: record.uid):
+        reason = "max_objects" if config.max_objects and len(kept) >= config.max_objects else why_not(record, rule)
+        if record.uid in kept:
+            raise ValueError(f"library.source: uid {record.uid!r} stands twice in it")
+        if reason is None:
+            kept[record.uid] = record
+        else:
+            left_out[record.uid] = reason
+    if not kept:
+        raise ValueError(f"library: no asset is left of {len(records)}: {dict(Counter(left_out.values()))}")
+    return list(kept.values()), left_out
+
+
+def _make_plan(files: Files, config: RenderJobConfig) -> None:
+    records, left_out = library_records(config.library)
+    if not files.exists(SETTINGS):
+        try:
+            files.make_empty_root()
+        except OSError as error:
+            raise ValueError(f"out: {error}") from error
+        files.write(SETTINGS, config_io.dumps(config).encode())
+    reasons = {"uid": pa.array(left_out.keys(), pa.string()), "reason": pa.array(left_out.values(), pa.string())}
+    files.write(LEFT_OUT, _parquet_bytes(pa.table(reasons)))
+    lines = {"uid": [record.uid for record in records], "record": [record_to_json(record) for record in records]}
+    files.write(PLAN, _parquet_bytes(pa.table(lines)))  # last: the job begins when there is a plan
+
+
+def _check_same(saved: RenderJobConfig, given: RenderJobConfig) -> None:
+    old, new = config_io.to_json(saved), config_io.to_json(given)
+    for part, settings in new.items():
+        for name, value in settings.items():
+            if value != old[part][name] and name != "workers":
+                raise ValueError(
+                    f"out: it holds views with {part}.{name}={old[part][name]!r}, not {value!r}; take another folder"
+                )
+
+
+def _library_folder(config: LibraryConfig) -> Path | None:
+    """Where the assets lie; None for procedural ones."""
+    if config.source == PROCEDURAL:
+        return None
+    folder = Path(config.source).expanduser().resolve() if config.source else find_minipack()
+    if folder is None or (folder / MANIFEST).is_file() or (folder / OBJECT_PATHS).is_file():
+        return folder
+    raise ValueError(f"library.source: neither {MANIFEST} nor {OBJECT_PATHS} in {folder}")
+
+
+def _subset_uids(config: LibraryConfig, folder: Path | None) -> frozenset[str]:
+    """The uids that are in all subsets; empty where none is named."""
+    if not config.subsets:
+        return frozenset()
+    path = None if folder is None else folder / "subsets.json"
+    if path is None or not path.is_file():
+        raise ValueError(f"library.subsets: there is no subsets.json in {folder or PROCEDURAL}")
+    subsets = json.loads(path.read_text(encoding="utf-8"))
+    for name in config.subsets:
+        if name not in subsets:
+            raise ValueError(f"library.subsets: no {name!r} in {path}; there are {', '.join(sorted(subsets))}")
+    uids = frozenset.intersection(*(frozenset(subsets[name]) for name in config.subsets))
+    if not uids:
+        raise ValueError(f"library.subsets: no asset is in all of {', '.join(config.subsets)}")
+    return uids
+
+
+def _filter(config: LibraryConfig, uids: frozenset[str]) -> AssetFilter:
+    return AssetFilter(
+        uids=uids,
+        any_tags=frozenset(config.any_tags),
+        no_tags=frozenset(config.no_tags),
+        licences=frozenset(config.licences),
+        point_clouds=config.point_clouds,
+        objects_only=config.objects_only,
+        known_front_only=config.known_front_only,
+        min_faces=config.min_faces or None,
+        max_faces=config.max_faces or None,
+        max_bytes=config.max_bytes or None,
+    )
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=PLAN_ROWS_AT_ONCE)
+    return sink.getvalue().to_pybytes()

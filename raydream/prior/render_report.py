@@ -1,0 +1,99 @@
+"""What a rendering job leaves for the person: counts of everything that was dropped, and a sheet of pictures."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from raydream.prior.render_config import ImageKind, ViewConfig
+from raydream.prior.views_folder import (
+    LEFT_OUT,
+    REJECTED_FOLDER,
+    REPORT,
+    SHEET,
+    VIEWS,
+    Files,
+    Plan,
+    open_parquet,
+    shard_name,
+)
+from raydream.prior.views_schema import decode_image
+
+_SHEET_OBJECTS, _SHEET_WIDTH_PX, _SHEET_TILE_PX = 48, 1600, 128
+_GREY = 0.75
+
+
+def write_report(files: Files, plan: Plan, config: ViewConfig) -> dict[str, object]:
+    """Counts the rows that are there, writes ``report.json`` and the contact sheet, returns the report."""
+    left_out = Counter(open_parquet(files, LEFT_OUT).read(["reason"])["reason"].to_pylist())
+    rejected: Counter[str] = Counter()
+    num_views = num_bytes = 0
+    sizes = files.sizes(VIEWS)
+    for shard in range(plan.num_shards):
+        rejected.update(open_parquet(files, shard_name(REJECTED_FOLDER, shard)).read(["reason"])["reason"].to_pylist())
+        num_views += open_parquet(files, shard_name(VIEWS, shard)).metadata.num_rows
+        num_bytes += sizes[shard_name("", shard)[1:]]
+    report: dict[str, object] = {
+        "objects": num_views // config.num_views,
+        "views": num_views,
+        "bytes": num_bytes,
+        "planned": plan.num_objects,
+        "rejected": dict(rejected.most_common()),
+        "left_out_by_filters": dict(left_out.most_common()),
+    }
+    files.write(REPORT, json.dumps(report, indent=2).encode())
+    if num_views:
+        files.write(SHEET, contact_sheet(files, plan, config))
+    return report
+
+
+def contact_sheet(files: Files, plan: Plan, config: ViewConfig) -> bytes:
+    """A PNG of objects from all over the job, each by one of its views in every kind of image there is."""
+    strips = [_strip(row, config) for row in _samples(files, plan, config)]
+    per_line = max(1, _SHEET_WIDTH_PX // strips[0].shape[1])
+    blank = np.full_like(strips[0], 255)
+    strips += [blank] * (-len(strips) % per_line)
+    lines = [np.concatenate(strips[i : i + per_line], axis=1) for i in range(0, len(strips), per_line)]
+    sink = io.BytesIO()
+    Image.fromarray(np.concatenate(lines)).save(sink, "png")
+    return sink.getvalue()
+
+
+def _samples(files: Files, plan: Plan, config: ViewConfig) -> Iterator[dict[ImageKind, np.ndarray]]:
+    """One view each of objects that lie evenly in the plan: another view for each, so that all sides are seen."""
+    step = max(1, plan.num_shards // _SHEET_OBJECTS)
+    per_shard = -(-_SHEET_OBJECTS // len(range(0, plan.num_shards, step)))
+    number = 0
+    for shard in range(0, plan.num_shards, step):
+        rows = open_parquet(files, shard_name(VIEWS, shard))
+        groups = range(0, rows.num_row_groups, max(1, rows.num_row_groups // per_shard))
+        for group in groups[:per_shard]:
+            table = rows.read_row_group(group, columns=list(config.images))
+            if not table.num_rows:
+                continue
+            view = number % table.num_rows
+            yield {kind: table[kind].combine_chunks().to_numpy_ndarray()[view] for kind in config.images}
+            number += 1
+
+
+def _strip(row: dict[ImageKind, np.ndarray], config: ViewConfig) -> np.ndarray:
+    """The images of one view side by side as display bytes."""
+    alpha = decode_image("alpha", row["alpha"]) if "alpha" in row else None
+    tiles = []
+    for kind in config.images:
+        image = decode_image(kind, row[kind])
+        match kind:
+            case "rgb" | "lit" if alpha is not None:
+                image = image + (1 - alpha) * _GREY
+            case "normal":
+                image = (image + 1) / 2
+            case "depth":
+                image = np.where(image > 0, 1.2 - image / max(1e-6, 1.25 * float(image.max())), 0)
+        tile = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+        tile = np.broadcast_to(tile, (*tile.shape[:2], 3))
+        size = (_SHEET_TILE_PX, _SHEET_TILE_PX)
+        tiles.append(np.asarray(Image.fromarray(np.ascontiguousarray(tile)).resize(size, Image.Resampling.BOX)))
+    return np.concatenate(tiles, axis=1)

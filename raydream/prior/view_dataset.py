@@ -1,0 +1,147 @@
+"""Rendered views for training: rows of the shards, and random access by (object, view). Needs neither Ray nor torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raydream import config_io
+from raydream.prior.render_config import ImageKind, RenderJobConfig, ViewConfig
+from raydream.prior.views_folder import PLAN, SETTINGS, VIEWS, Files, Plan, finished_shards, open_parquet, shard_name
+from raydream.prior.views_schema import CAMERA_FIELDS, OBJECT_FIELDS
+from raydream.storage import resolve
+
+_INDEX = "objects.json"
+Column = np.ndarray | list[Any]
+
+
+@dataclass(frozen=True)
+class ViewDataset:
+    """Views that ``pack_views`` laid out as plain arrays, mapped into memory: processes share one copy.
+
+    ``objects[i]`` holds the uid, captions, nouns, ... of an object, ``images[kind]`` ``[object, view, h, w, channel]``
+    as stored (``decode_image`` gives floats); ``cameras`` holds ``c2w [object, view, 4, 4]`` and ``[object, view]``
+    each of ``azimuth_deg``, ``elevation_deg``, ``fov_y_deg`` and ``distance``, float32. All are read-only.
+    """
+
+    objects: tuple[Mapping[str, Any], ...]
+    images: Mapping[ImageKind, np.ndarray]
+    cameras: Mapping[str, np.ndarray]
+    config: ViewConfig
+
+    @property
+    def num_objects(self) -> int:
+        return len(self.objects)
+
+    @property
+    def num_views(self) -> int:
+        return self.config.num_views
+
+
+def open_views(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
+    """A finished job's folder. Raises ValueError naming ``views`` where there is none or shards are missing."""
+    try:
+        files = resolve(uri, None)
+        config = config_io.loads(RenderJobConfig, files.read(SETTINGS).decode())
+        plan = Plan(open_parquet(files, PLAN).metadata.num_rows, config.pool.objects_per_shard)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"views: no rendering job in {uri!r}: {error}") from error
+    num_missing = plan.num_shards - len(finished_shards(files, plan))
+    if num_missing:
+        raise ValueError(
+            f"views: {num_missing} of {plan.num_shards} shards are missing in {uri!r}; finish the job first"
+        )
+    return files, plan, config
+
+
+def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, Column]]:
+    """The rows of one object after the other, by uid: arrays ``[view, ...]`` for numbers and images, else lists.
+
+    ``columns`` empty means all. Raises ValueError naming ``views`` or ``columns``.
+    """
+    files, plan, _ = open_views(uri)
+    for shard in range(plan.num_shards):
+        rows = open_parquet(files, shard_name(VIEWS, shard))
+        for name in columns:
+            if name not in rows.schema_arrow.names:
+                raise ValueError(f"columns: no {name!r} in {uri!r}; there are {', '.join(rows.schema_arrow.names)}")
+        for group in range(rows.num_row_groups):
+            table = rows.read_row_group(group, columns=list(columns) or None)
+            if table.num_rows:
+                yield {name: _values(table[name].combine_chunks()) for name in table.column_names}
+
+
+def pack_views(uri: str, folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:
+    """Lays views out for random access in a local folder, once; later calls open what is there.
+
+    Needs as much disk as the images without compression. Raises ValueError naming ``views``, ``columns``, or
+    ``folder`` where that holds another job's views.
+    """
+    files, plan, config = open_views(uri)
+    fingerprint = hashlib.sha256(files.read(SETTINGS) + files.read(PLAN)).hexdigest()
+    if (folder / _INDEX).is_file():
+        if json.loads((folder / _INDEX).read_text(encoding="utf-8"))["source"] != fingerprint:
+            raise ValueError(f"folder: {folder} holds the views of another job")
+        return open_packed(folder, images)
+    num_objects = sum(open_parquet(files, shard_name(VIEWS, shard)).num_row_groups for shard in range(plan.num_shards))
+    if not num_objects:
+        raise ValueError(f"views: no asset gave any in {uri!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = ("c2w", *CAMERA_FIELDS, *images)
+    about = [field.name for field in OBJECT_FIELDS]
+    arrays: dict[str, np.memmap] = {}
+    objects = []
+    for place, rows in enumerate(iterate_views(uri, ("uid", *about, *kept))):
+        for name in kept:
+            values = np.asarray(rows[name])
+            if name not in arrays:
+                shape = (num_objects, *values.shape)
+                arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
+            arrays[name][place] = values
+        objects.append({name: _plain(rows[name][0]) for name in ("uid", *about)})
+    for array in arrays.values():
+        array.flush()
+    index = {"source": fingerprint, "views": config_io.to_json(config.views), "objects": objects}
+    temporary = folder / f"{_INDEX}.tmp"
+    temporary.write_text(json.dumps(index), encoding="utf-8")
+    os.replace(temporary, folder / _INDEX)  # last: with it the folder is complete
+    return open_packed(folder, images)
+
+
+def open_packed(folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:
+    """What ``pack_views`` left in a folder, which may have come from another machine.
+
+    Raises ValueError naming ``folder``, or ``images`` where a kind was not packed.
+    """
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"folder: no packed views in {folder}: {error}") from error
+    for kind in images:
+        if not (folder / f"{kind}.npy").is_file():
+            raise ValueError(f"images: {kind!r} was not packed into {folder}; pack into another folder")
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("c2w", *CAMERA_FIELDS, *images)}
+    return ViewDataset(
+        objects=tuple(index["objects"]),
+        images={kind: arrays[kind] for kind in images},
+        cameras={name: arrays[name] for name in ("c2w", *CAMERA_FIELDS)},
+        config=config_io.from_json(ViewConfig, index["views"]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _values(column: pa.Array) -> Column:
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return column.to_numpy_ndarray()
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return column.to_numpy()
+    return column.to_pylist()
