@@ -1,0 +1,269 @@
+"""Captions composed of words that are true of a render: its noun, the colour it was given, the side it is seen from.
+
+Every noun and colour is also chosen, counted and held out here, so that training and its gate speak of the same words.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from raydream.camera import ViewBin, view_bins
+from raydream.diffusion.text import VIEW_WORDS
+from raydream.prior.exhibit_assets import CLAUSE_WORDS, COLOUR_WORDS
+from raydream.prior.recolour import COLOURS, Palette, measure_palette
+from raydream.prior.train_config import WordsConfig
+from raydream.prior.view_set import ObjectCard, ViewSet
+
+TEMPLATES = ("a photo of {}", "a DSLR photo of {}", "a 3D model of {}", "a render of {}", "an image of {}")
+# "a snow covered tree" is about the tree, "a man covering the eyes" about the man.
+_ADJECTIVES = frozenset({"covered", "made", "shaped"})
+_MORE_CLAUSES = CLAUSE_WORDS | {"covering", "holding", "spilling", "like", "or", "that", "while"}
+_COMPOUNDS = {("hot", "dog"): "hotdog", ("television", "set"): "television", ("fire", "place"): "fireplace"}
+_PALETTE_PIXELS = 4096
+_SIDE_CONTRAST = 1.5
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The words of a prior. ``held_out`` are (noun, colour) pairs that no training image may show; ``words`` are all
+    that its tokenizer holds as one token.
+    """
+
+    nouns: tuple[str, ...]
+    colours: tuple[str, ...]
+    held_out: tuple[tuple[str, str], ...]
+    aliases: tuple[tuple[str, str], ...]
+    words: tuple[str, ...]
+
+    def dumps(self) -> str:
+        """The lexicon as JSON text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @staticmethod
+    def loads(text: str) -> "Lexicon":
+        """Reads what ``dumps`` wrote."""
+        fields = json.loads(text)
+        nouns, colours, words = (tuple(fields[name]) for name in ("nouns", "colours", "words"))
+        held_out, aliases = (tuple((a, b) for a, b in fields[name]) for name in ("held_out", "aliases"))
+        return Lexicon(nouns, colours, held_out, aliases, words)
+
+    def allows(self, noun: str, colour: str) -> bool:
+        """Whether this pair may be trained."""
+        return (noun, colour) not in self.held_out
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What captions may say of one object of a view set: its noun, its natural colour word, texts of its own.
+
+    ``has_sides`` means that front, side and back are known and look different.
+    """
+
+    index: int
+    noun: str
+    colour: str | None
+    texts: tuple[str, ...]
+    has_sides: bool
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers in [0, 1) that decide one caption, so that captions follow from a generator's state."""
+
+    dropped: float
+    template: float
+    own: float
+    alias: float
+    colour: float
+    view: float
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words, in the singular where a plain English plural is at hand."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    endings = ("ss", "us", "is")
+    return [
+        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(endings) else word for word in words
+    ]
+
+
+def head_noun(text: str) -> str | None:
+    """The object that a phrase is about: the last word of its first clause, compounds as one word."""
+    words = words_of(re.split(r"[,.;:(]", text)[0])
+    clause: list[str] = []
+    for word, following in zip(words, [*words[1:], "of"]):
+        is_adjective = word in _ADJECTIVES and following not in _MORE_CLAUSES
+        if word in _MORE_CLAUSES and clause and not is_adjective:
+            break
+        clause.append(word)
+    if not clause:
+        return None
+    return _COMPOUNDS.get((clause[-2], clause[-1]), clause[-1]) if len(clause) > 1 else clause[-1]
+
+
+def object_nouns(card: ObjectCard, aliases: Iterable[tuple[str, str]]) -> set[str]:
+    """The nouns of an object by its first caption and its categories, each alias as the word it stands for."""
+    heads = {head_noun(text) for text in (*card.captions[:1], *card.nouns)}
+    canonical = dict(aliases)
+    return {canonical.get(noun, noun) for noun in heads if noun}
+
+
+def make_lexicon(views: ViewSet, palette: Palette, config: WordsConfig) -> Lexicon:
+    """Chooses nouns, held-out pairs and vocabulary from the objects whose licence the settings accept.
+
+    Raises ValueError about ``nouns`` or ``min_assets`` where there is nothing to choose from.
+    """
+    accepted = [index for index, card in enumerate(views.objects) if card.licence in config.licences]
+    cards = [views.objects[index] for index in accepted]
+    counts = Counter(noun for card in cards for noun in object_nouns(card, config.aliases))
+    missing = [noun for noun in config.nouns if counts[noun] < 2]
+    if missing:
+        raise ValueError(f"nouns: fewer than 2 assets with an accepted licence are called {', '.join(missing)}")
+    left_out = {*config.left_out, *COLOUR_WORDS}
+    frequent = [noun for noun, count in counts.most_common() if count >= config.min_assets and noun not in left_out]
+    nouns = config.nouns or tuple(frequent[: config.max_nouns or None])
+    if not nouns:
+        raise ValueError(
+            f"min_assets: no noun has {config.min_assets} assets; the most frequent are {counts.most_common(5)}"
+        )
+    natural: Counter[tuple[str, str]] = Counter()
+    for index in accepted:
+        for noun in object_nouns(views.objects[index], config.aliases):
+            natural[noun, palette.word(index, 0.3) or ""] += 1
+    held_out = tuple(
+        (noun, colour)
+        for noun in nouns
+        for colour in sorted(COLOURS, key=lambda colour: (natural[noun, colour], _hash(noun, colour)))[
+            : config.held_out_per_noun
+        ]
+    )
+    aliases = tuple(pair for pair in config.aliases if pair[1] in nouns)
+    texts = [text for card in cards if object_nouns(card, config.aliases) & set(nouns) for text in card.captions[:2]]
+    return Lexicon(nouns, COLOURS, held_out, aliases, _vocabulary(nouns, aliases, texts))
+
+
+def _vocabulary(nouns: Sequence[str], aliases: Sequence[tuple[str, str]], texts: Iterable[str]) -> tuple[str, ...]:
+    """Words that captions use: nouns, colours, views and templates always, an asset's own words from 3 uses up."""
+    spoken = " ".join([*TEMPLATES, *VIEW_WORDS.values(), "a an the with on in"])
+    counts = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
+    own = {word for word, count in counts.items() if count >= 3 and len(word) > 1}
+    needed = {*nouns, *(alias for alias, _ in aliases), *COLOURS, *re.findall(r"[a-z]+", spoken.lower())}
+    return tuple(sorted(needed | own))
+
+
+def describe(views: ViewSet, palette: Palette, lexicon: Lexicon, config: WordsConfig) -> list[Subject]:
+    """The objects that can be trained, each with the rarest of its nouns (an armchair is no mere chair)."""
+    counts = Counter(noun for card in views.objects for noun in object_nouns(card, config.aliases))
+    subjects = []
+    for index, card in enumerate(views.objects):
+        nouns = sorted(object_nouns(card, config.aliases) & set(lexicon.nouns), key=lambda noun: (counts[noun], noun))
+        if not nouns or card.licence not in config.licences:
+            continue
+        texts = tuple(text for text in card.captions[1:2] if not COLOUR_WORDS & set(words_of(text)))
+        has_sides = card.front_known and looks_different_sideways(views, index)
+        subjects.append(Subject(index, nouns[0], palette.word(index), texts, has_sides))
+    return subjects
+
+
+def split_subjects(subjects: Sequence[Subject], views: ViewSet, share: float) -> tuple[list[Subject], list[Subject]]:
+    """Training and held-out objects: of each noun a share, at least one, always the same ones."""
+    by_noun: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        by_noun.setdefault(subject.noun, []).append(subject)
+    held_out: set[int] = set()
+    for members in by_noun.values():
+        ordered = sorted(members, key=lambda subject: _hash(views.objects[subject.index].uid))
+        count = min(max(1, round(share * len(ordered))), len(ordered) - 1)
+        held_out |= {subject.index for subject in ordered[:count]}
+    return (
+        [subject for subject in subjects if subject.index not in held_out],
+        [subject for subject in subjects if subject.index in held_out],
+    )
+
+
+def object_palette(views: ViewSet) -> Palette:
+    """The main colours of all objects as they are rendered."""
+    parts = [_pixels(views, index) for index in range(views.num_objects)]
+    palettes = [measure_palette(rgb[None], weight[None]) for rgb, weight in parts]
+    return Palette(*(torch.cat([getattr(p, name) for p in palettes]) for name in ("lab", "share", "colour")))
+
+
+def _pixels(views: ViewSet, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An even choice of an object's covered pixels: albedo that is not premultiplied, and coverage."""
+    rgb, alpha = views.rgb[index].reshape(-1, 3), views.alpha[index].reshape(-1)
+    covered = torch.nonzero(alpha > 100)[:, 0]
+    chosen = covered[torch.linspace(0, max(len(covered) - 1, 0), min(len(covered), _PALETTE_PIXELS)).long()]
+    if not len(chosen):
+        return torch.zeros(1, 3), torch.zeros(1)
+    weight = alpha[chosen].float() / 255
+    return (rgb[chosen].float() / 255 / weight[:, None]).clamp(0, 1), weight
+
+
+def looks_different_sideways(views: ViewSet, index: int) -> bool:
+    """Whether an object's sides differ from its front and back clearly more than each of these from its like.
+
+    Compares how colours and coverage vary along the image's horizontal, mirrored or not: that hardly depends on the
+    elevation, which the views do not share.
+    """
+    bins = view_bins(views.azimuth_deg[index], views.elevation_deg[index])
+    image = torch.cat([views.rgb[index], views.alpha[index]], dim=-1).float()
+    profile = image.sum(1) / image[..., 3].sum(dim=(1, 2))[:, None, None].clamp_min(1)
+    mirrored = profile.flip(1)
+    distance = torch.minimum(_spread(profile, profile), _spread(profile, mirrored))
+    distance.fill_diagonal_(float("inf"))
+    lengthwise = torch.tensor([side in ("front", "back") for side in bins])
+    sideways = torch.tensor([side == "side" for side in bins])
+    if lengthwise.sum() < 3 or sideways.sum() < 3:
+        return False
+    across = distance[sideways][:, lengthwise].amin(1).mean()
+    along = (distance[sideways][:, sideways].amin(1).mean() + distance[lengthwise][:, lengthwise].amin(1).mean()) / 2
+    return bool(across > _SIDE_CONTRAST * along)
+
+
+def _spread(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(first.flatten(1), second.flatten(1), p=1)
+
+
+def side_of(subject: Subject, azimuth_deg: float, elevation_deg: float) -> ViewBin | None:
+    """The view word that is true of a render: overhead for anything, the others where an object has sides."""
+    side = view_bins(torch.tensor([azimuth_deg]), torch.tensor([elevation_deg]))[0]
+    return side if subject.has_sides or side == "overhead" else None
+
+
+def phrase(noun: str, colour: str | None = None, side: ViewBin | None = None) -> str:
+    """ "a red chair, front view"."""
+    words = f"{colour} {noun}" if colour else noun
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}{VIEW_WORDS[side] if side else ''}"
+
+
+def compose(
+    subject: Subject, colour: str | None, recoloured: bool, side: ViewBin | None, draw: Draw, words: WordsConfig
+) -> str:
+    """The caption of one training render; empty where it is dropped for classifier-free guidance.
+
+    A colour that was given is always told, a natural one sometimes; an asset's own text stands in where nothing was
+    changed about it.
+    """
+    if draw.dropped < words.dropout:
+        return ""
+    told_side = side if draw.view < words.view_probability else None
+    if draw.own < words.own_caption_probability and subject.texts and not recoloured:
+        return subject.texts[0] + (VIEW_WORDS[told_side] if told_side else "")
+    aliases = [alias for alias, noun in words.aliases if noun == subject.noun]
+    told_noun = subject.noun
+    if aliases and draw.alias < 0.25:
+        told_noun = aliases[int(draw.alias / 0.25 * len(aliases))]
+    told_colour = colour if recoloured or draw.colour < words.natural_colour_probability else None
+    text = phrase(told_noun, told_colour)
+    if draw.template < words.template_probability:
+        text = TEMPLATES[int(draw.template / words.template_probability * len(TEMPLATES))].format(text)
+    return text + (VIEW_WORDS[told_side] if told_side else "")
+
+
+def _hash(*words: str) -> str:
+    return hashlib.blake2b("/".join(words).encode(), digest_size=8).hexdigest()

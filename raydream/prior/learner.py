@@ -1,0 +1,149 @@
+"""What a training stage holds and keeps: parameters, their running average, the optimiser, the step; and the team."""
+
+import copy
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import safetensors.torch
+import torch
+import torch.distributed as distributed
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from raydream.prior.train_config import StageSettings
+
+_LOWEST_RATE = 0.05
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The workers that train one model; for more than one, ``torch.distributed`` is set up already."""
+
+    rank: int = 0
+    size: int = 1
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces each tensor by its mean over the team, in one message."""
+        if self.size == 1:
+            return
+        tensors = list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        distributed.all_reduce(flat)
+        for tensor, mean in zip(tensors, (flat / self.size).split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(mean.view_as(tensor))
+
+    def largest(self, values: list[float], device: torch.device) -> list[float]:
+        """Each value's maximum over the team, so that all workers decide the same."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, device=device)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return tensor.tolist()
+
+
+def learning_rate(settings: StageSettings, step: int, elapsed_s: float) -> float:
+    """The rate at a step: a linear warm-up, then a cosine over ``progress`` to a twentieth."""
+    warm = min(1.0, (step + 1) / max(settings.warm_up_steps, 1))
+    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress(settings, step, elapsed_s)))
+    return settings.lr * warm * (_LOWEST_RATE + (1 - _LOWEST_RATE) * cosine)
+
+
+def progress(settings: StageSettings, step: int, elapsed_s: float) -> float:
+    """The finished share of a stage, by steps or by its minutes, whichever is further; 1 and more is done."""
+    by_time = elapsed_s / (60 * settings.minutes) if settings.minutes else 0.0
+    return max(step / settings.num_steps, by_time)
+
+
+class Learner(Generic[ModuleT]):
+    """One stage's module in training. ``ema`` is what is used afterwards."""
+
+    def __init__(self, module: ModuleT, settings: StageSettings) -> None:
+        self.module, self.settings = module, settings
+        self.ema = copy.deepcopy(module).eval().requires_grad_(False)
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        fused = all(p.device.type in ("cpu", "cuda") for p in self.parameters)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=fused
+        )
+        self.step, self.elapsed_s = 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        return progress(self.settings, self.step, self.elapsed_s)
+
+    def update(self, loss_of: Callable[[], Tensor], team: Team) -> float:
+        """One step of the optimiser on the team's mean gradient; returns this worker's loss.
+
+        A loss that is not finite raises ``FloatingPointError`` before it can touch the parameters.
+        """
+        rate = learning_rate(self.settings, self.step, self.elapsed_s)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_of()
+        loss.backward()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        team.average(gradients)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient is {float(norm)} at step {self.step}")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._average()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        averages: list[Tensor] = list(self.ema.parameters())
+        values: list[Tensor] = list(self.module.parameters())
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+    def save(self, path: Path) -> None:
+        """Writes everything that the next step depends on; the file is whole or absent."""
+        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        for index, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{index}.{name}"] = value
+        write_tensors(path, tensors, {"step": float(self.step), "elapsed_s": self.elapsed_s})
+
+    def restore(self, path: Path) -> None:
+        """Continues from what ``save`` wrote; ValueError naming ``out`` if it belongs to another model."""
+        tensors, facts = read_tensors(path)
+        self.step, self.elapsed_s = int(facts["step"]), float(facts["elapsed_s"])
+        try:
+            self.module.load_state_dict(_below(tensors, "module."))
+            self.ema.load_state_dict(_below(tensors, "ema."))
+        except RuntimeError as error:
+            raise ValueError(f"out: {path} is a checkpoint of another model: {error}") from error
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, float]) -> None:
+    """A safetensors file that appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    # a model may hold one tensor under two names; the file format wants copies
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(plain, part, metadata={"facts": json.dumps(dict(facts))})
+    os.replace(part, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What ``write_tensors`` wrote."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

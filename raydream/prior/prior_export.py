@@ -1,0 +1,79 @@
+"""A trained prior as a folder that diffusers' ``StableDiffusionPipeline`` loads unmodified, and pictures of samples."""
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from raydream.prior.prior_models import LEXICON, PriorModels
+from raydream.prior.word_tokenizer import save_tokenizer
+
+MAX_BYTES = 25_000_000
+
+
+def export_prior(models: PriorModels, folder: Path) -> int:
+    """Writes the prior in float16 and returns its size in bytes; an older one in the same place gives way at the end.
+
+    Raises ValueError naming ``unet.channels`` where it would be larger than what may ship.
+    """
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for module, name in ((models.vae, "vae"), (models.unet, "unet"), (models.text_encoder, "text_encoder")):
+        copy.deepcopy(module).half().save_pretrained(part / name)
+    _name_dtype(part / "text_encoder" / "config.json")
+    save_tokenizer(models.tokenizer, models.lexicon.words, part / "tokenizer")
+    models.scheduler.save_pretrained(part / "scheduler")
+    (part / LEXICON).write_text(models.lexicon.dumps() + "\n", encoding="utf-8")
+    (part / "model_index.json").write_text(json.dumps(_model_index(), indent=2) + "\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        raise ValueError(f"unet.channels: the prior takes {size} bytes, more than {MAX_BYTES}")
+    if (folder / "README.md").is_file():
+        shutil.copy(folder / "README.md", part)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return size
+
+
+def save_grid(images: Float[Tensor, "view 3 h w"], path: Path, columns: int) -> None:
+    """Images in [-1, 1] as one PNG, row by row."""
+    view, _, height, width = images.shape
+    rows = -(-view // columns)
+    canvas = torch.ones(rows * columns, 3, height, width)
+    canvas[:view] = images.detach().float().cpu().clamp(-1, 1)
+    sheet = canvas.view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2).reshape(rows * height, -1, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(((sheet + 1) * 127.5).round().byte().numpy()).save(path)
+
+
+def _name_dtype(path: Path) -> None:
+    """Has transformers load its part in float32 unless asked otherwise, as diffusers loads the others."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_index() -> dict[str, Any]:
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

@@ -1,0 +1,297 @@
+"""Trains a text-to-image prior in two stages: a VAE, then text encoder and UNet on its latents. No Ray in here.
+
+Everything lies in one folder: ``config.json``, ``lexicon.json``, a checkpoint of each stage, ``metrics.jsonl``,
+``samples/*.png`` and, from the first save of the second stage on, ``prior/``: the finished Stable Diffusion folder.
+"""
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from raydream import config_io, seeds
+from raydream.precision import arithmetic
+from raydream.prior.batches import BatchMaker
+from raydream.prior.captions import Lexicon, describe, make_lexicon, object_palette, split_subjects
+from raydream.prior.learner import Learner, ModuleT, Team
+from raydream.prior.prior_export import export_prior, save_grid
+from raydream.prior.prior_models import LEXICON, PriorModels, build_models, build_vae, normalise_latents, sample_latents
+from raydream.prior.train_config import StageSettings, TrainConfig
+from raydream.prior.view_set import ViewSet
+
+CONFIG, METRICS, SAMPLES, PRIOR = "config.json", "metrics.jsonl", "samples", "prior"
+_LATENT_IMAGES = 512
+_GRID_COLUMNS = 10
+
+Report = Callable[[Mapping[str, float | str]], None]
+
+
+@dataclass(frozen=True)
+class TrainSets:
+    """Makers of training and of held-out batches, over different objects."""
+
+    train: BatchMaker
+    held_out: BatchMaker
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where one process trains and whom it tells; ``should_stop`` is asked between steps."""
+
+    out: Path
+    device: torch.device
+    team: Team
+    report: Report
+    should_stop: Callable[[], bool]
+
+
+def make_sets(views: ViewSet, config: TrainConfig, device: torch.device) -> TrainSets:
+    """Chooses words and splits the objects; the same views and settings give the same sets anywhere."""
+    palette = object_palette(views)
+    lexicon = make_lexicon(views, palette, config.words)
+    subjects = describe(views, palette, lexicon, config.words)
+    train, held_out = split_subjects(subjects, views, config.words.held_out_assets)
+
+    def maker(chosen: list) -> BatchMaker:
+        return BatchMaker.build(views, chosen, palette, lexicon, config.look, config.words, config.seed, device)
+
+    return TrainSets(maker(train), maker(held_out))
+
+
+def train_prior(
+    views: ViewSet,
+    config: TrainConfig,
+    out: Path,
+    device: torch.device,
+    team: Team,
+    report: Report,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Trains, or goes on training, the prior in folder ``out``; True when both stages are finished.
+
+    Run it again with the same settings after any interruption. ValueError names ``out`` where it holds a training with
+    other settings than the stages' lengths and paces.
+    """
+    torch.set_num_threads(config.num_threads)
+    out.mkdir(parents=True, exist_ok=True)
+    with _lock(out) if team.rank == 0 else nullcontext():
+        config = _checked(config, out, team)
+        session = Session(out, device, team, report, should_stop)
+        sets = make_sets(views, config, device)
+        _check_lexicon(sets.train.lexicon, out, team)
+        vae = _train_vae(sets, config, session)
+        return vae is not None and _train_unet(vae, sets, config, session)
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Held by the one process that writes to the folder; it goes with the process, however that dies."""
+    with (out / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"out: another process trains in {out}") from error
+        yield
+
+
+def _train_vae(sets: TrainSets, config: TrainConfig, session: Session) -> AutoencoderKL | None:
+    """The finished VAE with normalised latents; None if the session had to stop before."""
+    with _same_start(config.seed):
+        vae = build_vae(config.vae)
+        vae.to(session.device)  # type: ignore[arg-type]
+    learner = Learner(vae, config.vae.stage)
+
+    def loss(step: int) -> Tensor:
+        return _vae_loss(vae, sets, config, session, step)
+
+    if not _train_stage("vae", learner, loss, config, session, lambda: _show_vae(learner, sets, session)):
+        return None
+    normalise_latents(learner.ema, sets.train.batch(_LATENT_IMAGES, "latent statistics", 0, 0).images)
+    return learner.ema
+
+
+@contextmanager
+def _same_start(seed: int) -> Iterator[None]:
+    """Every worker, and every resumed one, builds the same first weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _train_unet(vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, session: Session) -> bool:
+    image_px = sets.train.pixels.shape[2]
+    with _same_start(config.seed):
+        models = build_models(config.unet, vae, image_px, sets.train.lexicon)
+    parts = nn.ModuleDict({"unet": models.unet, "text_encoder": models.text_encoder}).to(session.device)
+    learner = Learner(parts, config.unet.stage)
+    unet, text_encoder = learner.ema["unet"], learner.ema["text_encoder"]
+    assert isinstance(unet, UNet2DConditionModel)
+    assert isinstance(text_encoder, CLIPTextModel)
+    averaged = replace(models, unet=unet, text_encoder=text_encoder)
+
+    def show() -> None:
+        export_prior(averaged, session.out / PRIOR)
+        prompts = grid_prompts(averaged)
+        generator = seeds.generator(config.seed, "grid", 0, 0)
+        latents = sample_latents(averaged, prompts, config.gate.cfg_scale, config.gate.sample_steps, generator)
+        save_grid(averaged.decode(latents), session.out / SAMPLES / f"unet_{learner.step:07d}.png", _GRID_COLUMNS)
+
+    def loss(step: int) -> Tensor:
+        return _unet_loss(models, sets, config, session, step)
+
+    done = _train_stage("unet", learner, loss, config, session, show)
+    if session.team.rank == 0 and not done and learner.step > 0:
+        export_prior(averaged, session.out / PRIOR)
+    return done
+
+
+def grid_prompts(models: PriorModels) -> list[str]:
+    """Up to 40 prompts over the prior's nouns, with every colour and some pairs that were never trained."""
+    lexicon = models.lexicon
+    nouns = [lexicon.nouns[i * len(lexicon.nouns) // 20] for i in range(min(20, len(lexicon.nouns)))]
+    plain = [f"a {noun}" for noun in nouns]
+    coloured = [f"a {lexicon.colours[i % len(lexicon.colours)]} {noun}" for i, noun in enumerate(nouns)]
+    return plain + coloured
+
+
+def _train_stage(
+    name: str,
+    learner: Learner[ModuleT],
+    loss: Callable[[int], Tensor],
+    config: TrainConfig,
+    session: Session,
+    show: Callable[[], None],
+) -> bool:
+    """Steps until the stage is done (True) or the session must stop (False); a checkpoint is left either way."""
+    checkpoint = session.out / f"{name}.safetensors"
+    if checkpoint.is_file():
+        learner.restore(checkpoint)
+    leads = session.team.rank == 0
+    before_s, started = learner.elapsed_s, time.monotonic()
+    saved = shown = logged = started
+    logged_step = learner.step
+    stop = False
+    while learner.progress < 1 and not stop:
+        value = learner.update(lambda: loss(learner.step), session.team)
+        now = time.monotonic()
+        elapsed = before_s + now - started
+        agreed = session.team.largest([elapsed, float(session.should_stop())], session.device)
+        learner.elapsed_s, stop = agreed[0], agreed[1] > 0
+        if learner.step % config.log_every_steps == 0:
+            speed = (learner.step - logged_step) * learner.settings.batch_size * session.team.size / (now - logged)
+            logged, logged_step = now, learner.step
+            _log(name, learner, value, speed, session)
+        if leads and now - saved > config.save_every_s:
+            learner.save(checkpoint)
+            saved = time.monotonic()
+        if leads and now - shown > config.sample_every_s:
+            show()
+            shown = time.monotonic()
+    if leads and learner.step > 0:
+        learner.save(checkpoint)
+    if leads and not stop and before_s < learner.elapsed_s:
+        show()
+    return not stop
+
+
+def _log(name: str, learner: Learner[ModuleT], loss: float, samples_per_s: float, session: Session) -> None:
+    row: dict[str, float | str] = {
+        "stage": name,
+        "step": learner.step,
+        "progress": round(learner.progress, 4),
+        "loss": loss,
+        "lr": learner.optimizer.param_groups[0]["lr"],
+        "samples_per_s": round(samples_per_s, 2),
+        "elapsed_s": round(learner.elapsed_s, 1),
+    }
+    if session.team.rank == 0:
+        with (session.out / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    session.report(row)
+
+
+def _vae_loss(vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, session: Session, step: int) -> Tensor:
+    settings, rank = config.vae, session.team.rank
+    images = sets.train.batch(settings.stage.batch_size, "vae batch", rank, step).images
+    noise = seeds.generator(config.seed, "vae noise", rank, step)
+    with arithmetic(config.bfloat16, session.device):
+        posterior = vae.encode(images).latent_dist
+        draw = torch.randn(posterior.mean.shape, generator=noise).to(images)
+        answer = vae.decode(posterior.mean + posterior.std * draw).sample
+    difference = answer.float() - images
+    mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return difference.square().mean() + settings.l1_weight * difference.abs().mean() + settings.kl_weight * divergence
+
+
+def _unet_loss(models: PriorModels, sets: TrainSets, config: TrainConfig, session: Session, step: int) -> Tensor:
+    size, rank = config.unet.stage.batch_size, session.team.rank
+    batch = sets.train.batch(size, "unet batch", rank, step)
+    generator = seeds.generator(config.seed, "unet noise", rank, step)
+    # stratified: each batch covers all noise levels, which takes most of the scatter out of the loss
+    t = ((torch.arange(size) + torch.rand(size, generator=generator)) * (1000 / size)).long().clamp_max(999)
+    with arithmetic(config.bfloat16, session.device):
+        latents = models.encode_images(batch.images)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        text = models.encode_text(list(batch.captions))
+        return models.v_loss(latents, text, t.to(session.device), noise).mean()
+
+
+def _show_vae(learner: Learner[AutoencoderKL], sets: TrainSets, session: Session) -> None:
+    """Held-out images above their reconstructions, and the PSNR in the metrics."""
+    images = sets.held_out.batch(2 * _GRID_COLUMNS, "vae grid", 0, 0).images
+    with torch.no_grad():
+        answer = learner.ema.encode(images).latent_dist.mean
+        answer = learner.ema.decode(answer).sample.clamp(-1, 1)
+    psnr_db = float(-10 * torch.log10(F.mse_loss(answer / 2, images / 2)))
+    with (session.out / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"stage": "vae", "step": learner.step, "held_out_psnr_db": round(psnr_db, 2)}) + "\n")
+    pairs = torch.cat([part for rows in zip(images.split(_GRID_COLUMNS), answer.split(_GRID_COLUMNS)) for part in rows])
+    save_grid(pairs, session.out / SAMPLES / f"vae_{learner.step:07d}.png", _GRID_COLUMNS)
+
+
+def _checked(config: TrainConfig, out: Path, team: Team) -> TrainConfig:
+    """Writes the settings, or makes sure that only lengths and paces differ from those that are there."""
+    path = out / CONFIG
+    if path.is_file():
+        saved = config_io.loads(TrainConfig, path.read_text(encoding="utf-8"))
+        if _essence(saved) != _essence(config):
+            raise ValueError(
+                f"out: {out} holds a prior with other words, looks or models; give another folder, or change only "
+                "vae.stage.*, unet.stage.*, gate.* and how often it is saved"
+            )
+    if team.rank == 0:
+        path.write_text(config_io.dumps(config) + "\n", encoding="utf-8")
+    return config
+
+
+def _check_lexicon(lexicon: Lexicon, out: Path, team: Team) -> None:
+    """Writes the words, or makes sure that these views still give the same ones: tokens must keep their meaning."""
+    path = out / LEXICON
+    if path.is_file() and Lexicon.loads(path.read_text(encoding="utf-8")) != lexicon:
+        raise ValueError(f"views: they give other words than those that {out} was begun with")
+    if team.rank == 0:
+        path.write_text(lexicon.dumps() + "\n", encoding="utf-8")
+
+
+def _essence(config: TrainConfig) -> TrainConfig:
+    """The settings that a training in progress cannot change."""
+    plain, stage = TrainConfig(), StageSettings(1, 1, 1.0)
+    return replace(
+        plain,
+        seed=config.seed,
+        words=config.words,
+        look=config.look,
+        vae=replace(config.vae, stage=stage),
+        unet=replace(config.unet, stage=stage),
+    )
