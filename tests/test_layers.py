@@ -1,0 +1,386 @@
+"""The architecture, checked from the syntax trees: who may import whom, and the rules of the house that can be counted.
+
+Read ``LAYERS`` from the top: each line may import the lines above it (and modules of its own line), and of other
+people's packages only those that it names. A new module needs a line; the place where it fits says what it is.
+"""
+
+import ast
+import builtins
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LAYERS: dict[str, list[tuple[str, str]]] = {
+    "L0: settings, run folder and words for people; no torch": [
+        ("raydream raydream.*.__init__", ""),
+        ("raydream.schedule", ""),
+        ("raydream.config", ""),
+        ("raydream.config_io raydream.presets", ""),
+        ("raydream.storage raydream.store", "pyarrow"),
+        ("raydream.cli", ""),
+        ("raydream.tensors", "numpy safetensors"),
+        ("raydream.tensorboard", "numpy PIL tensorboardX"),
+        ("raydream.chart raydream.progress raydream.report_style raydream.report", "numpy jaxtyping PIL rich"),
+        ("raydream.runtime raydream.distill.recovery", ""),
+        ("raydream.diffusion.prior_files", "huggingface_hub"),
+        ("raydream.prior.asset_error raydream.prior.asset_library", ""),
+        ("raydream.prior.render_config raydream.prior.train_config", ""),
+        ("raydream.prior.views_schema raydream.prior.views_folder", "numpy pyarrow"),
+    ],
+    "L1: tensors and pure functions": [
+        ("raydream.types", "jaxtyping torch"),
+        ("raydream.seeds raydream.precision", "torch"),
+        ("raydream.camera", "jaxtyping torch"),
+        ("raydream.backend.layout", ""),
+        ("raydream.backend.reference", "jaxtyping torch"),
+        ("raydream.backend.cpu raydream.backend.cpu_*", "jaxtyping numba numpy torch"),
+        ("raydream.backend.cuda raydream.backend.cuda_kernels", "jaxtyping torch triton"),
+        ("raydream.backend", "torch"),
+        ("raydream.diffusion.guidance", "jaxtyping torch"),
+        ("raydream.scene.losses", "jaxtyping torch"),
+        ("raydream.prior.ccm raydream.prior.recolour", "jaxtyping torch"),
+    ],
+    "L2: scenes, denoisers and assets": [
+        ("raydream.scene.background raydream.scene.occupancy", "jaxtyping torch"),
+        ("raydream.scene.field", "jaxtyping torch"),
+        ("raydream.scene.nerf", "jaxtyping torch"),
+        ("raydream.scene.isosurface", "fast_simplification jaxtyping numpy skimage torch trimesh"),
+        ("raydream.scene.texture", "jaxtyping numpy scipy torch xatlas"),
+        ("raydream.scene.export", "imageio_ffmpeg jaxtyping numpy PIL torch trimesh"),
+        ("raydream.diffusion.analytic", "jaxtyping torch"),
+        ("raydream.diffusion.latent", "jaxtyping torch"),
+        ("raydream.diffusion.vae", "diffusers jaxtyping torch"),
+        ("raydream.diffusion.codec", "torch"),
+        ("raydream.diffusion.text", "jaxtyping torch transformers"),
+        ("raydream.diffusion.denoiser raydream.diffusion.small_unet", "diffusers jaxtyping torch"),
+        ("raydream.diffusion.lora", "diffusers jaxtyping peft torch"),
+        ("raydream.prior.asset raydream.prior.asset_parts", "jaxtyping numpy PIL torch"),
+        ("raydream.prior.gltf_file raydream.prior.gltf raydream.prior.procedural", "numpy"),
+        ("raydream.prior.assets", "numpy PIL trimesh"),
+        ("raydream.prior.raster raydream.prior.shade_cpu", "jaxtyping numba numpy torch"),
+        ("raydream.prior.exhibit_assets raydream.prior.exhibit", "jaxtyping torch"),
+    ],
+    "L3: workers, plain classes without ray": [
+        ("raydream.distill.snapshot raydream.distill.messages", "jaxtyping numpy torch"),
+        ("raydream.distill.prior", "jaxtyping torch"),
+        ("raydream.distill.artefacts", "numpy torch"),
+        ("raydream.distill.particle raydream.distill.score", "jaxtyping numpy torch"),
+        ("raydream.prior.render_views raydream.prior.render_child", "jaxtyping numpy pyarrow torch"),
+        ("raydream.prior.render_plan raydream.prior.render_shard raydream.prior.render_report", "numpy PIL pyarrow"),
+        ("raydream.prior.view_dataset raydream.prior.view_set", "jaxtyping numpy PIL pyarrow torch"),
+        ("raydream.prior.captions raydream.prior.word_tokenizer", "torch transformers"),
+        ("raydream.prior.batches raydream.prior.learner", "jaxtyping safetensors torch"),
+        ("raydream.prior.prior_models raydream.prior.prior_export", "diffusers jaxtyping PIL torch transformers"),
+        (
+            "raydream.prior.gate raydream.prior.train raydream.prior.model_card",
+            "diffusers jaxtyping torch transformers",
+        ),
+    ],
+    "L4: cluster and whole runs": [
+        ("raydream.ray_runtime", "ray torch"),
+        ("raydream.distill.loop", "numpy"),
+        ("raydream.distill.watch", "numpy"),
+        ("raydream.distill.pipeline", ""),
+        ("raydream.prior.render_pool", "ray"),
+        ("raydream.prior.train_job", "ray torch"),
+        ("raydream.prior.render_benchmark", "embreex moderngl numpy open3d torch"),
+        ("raydream.launch", ""),
+        ("raydream.bench.*", "numpy psutil rich torch"),
+    ],
+    "edges: arguments in, one call": [("jobs.*", "")],
+}
+MAY_CATCH_EVERYTHING = {
+    "raydream.runtime.LocalRuntime._run": "what a process boundary would do",
+    "raydream.ray_runtime._Host.call": "told in words: the exception's class may not survive the way to the driver",
+    "raydream.prior.assets.load_trimesh_parts": "another library's parser on a stranger's file",
+    "raydream.prior.render_child.main": "the process that is there to fail on a stranger's file",
+}
+MAX_FUNCTION_LINES, MAX_FILE_LINES, MAX_JOB_LINES = 60, 400, 60
+OTHER_PEOPLES_BASES = {"Protocol", "Exception", "nn.Module", "torch.nn.Module", "torch.autograd.Function", "Generic"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+# --- reading the tree -----------------------------------------------------------------------------------------------
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name to file; a package's own file that only has a docstring is ``package.__init__``."""
+    found = {}
+    for path in sorted([*ROOT.glob("raydream/**/*.py"), *ROOT.glob("jobs/*.py")]):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        package = name.removesuffix(".__init__")
+        has_code = name != package and len(tree_of(path).body) > 1
+        found[package if has_code or package == "raydream" else name] = path
+    return found
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def lines() -> list[tuple[str, frozenset[str]]]:
+    return [(names, frozenset(packages.split())) for layer in LAYERS.values() for names, packages in layer]
+
+
+@cache
+def line_of(module: str) -> int | None:
+    """The line of the table that names a module; an exact name goes before a pattern."""
+    exact = [i for i, (names, _) in enumerate(lines()) if module in names.split()]
+    return next(iter(exact + [i for i, (names, _) in enumerate(lines()) if _matches(module, names)]), None)
+
+
+def _matches(module: str, names: str) -> bool:
+    return any(fnmatchcase(module, name) for name in names.split())
+
+
+def imports_of(module: str, only_at_import: bool = False) -> set[str]:
+    """Everything that a module imports by its full name, inside functions too unless ``only_at_import``.
+
+    What stands under ``if TYPE_CHECKING`` counts as inside a function: it does not run.
+    """
+    skipped = (ast.FunctionDef, ast.AsyncFunctionDef) if only_at_import else ()
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{module}: relative import in line {child.lineno}"
+                yield from (resolve(child.module or "", alias.name) for alias in child.names)
+            elif isinstance(child, ast.If) and only_at_import and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            elif not isinstance(child, skipped):
+                yield from walk(child)
+
+    return set(walk(tree_of(modules()[module])))
+
+
+def resolve(package: str, name: str) -> str:
+    """``from package import name`` is a module of ours, or something inside one."""
+    return f"{package}.{name}" if f"{package}.{name}" in modules() else package
+
+
+def our_imports(module: str, only_at_import: bool = False) -> set[str]:
+    return {name for name in imports_of(module, only_at_import) if name.split(".")[0] in ("raydream", "jobs")}
+
+
+def foreign_packages(module: str, only_at_import: bool = False) -> set[str]:
+    top = {name.split(".")[0] for name in imports_of(module, only_at_import)}
+    return top - set(sys.stdlib_module_names) - {"raydream", "jobs"}
+
+
+def functions(module: str) -> Iterator[tuple[str, Function]]:
+    """All functions and methods with their full names."""
+
+    def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, Function]]:
+        for child in ast.iter_child_nodes(node):
+            named = isinstance(child, Function | ast.ClassDef)
+            name = f"{prefix}.{child.name}" if isinstance(child, Function | ast.ClassDef) else prefix
+            if isinstance(child, Function):
+                yield name, child
+            yield from walk(child, name if named else prefix)
+
+    return walk(tree_of(modules()[module]), module)
+
+
+def classes(module: str) -> list[ast.ClassDef]:
+    return [node for node in ast.walk(tree_of(modules()[module])) if isinstance(node, ast.ClassDef)]
+
+
+# --- who may import whom --------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_a_line_and_every_line_a_module() -> None:
+    homeless = [module for module in modules() if line_of(module) is None]
+    assert not homeless, "give them a line in LAYERS, below everything that they import"
+    named = [name for names, _ in lines() for name in names.split()]
+    assert sorted(set(named)) == sorted(named), "a module stands in two lines"
+    gone = [name for name in named if not any(fnmatchcase(module, name) for module in modules())]
+    assert not gone, "these lines name nothing that exists"
+
+
+def test_a_module_imports_only_what_stands_above_it() -> None:
+    wrong = []
+    for module in modules():
+        for imported in sorted(our_imports(module)):
+            here, there = line_of(module), line_of(imported)
+            if here is not None and there is not None and there > here:
+                wrong.append(f"{module} imports {imported}")
+    assert not wrong
+
+
+def test_a_module_imports_only_the_packages_of_its_line() -> None:
+    wrong = []
+    for module in modules():
+        line = line_of(module)
+        allowed = lines()[line][1] if line is not None else frozenset()
+        wrong += [f"{module} imports {package}" for package in sorted(foreign_packages(module) - allowed)]
+    assert not wrong
+
+
+def test_no_line_allows_what_nobody_imports() -> None:
+    for i, (names, allowed) in enumerate(lines()):
+        used = set().union(*(foreign_packages(module) for module in modules() if line_of(module) == i))
+        assert allowed <= used, f"{names}: {sorted(allowed - used)}"
+
+
+def test_imports_go_in_no_circle() -> None:
+    """Also within a line, and also by way of imports inside functions."""
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join([*way[way.index(module) :], module])
+        if module not in done:
+            for imported in sorted(our_imports(module) & modules().keys()):
+                visit(imported, (*way, module))
+            done.add(module)
+
+    for module in modules():
+        visit(module, ())
+
+
+def no_torch_modules() -> list[str]:
+    names = [names for names, _ in LAYERS["L0: settings, run folder and words for people; no torch"]]
+    return [module for module in modules() if line_of(module) is not None and lines()[line_of(module) or 0][0] in names]
+
+
+@pytest.mark.parametrize("forbidden", ["torch", "ray", "diffusers", "transformers"])
+def test_nothing_heavy_comes_with_the_settings(forbidden: str) -> None:
+    """What the modules of L0 import while they are imported, and what those import, and so on."""
+    for module in no_torch_modules():
+        reached, open_ends = {module}, [module]
+        while open_ends:
+            for imported in our_imports(open_ends.pop(), only_at_import=True) & modules().keys():
+                if imported not in reached:
+                    reached.add(imported)
+                    open_ends.append(imported)
+        found = [name for name in reached if forbidden in foreign_packages(name, only_at_import=True)]
+        assert not found, f"{module} reaches {found}"
+
+
+def test_a_web_server_validates_a_run_without_torch() -> None:
+    """The same from outside: other people's packages may bring torch along too."""
+    names = [module.removesuffix(".__init__") for module in no_torch_modules()]
+    program = f"import sys, {', '.join(names)}; print([m for m in ('torch', 'ray', 'diffusers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_only_the_cluster_knows_ray() -> None:
+    knowing = {module for module in modules() if foreign_packages(module) & {"ray", "deepspeed"}}
+    cluster = {name for names, _ in LAYERS["L4: cluster and whole runs"] for name in names.split()}
+    assert knowing <= cluster
+    assert "raydream.ray_runtime" in knowing
+
+
+# --- rules that can be counted --------------------------------------------------------------------------------------
+
+
+def test_functions_and_files_are_short() -> None:
+    long = []
+    for module, path in modules().items():
+        num_lines = len(path.read_text(encoding="utf-8").splitlines())
+        limit = MAX_JOB_LINES if module.startswith("jobs.") else MAX_FILE_LINES
+        if num_lines > limit:
+            long.append(f"{module}: {num_lines} lines")
+        for name, function in functions(module):
+            size = (function.end_lineno or 0) - function.lineno + 1
+            if size > MAX_FUNCTION_LINES:
+                long.append(f"{name}: {size} lines")
+    assert not long
+
+
+def test_no_function_takes_arguments_without_names() -> None:
+    wrong = [name for module in modules() for name, function in functions(module) if function.args.kwarg is not None]
+    assert not wrong, "**kwargs hide what a function takes"
+
+
+def test_no_class_of_ours_inherits_from_another() -> None:
+    ours = {node.name for module in modules() for node in classes(module)}
+    wrong = []
+    for module in modules():
+        for node in classes(module):
+            for base in map(ast.unparse, node.bases):
+                if base.split("[")[0].split(".")[-1] in ours:
+                    wrong.append(f"{module}.{node.name}({base})")
+    assert not wrong, "a class is a Protocol or final"
+
+
+def test_bases_come_from_a_short_list() -> None:
+    """Besides the list, Python's own errors: a mistake of the user is a ValueError."""
+    wrong = []
+    for module in modules():
+        for node in classes(module):
+            for base in map(ast.unparse, node.bases):
+                if base.partition("[")[0] not in OTHER_PEOPLES_BASES and not hasattr(builtins, base):
+                    wrong.append(f"{module}.{node.name}({base})")
+    assert not wrong
+
+
+def catches_everything(handler: ast.ExceptHandler) -> bool:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in kinds)
+
+
+def test_everything_is_caught_only_where_a_stranger_may_fail() -> None:
+    found = set()
+    for module, path in modules().items():
+        total = sum(isinstance(n, ast.ExceptHandler) and catches_everything(n) for n in ast.walk(tree_of(path)))
+        inside = {
+            name
+            for name, function in functions(module)
+            if any(isinstance(n, ast.ExceptHandler) and catches_everything(n) for n in ast.walk(function))
+        }
+        assert bool(total) == bool(inside), f"{module} catches everything outside any function"
+        found |= inside
+    assert found == set(MAY_CATCH_EVERYTHING)
+
+
+def test_no_star_imports_and_no_work_at_import() -> None:
+    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.ClassDef, ast.If, *Function.__args__)
+    for module, path in modules().items():
+        for node in ast.walk(tree_of(path)):
+            assert not (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)), module
+        for node in tree_of(path).body:
+            is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            assert isinstance(node, allowed) or is_text, f"{module}: line {node.lineno} does something at import"
+            if isinstance(node, ast.If):
+                condition = ast.unparse(node.test)
+                assert condition in ("TYPE_CHECKING", "__name__ == '__main__'"), f"{module}: {condition}"
+
+
+def test_what_is_public_says_what_it_is_for() -> None:
+    silent = []
+    for module, path in modules().items():
+        tree = tree_of(path)
+        if ast.get_docstring(tree) is None:
+            silent.append(module)
+        for node in tree.body:
+            is_definition = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_definition and not node.name.startswith("_") and ast.get_docstring(node) is None:
+                silent.append(f"{module}.{node.name}")
+    assert not silent
+
+
+# --- the checks themselves can fail ---------------------------------------------------------------------------------
+
+
+def test_the_reader_sees_imports_wherever_they_stand() -> None:
+    assert "raydream.ray_runtime" in imports_of("raydream.launch")  # inside a function
+    assert "raydream.ray_runtime" not in imports_of("raydream.launch", only_at_import=True)
+    assert "raydream.runtime" not in imports_of("raydream.launch", only_at_import=True)  # under TYPE_CHECKING
+    assert "raydream.backend.cpu_render" in imports_of("raydream.backend.cpu")  # from package import module
+    assert "triton" in foreign_packages("raydream.backend.cuda_kernels")
+    assert line_of("raydream.backend.cpu") == line_of("raydream.backend.cpu_render") != line_of("raydream.backend.cuda")
+    assert line_of("raydream.scene.field") > line_of("raydream.config")  # type: ignore[operator]
