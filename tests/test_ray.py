@@ -1,19 +1,23 @@
 """The same runs as actors in processes of their own: the same bits, whoever is killed, hangs, or is stopped."""
 
 import os
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
+from ray.job_submission import JobStatus, JobSubmissionClient
 from small_runs import SMALL, Watch, assert_same_end, new_run, small_config, train
 
 from raydream import config_io
@@ -31,7 +35,8 @@ pytestmark = [
 ]
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 8
-LONG = 60  # steps of a run that is to be caught in the middle
+LONG = 120  # steps of a run that is to be caught in the middle
+SPARSE = ("method=sds", "output.checkpoint_every=10", "output.preview_every=60")
 
 
 @pytest.fixture(scope="session")
@@ -275,13 +280,13 @@ def test_eight_particles_on_eight_gpus_and_a_score_model_on_the_ninth(cluster: s
 
 
 def words_of_a_run(folder: Path) -> list[str]:
-    settings = [word for s in SMALL if not s.startswith(("n=", "cluster.runtime")) for word in ("--set", s)]
-    return [*settings, "--method", "sds", "--runtime", "ray", "--out", str(folder)]
+    named = [setting for setting in (*SMALL, *SPARSE) if not setting.startswith(("n=", "cluster.runtime"))]
+    return [*(word for setting in named for word in ("--set", setting)), "--runtime", "ray", "--out", str(folder)]
 
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    config = small_config("n=2", "method=sds", steps=LONG)
+    config = small_config("n=2", *SPARSE, steps=LONG)
     run = new_run(tmp_path_factory.mktemp("long") / "run", config)
     train(run, config)
     return run
@@ -326,3 +331,60 @@ def test_a_stopped_driver_leaves_a_run_that_can_be_resumed(cluster, tmp_path, lo
     assert main("test", ["--resume", str(folder), "--runtime", "local"]) == 0
     assert_same_end(run, long_run)
     assert run.exists(particle_file(1, MESH))
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobSubmissionClient]:
+    """The job server of a head that was started in the checkout, with ports and a folder of its own."""
+    temporary = tempfile.mkdtemp(prefix="rd-")
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(3)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        port, dashboard, agent = (free.getsockname()[1] for free in sockets)
+    flags = (
+        f"--port={port} --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
+    )
+    command = f"start --head --block --num-cpus=3 --object-store-memory={128 * 2**20} --temp-dir={temporary} {flags}"
+    ray_program = Path(sys.executable).with_name("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    head = subprocess.Popen([ray_program, *command.split()], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        yield answering_client(f"http://127.0.0.1:{dashboard}", head)
+    finally:
+        head.terminate()  # ends this cluster; `ray stop` would end every cluster on the machine
+        head.wait(120)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def answering_client(url: str, head: subprocess.Popen[bytes]) -> JobSubmissionClient:
+    """Waits for the server, then for the agent that starts jobs, which comes some seconds later."""
+    while head.poll() is None:
+        try:
+            client = JobSubmissionClient(url)
+            client.submit_job(entrypoint="true")
+            return client
+        except (ConnectionError, RuntimeError):
+            time.sleep(0.5)
+    raise AssertionError(f"the head ended with {head.returncode}")
+
+
+def test_a_submitted_job_that_is_stopped_can_be_resumed(jobs: JobSubmissionClient, tmp_path, long_run) -> None:
+    folder = tmp_path / "run"
+    words = ["python", "jobs/vsd_particles.py", *words_of_a_run(folder), "--n", "2", "--steps", str(LONG)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    patience = {"PATH": path, "RAY_JOB_STOP_WAIT_TIME_S": "120"}  # Ray's own is 3 s
+    job = jobs.submit_job(entrypoint=shlex.join(words), runtime_env={"env_vars": patience})
+    while not list(folder.glob("checkpoints/*/manifest.json")) and not jobs.get_job_status(job).is_terminal():
+        time.sleep(0.1)
+    jobs.stop_job(job)
+    while not jobs.get_job_status(job).is_terminal():
+        time.sleep(0.2)
+    told = jobs.get_job_logs(job)
+    assert jobs.get_job_status(job) == JobStatus.STOPPED, told
+    assert told.rstrip().endswith(f"resume with: python jobs/vsd_particles.py --resume {folder}")
+    checkpoint = RunFolder.open(str(folder)).latest_checkpoint()
+    assert checkpoint is not None
+    assert 0 < checkpoint.step < LONG
+    assert main("test", ["--resume", str(folder), "--runtime", "local"]) == 0
+    assert_same_end(RunFolder.open(str(folder)), long_run)

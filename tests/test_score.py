@@ -223,13 +223,16 @@ def test_clipping_timesteps_and_wire_follow_the_settings(epsilon: Path) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_shared_t_is_one_for_all_views(epsilon: Path, shared: bool) -> None:
-    score, seen = new_score(epsilon, "sds", replace(GUIDANCE, shared_t=shared)), []
-    score.prior.denoiser.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    """In every replica the same, at every step another; what is learned has its own t for each view all the same."""
+    score, seen = new_score(epsilon, "vsd", replace(GUIDANCE, shared_t=shared)), []
+    score.prior.denoiser.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1].tolist()))
     score.guide(0, range(3), *views_of(0))
+    score.fit(0, range(3), *views_of(0))
     score.guide(1, [2], *views_of(1)[2:])
     score.guide(1, [0], *views_of(1)[:1])
-    first, *later = (len(t.unique()) for t in seen)
-    assert (first == 1) == shared
-    assert (seen[1].unique().tolist() == seen[2].unique().tolist()) == shared  # in two replicas, too
-    assert (later == [1, 1]) == shared
-    assert not torch.equal(seen[0][:2], seen[1][:2])
+    guided, reference, fitted, third, _, first, _ = seen
+    assert guided == 2 * reference
+    assert (len(set(guided)) == 1) == shared
+    assert (set(third) == set(first) and len(set(first)) == 1) == shared
+    assert set(guided) != set(first)
+    assert len(set(fitted)) == 6

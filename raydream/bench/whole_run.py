@@ -1,0 +1,184 @@
+"""What a step of a whole run costs, and how much of it is not rendering, score or optimiser.
+
+Two measures, since one of them alone can be fooled. Both look at a window of steps in the middle of a run, with the
+loop's look-ahead the same at both of its ends.
+
+*CPU*: seconds that the driver and all its descendants (Ray's daemons, every actor) took from the cores, minus those
+that the metrics' ``cpu/*_s`` give to render, apply, guide and fit. Other programs on the machine hardly disturb it.
+
+*Wall*: the part of the window in which no actor was inside render, apply, guide or fit: everybody waited for the
+driver, Ray or a transfer. It holds on a machine without other work; ``others`` says how much of that there was.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import psutil
+
+from raydream import config_io
+from raydream.bench.figures import COUNTED, RunCost
+from raydream.config import RunConfig
+from raydream.distill.loop import Row, StageLoop
+from raydream.runtime import Actor, Reference, Runtime
+from raydream.store import RunFolder
+
+WORK = frozenset({"render", "apply", "guide", "fit", "fit_gradients", "fit_update"})
+LOOK_AHEAD = 3  # steps that the loop may have submitted beyond the last row
+
+Span = tuple[str, float, float]  # method, start and end by the machine's monotonic clock
+
+
+def measure_run(config: RunConfig, make_runtime: Callable[[RunConfig], Runtime], warm_steps: int) -> RunCost:
+    """Runs the stage of ``config`` once and looks at its steps from ``warm_steps`` on, the last few left out."""
+    window = Window(warm_steps, config.stages[0].num_steps - LOOK_AHEAD - 1)
+    with TemporaryDirectory() as folder:
+        run = RunFolder.create(str(Path(folder) / "run"), config_io.dumps(config))
+        runtime = ClockedRuntime(make_runtime(config))
+        try:
+            loop = StageLoop(runtime, run, config, window)
+            loop.start(0)
+            loop.train(0, threading.Event())
+            calls = [runtime.call(actor, "spans") for actor in loop.actors]
+            spans = [span for spans in runtime.get(calls, 60.0) for span in spans]
+        finally:
+            runtime.close()
+            run.close()
+    return window.cost(spans, config)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The clocks at one moment: wall, CPU of this process and its descendants, busy seconds of all cores."""
+
+    wall_s: float
+    tree_s: float
+    machine_s: float
+
+
+def mark() -> Mark:
+    """Reads the clocks."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    return Mark(time.monotonic(), tree_cpu_s(), sum(times[:8]) - idle)
+
+
+def tree_cpu_s() -> float:
+    """CPU seconds of this process and all its descendants; those that ended are in their parents' figures."""
+    me = psutil.Process()
+    total = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+@dataclass
+class Window:
+    """An observer of the loop that reads the clocks when the rows of its first and last step come in."""
+
+    first: int
+    last: int
+    marks: list[Mark] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        assert self.first < self.last, "the run is too short to look into its middle"
+
+    def phase(self, message: str) -> None:
+        """Not needed."""
+
+    def preview(self, step: int, pictures: list[np.ndarray]) -> None:
+        """Not needed."""
+
+    def row(self, step: int, row: Row) -> None:
+        """The figures of a finished step."""
+        if step in (self.first, self.last):
+            self.marks.append(mark())
+        if self.first < step <= self.last:
+            self.rows.append(row)
+
+    def cost(self, spans: Iterable[Span], config: RunConfig) -> RunCost:
+        """The mean step between the two marks."""
+        start, end = self.marks
+        num_steps, wall_s, tree_s = len(self.rows), end.wall_s - start.wall_s, end.tree_s - start.tree_s
+        working = covered_s([(a, b) for method, a, b in spans if method in WORK], start.wall_s, end.wall_s)
+        names = [name for name in COUNTED if all(name in row for row in self.rows)]
+        return RunCost(
+            config.n,
+            config.cluster.score_replicas,
+            num_steps,
+            wall_s / num_steps,
+            tree_s / num_steps,
+            {name: sum(row[name] for row in self.rows) / num_steps for name in names},
+            1 - working / wall_s,
+            max(0.0, end.machine_s - start.machine_s - tree_s) / (wall_s * (psutil.cpu_count() or 1)),
+        )
+
+
+def covered_s(spans: Sequence[tuple[float, float]], start: float, end: float) -> float:
+    """The length of the union of intervals within ``[start, end]``."""
+    total, reached = 0.0, start
+    for a, b in sorted(spans):
+        low, high = max(a, reached), min(b, end)
+        if high > low:
+            total += high - low
+            reached = high
+    return total
+
+
+class Clocked:
+    """Stands before a particle or a score and notes when each of its methods was at work."""
+
+    def __init__(self, factory: Callable[[], object]) -> None:
+        self._target, self._spans = factory(), list[Span]()
+
+    def spans(self) -> list[Span]:
+        """All calls until now."""
+        return self._spans
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        call = getattr(self._target, method)
+
+        def clocked(*args: Any) -> Any:
+            start = time.monotonic()
+            try:
+                return call(*args)
+            finally:
+                self._spans.append((method, start, time.monotonic()))
+
+        return clocked
+
+
+class ClockedRuntime:
+    """A runtime whose actors are ``Clocked``."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
+        return self._runtime.spawn(role, index, partial(Clocked, factory))
+
+    def respawn(self, actor: Actor) -> None:
+        self._runtime.respawn(actor)
+
+    def call(self, actor: Actor, method: str, *args: Any, num_returns: int = 1) -> Any:
+        return self._runtime.call(actor, method, *args, num_returns=num_returns)
+
+    def get(self, references: Sequence[Reference], timeout_s: float) -> list[Any]:
+        return self._runtime.get(references, timeout_s)
+
+    def failing(self, actors: Sequence[Actor], busy_limit_s: float) -> list[Actor]:
+        return self._runtime.failing(actors, busy_limit_s)
+
+    def close(self) -> None:
+        self._runtime.close()
