@@ -172,8 +172,8 @@ class Score:
             positive = guidance.perp_neg(eps[0], eps[1], eps[2:], perp.weights.to(z_t))
             return guidance.classifier_free(eps[0], positive, config.scale)
         text = texts.view_embeddings(views.azimuth_deg, views.elevation_deg)
-        if config.scale == 1:
-            return denoiser.eps(z_t, t, self._condition(views, text))
+        if config.scale in (0, 1):
+            return denoiser.eps(z_t, t, self._condition(views, text if config.scale else negative))
         stacked = torch.stack([negative, text])
         eps = guidance.eps_for_texts(denoiser.eps, z_t, t, self._condition(views, text), stacked)
         return guidance.classifier_free(eps[0], eps[1], config.scale)
