@@ -9,7 +9,7 @@ import pytest
 from raydream import config_io
 from raydream.config import ClusterConfig, OutputConfig, RunConfig, StageConfig, particle_config, score_config
 from raydream.presets import PRESETS, make_preset
-from raydream.schedule import Constant, Linear, Steps
+from raydream.schedule import Constant, Linear, Polyline, Steps
 
 BASE = make_preset("exhibit", 10)
 NAMES = config_io.field_names(RunConfig)
@@ -45,7 +45,7 @@ def wrong_values(value: Any) -> list[str]:
             return ["true", "much", "null", "NaN", "Infinity", "-Infinity", "1e999", '"1"', "[1.0]"]
         case tuple():
             return ["1", "true", "[]" if value and not isinstance(value[0], int) else "[null]", '["a", "b"]', "{}"]
-        case Constant() | Linear() | Steps():
+        case Constant() | Linear() | Steps() | Polyline():
             return ["true", "NaN", "soon", "null", '{"kind": "sine"}', '{"value": 1}', '{"kind": "constant"}', "[1]"]
         case _:
             raise AssertionError(f"no wrong value is known for {value!r}")
@@ -129,7 +129,14 @@ def test_a_choice_names_the_choices(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", [Constant(0.5), Linear(1.0, 0.1, 3, 9), Linear(1.0, 1.0, 0, 0), Steps(((0, 64.0), (10, 128.0)))]
+    "schedule",
+    [
+        Constant(0.5),
+        Linear(1.0, 0.1, 3, 9),
+        Linear(1.0, 1.0, 0, 0),
+        Steps(((0, 64.0), (10, 128.0))),
+        Polyline(((2, 1.0), (5, 0.5), (9, 0.7))),
+    ],
 )
 def test_schedules_survive_json_and_overrides(schedule: Any) -> None:
     name = "stages.0.camera.image_px"
