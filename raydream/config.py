@@ -7,7 +7,7 @@ Each class checks its own fields and raises ``ValueError`` that starts with the 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.schedule import Constant, Schedule, Steps
+from raydream.schedule import Constant, Schedule, Steps, lowest
 
 Method = Literal["vsd", "sds", "sjc"]
 MAX_PROMPT_CHARACTERS = 1000
@@ -100,6 +100,7 @@ class CameraConfig:
         _require_range(self.distance, "distance", 1e-3, 1e3)
         _require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
         _require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
+        require(lowest(self.image_px) >= 4, "image_px", f"must be at least 4 everywhere, got {lowest(self.image_px):g}")
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,7 @@ class RayRuntime:
         except GetTimeoutError as error:
             raise ActorFailed("timeout", f"no answer within {timeout_s:.0f} s") from error
         except RayTaskError as error:
-            cause: BaseException = error
-            while isinstance(cause, RayTaskError):  # of a call whose argument was the result of one that raised
-                cause = cause.cause
+            cause = error.cause  # the first one's, however many calls it was an argument of
             if isinstance(cause, CallError):
                 actor = next((a for a in self._factories if str(a) == cause.label), None)
                 message = f"{cause.label}: {cause.message}"

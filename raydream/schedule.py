@@ -75,3 +75,14 @@ class Polyline:
 
 
 Schedule = Constant | Linear | Steps | Polyline
+
+
+def lowest(schedule: Schedule) -> float:
+    """The smallest value that a schedule takes at any step."""
+    match schedule:
+        case Constant(value):
+            return value
+        case Linear(start, end):
+            return min(start, end)
+        case Steps(points) | Polyline(points):
+            return min(value for _, value in points)

@@ -65,6 +65,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--set", "n=two"], "n: must be of type int, got 'two'"),
         (["--set", "n"], "set: need FIELD=VALUE, got 'n'"),
         (["--set", "stages.0.camera.image_px=NaN"], "stages.0.camera.image_px: must be a finite number"),
+        (["--set", "stages.0.camera.image_px=0"], "stages.0.camera.image_px: must be at least 4 everywhere"),
         (["--prior", "no/such/folder"], "prior: 'no/such/folder' is neither a folder nor a known name"),
         (["--preset", "diffusers"], "prior: the preset needs one; give --prior FOLDER"),
         (["--preset", "sd21"], "prior: 'sd21-base' is not on this machine; fetch it with `hf download"),

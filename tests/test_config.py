@@ -139,7 +139,7 @@ def test_a_choice_names_the_choices(name: str) -> None:
     ],
 )
 def test_schedules_survive_json_and_overrides(schedule: Any) -> None:
-    name = "stages.0.camera.image_px"
+    name = "stages.0.lr_scale"
     config = config_io.apply_overrides(BASE, [f"{name}={as_words(schedule)}"])
     assert value_at(config, name) == schedule
     assert config_io.loads(RunConfig, config_io.dumps(config)) == config

@@ -143,7 +143,7 @@ def test_calls_keep_their_order_and_failures_are_passed_on(cluster: str) -> None
         def pair(self) -> tuple[int, int]:
             return 1, 2
 
-    runtime = RayRuntime(ClusterConfig(gpus_per_particle=0.0, gpus_per_score=0.0), 1)
+    runtime = RayRuntime(ClusterConfig(backend="reference", gpus_per_particle=0.0, gpus_per_score=0.0), 1)
     try:
         one, two = runtime.spawn("particle", 0, Worker), runtime.spawn("score", 0, Worker)
         late = runtime.call(one, "see", "late", 0.3)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from raydream.schedule import Constant, Linear, Polyline, Steps
+from raydream.schedule import Constant, Linear, Polyline, Steps, lowest
 
 
 def test_constant():
@@ -52,3 +52,13 @@ def test_a_polyline_is_straight_between_its_points_and_level_outside():
 def test_a_polyline_needs_rising_steps(points):
     with pytest.raises(ValueError, match="points"):
         Polyline(points)
+
+
+def test_the_lowest_value_is_that_of_any_step():
+    schedules = [
+        Constant(2.0),
+        Linear(5.0, 3.0, 1, 4),
+        Steps(((0, 9.0), (2, 7.0), (4, 8.0))),
+        Polyline(((1, 4.0), (3, 6.0))),
+    ]
+    assert [lowest(s) for s in schedules] == [min(s.at(step) for step in range(6)) for s in schedules] == [2, 3, 7, 4]
