@@ -69,7 +69,7 @@ def match_prompt(prompt: str | None, source: str | None) -> tuple[Path | str, li
     """Where assets come from and the records that fit a prompt; raises as ``exhibit_assets`` does, loads no asset."""
     folder = _source_folder(source)
     where = folder or PROCEDURAL
-    records = procedural_records() if folder is None else _folder_records(folder)
+    records = _records(folder)
     chosen = records if prompt is None else match_records(records, prompt)
     if not chosen:
         nouns = ", ".join(f"{noun} ({count})" for noun, count in count_nouns(records).most_common(60))
@@ -79,8 +79,7 @@ def match_prompt(prompt: str | None, source: str | None) -> tuple[Path | str, li
 
 def available_nouns(source: str | None) -> Counter[str]:
     """The objects that prompts can name in a source (as in ``exhibit_assets``), with the number of assets of each."""
-    folder = _source_folder(source)
-    return count_nouns(procedural_records() if folder is None else _folder_records(folder))
+    return count_nouns(_records(_source_folder(source)))
 
 
 def match_records(records: Sequence[AssetRecord], prompt: str) -> list[AssetRecord]:
@@ -119,6 +118,10 @@ def _source_folder(source: str | None) -> Path | None:
     if source == PROCEDURAL:
         return None
     return find_minipack() if source is None else Path(source)
+
+
+def _records(folder: Path | None) -> list[AssetRecord]:
+    return procedural_records() if folder is None else _folder_records(folder)
 
 
 def _folder_records(folder: Path) -> list[AssetRecord]:
