@@ -76,7 +76,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.prior.render_plan raydream.prior.render_shard raydream.prior.render_report", "numpy PIL pyarrow"),
         ("raydream.prior.view_dataset raydream.prior.view_set", "jaxtyping numpy PIL pyarrow torch"),
         ("raydream.prior.captions raydream.prior.word_tokenizer", "torch transformers"),
-        ("raydream.prior.batches raydream.prior.learner", "jaxtyping safetensors torch"),
+        ("raydream.prior.batches raydream.prior.learner raydream.prior.prefetch", "jaxtyping safetensors torch"),
         ("raydream.prior.prior_models raydream.prior.prior_export", "diffusers jaxtyping PIL torch transformers"),
         (
             "raydream.prior.gate raydream.prior.train raydream.prior.model_card",

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from raydream.diffusion.denoiser import suit_attention
 from raydream.diffusion.guidance import add_noise, alphas_cumprod, classifier_free, v_target
 from raydream.prior.captions import Lexicon
 from raydream.prior.train_config import UnetConfig, VaeConfig
@@ -173,6 +174,7 @@ def load_models(folder: Path, device: torch.device) -> PriorModels:
         load(UNet2DConditionModel, "unet"),
         load(CLIPTextModel, "text_encoder"),
     )
+    suit_attention(unet, device)
     vae, unet, text = (module.float().eval().requires_grad_(False).to(device) for module in (vae, unet, text))
     return PriorModels(vae, unet, text, tokenizer, scheduler, lexicon)
 

@@ -16,14 +16,17 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from raydream import config_io, seeds
+from raydream.diffusion.denoiser import suit_attention
 from raydream.precision import arithmetic
 from raydream.prior.batches import BatchMaker
 from raydream.prior.captions import Lexicon, describe, make_lexicon, object_palette, split_subjects
 from raydream.prior.learner import Learner, ModuleT, Team
+from raydream.prior.prefetch import Prefetch
 from raydream.prior.prior_export import export_prior, save_grid
 from raydream.prior.prior_models import LEXICON, PriorModels, build_models, build_vae, normalise_latents, sample_latents
 from raydream.prior.train_config import StageSettings, TrainConfig
@@ -53,6 +56,16 @@ class Session:
     team: Team
     report: Report
     should_stop: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class NoisedBatch:
+    """What the UNet learns from in a step, on the training device."""
+
+    latents: Float[Tensor, "view 4 h w"]
+    captions: tuple[str, ...]
+    t: Int[Tensor, " view"]
+    noise: Float[Tensor, "view 4 h w"]
 
 
 def make_sets(views: ViewSet, config: TrainConfig, device: torch.device) -> TrainSets:
@@ -132,6 +145,7 @@ def _train_unet(vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, sessio
     image_px = sets.train.pixels.shape[2]
     with _same_start(config.seed):
         models = build_models(config.unet, vae, image_px, sets.train.lexicon)
+    suit_attention(models.unet, session.device)
     parts = nn.ModuleDict({"unet": models.unet, "text_encoder": models.text_encoder}).to(session.device)
     learner = Learner(parts, config.unet.stage)
     unet, text_encoder = learner.ema["unet"], learner.ema["text_encoder"]
@@ -146,10 +160,12 @@ def _train_unet(vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, sessio
         latents = sample_latents(averaged, prompts, config.gate.cfg_scale, config.gate.sample_steps, generator)
         save_grid(averaged.decode(latents), session.out / SAMPLES / f"unet_{learner.step:07d}.png", _GRID_COLUMNS)
 
-    def loss(step: int) -> Tensor:
-        return _unet_loss(models, sets, config, session, step)
+    with Prefetch(lambda step: _noised(models, sets, config, session, step)) as batches:
 
-    done = _train_stage("unet", learner, loss, config, session, show)
+        def loss(step: int) -> Tensor:
+            return _unet_loss(models, batches.get(step), config, session)
+
+        done = _train_stage("unet", learner, loss, config, session, show)
     if session.team.rank == 0 and not done and learner.step > 0:
         export_prior(averaged, session.out / PRIOR)
     return done
@@ -234,7 +250,7 @@ def _vae_loss(vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, session:
     return difference.square().mean() + settings.l1_weight * difference.abs().mean() + settings.kl_weight * divergence
 
 
-def _unet_loss(models: PriorModels, sets: TrainSets, config: TrainConfig, session: Session, step: int) -> Tensor:
+def _noised(models: PriorModels, sets: TrainSets, config: TrainConfig, session: Session, step: int) -> NoisedBatch:
     size, rank = config.unet.stage.batch_size, session.team.rank
     batch = sets.train.batch(size, "unet batch", rank, step)
     generator = seeds.generator(config.seed, "unet noise", rank, step)
@@ -242,9 +258,14 @@ def _unet_loss(models: PriorModels, sets: TrainSets, config: TrainConfig, sessio
     t = ((torch.arange(size) + torch.rand(size, generator=generator)) * (1000 / size)).long().clamp_max(999)
     with arithmetic(config.bfloat16, session.device):
         latents = models.encode_images(batch.images)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    return NoisedBatch(latents, batch.captions, t.to(session.device), noise)
+
+
+def _unet_loss(models: PriorModels, batch: NoisedBatch, config: TrainConfig, session: Session) -> Tensor:
+    with arithmetic(config.bfloat16, session.device):
         text = models.encode_text(list(batch.captions))
-        return models.v_loss(latents, text, t.to(session.device), noise).mean()
+        return models.v_loss(batch.latents, text, batch.t, batch.noise).mean()
 
 
 def _show_vae(learner: Learner[AutoencoderKL], sets: TrainSets, session: Session) -> None:

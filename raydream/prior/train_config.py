@@ -134,7 +134,7 @@ class UnetConfig:
     text_width: int = 192
     text_layers: int = 2
     text_heads: int = 6
-    num_tokens: int = 32
+    num_tokens: int = 24
     zero_terminal_snr: bool = True
     stage: StageSettings = field(default_factory=lambda: StageSettings(num_steps=30000, batch_size=32, lr=5e-4))
 
