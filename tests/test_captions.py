@@ -15,13 +15,13 @@ from raydream.prior.captions import (
     Subject,
     compose,
     describe,
-    head_noun,
     make_lexicon,
     object_palette,
     phrase,
     side_of,
     split_subjects,
 )
+from raydream.prior.nouns import head_noun
 from raydream.prior.recolour import (
     CLASSES,
     COLOURS,

@@ -30,7 +30,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.chart raydream.progress raydream.report_style raydream.report", "numpy jaxtyping PIL rich"),
         ("raydream.runtime raydream.distill.recovery", ""),
         ("raydream.diffusion.prior_files", "huggingface_hub"),
-        ("raydream.prior.asset_error raydream.prior.asset_library", ""),
+        ("raydream.prior.asset_error raydream.prior.asset_library raydream.prior.nouns", ""),
         ("raydream.prior.render_config raydream.prior.train_config", ""),
         ("raydream.prior.views_schema raydream.prior.views_folder", "numpy pyarrow"),
     ],

@@ -14,16 +14,12 @@ import torch
 
 from raydream.camera import ViewBin, view_bins
 from raydream.diffusion.text import VIEW_WORDS
-from raydream.prior.exhibit_assets import CLAUSE_WORDS, COLOUR_WORDS
+from raydream.prior.nouns import COLOUR_WORDS, head_noun, words_of
 from raydream.prior.recolour import COLOURS, Palette, measure_palette
 from raydream.prior.train_config import WordsConfig
 from raydream.prior.view_set import ObjectCard, ViewSet
 
 TEMPLATES = ("a photo of {}", "a DSLR photo of {}", "a 3D model of {}", "a render of {}", "an image of {}")
-# "a snow covered tree" is about the tree, "a man covering the eyes" about the man.
-_ADJECTIVES = frozenset({"covered", "made", "shaped"})
-_MORE_CLAUSES = CLAUSE_WORDS | {"covering", "holding", "spilling", "like", "or", "that", "while"}
-_COMPOUNDS = {("hot", "dog"): "hotdog", ("television", "set"): "television", ("fire", "place"): "fireplace"}
 _PALETTE_PIXELS = 4096
 _SIDE_CONTRAST = 1.5
 
@@ -81,29 +77,6 @@ class Draw:
     alias: float
     colour: float
     view: float
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words, in the singular where a plain English plural is at hand."""
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    endings = ("ss", "us", "is")
-    return [
-        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(endings) else word for word in words
-    ]
-
-
-def head_noun(text: str) -> str | None:
-    """The object that a phrase is about: the last word of its first clause, compounds as one word."""
-    words = words_of(re.split(r"[,.;:(]", text)[0])
-    clause: list[str] = []
-    for word, following in zip(words, [*words[1:], "of"]):
-        is_adjective = word in _ADJECTIVES and following not in _MORE_CLAUSES
-        if word in _MORE_CLAUSES and clause and not is_adjective:
-            break
-        clause.append(word)
-    if not clause:
-        return None
-    return _COMPOUNDS.get((clause[-2], clause[-1]), clause[-1]) if len(clause) > 1 else clause[-1]
 
 
 def object_nouns(card: ObjectCard, aliases: Iterable[tuple[str, str]]) -> set[str]:

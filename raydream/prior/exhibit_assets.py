@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +15,11 @@ from raydream.camera import orbit_cameras
 from raydream.prior.asset import Asset, AssetError, normalise_asset
 from raydream.prior.asset_library import MANIFEST, AssetFilter, AssetRecord, filter_records, read_manifest_folder
 from raydream.prior.assets import load_record
+from raydream.prior.nouns import COLOUR_WORDS, head_noun, words_of
 from raydream.prior.procedural import PROCEDURAL, procedural_records
 from raydream.prior.raster import render_asset
 
 ASSETS_VARIABLE = "RAYDREAM_ASSETS"
-COLOUR_WORDS = frozenset(
-    "red blue yellow green purple white orange black pink teal brown grey gray tan golden silver violet".split()  # noqa: SIM905
-)
-# A prompt's or caption's object is the last word before the first of these.
-CLAUSE_WORDS = frozenset(
-    "with of on in without and from for at by near over under wearing holding covered made shaped".split()  # noqa: SIM905
-)
 MAX_CANDIDATES, MAX_FACES = 96, 20_000
 THUMBNAIL_PX, THUMBNAIL_AZIMUTHS_DEG = 24, (0.0, 60.0, 150.0, 270.0)
 
@@ -85,8 +78,8 @@ def available_nouns(source: str | None) -> Counter[str]:
 def match_records(records: Sequence[AssetRecord], prompt: str) -> list[AssetRecord]:
     """The records about the prompt's object with all its colour words, in their given order."""
     nouns = count_nouns(records)
-    words = _words(prompt)
-    head = _head_noun(prompt)
+    words = words_of(prompt)
+    head = head_noun(prompt)
     if head not in nouns:  # "a photo of a red chair": the last word that is an object here
         head = next((word for word in reversed(words) if word in nouns), None)
     if head is None:
@@ -179,29 +172,10 @@ def _thumbnails(assets: Sequence[Asset]) -> Float[Tensor, "asset width"]:
     return torch.stack(features)
 
 
-def _words(text: str) -> list[str]:
-    """Lower-case words, in the singular where a plain English plural is at hand."""
-    words = re.findall(r"[a-z]+", text.lower())
-    return [
-        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
-        for word in words
-    ]
-
-
-def _head_noun(text: str) -> str | None:
-    """The object that a phrase is about: the last word of its first clause."""
-    clause: list[str] = []
-    for word in _words(re.split(r"[,.;:]", text)[0]):
-        if word in CLAUSE_WORDS and clause:
-            break
-        clause.append(word)
-    return clause[-1] if clause else None
-
-
 def _record_nouns(record: AssetRecord) -> set[str]:
-    heads = {_head_noun(record.captions[0])} if record.captions else set()
-    return {noun for noun in heads | {_head_noun(noun) for noun in record.nouns} if noun}
+    heads = {head_noun(record.captions[0])} if record.captions else set()
+    return {noun for noun in heads | {head_noun(noun) for noun in record.nouns} if noun}
 
 
 def _record_colours(record: AssetRecord) -> set[str]:
-    return {word for text in (*record.captions[:2], *record.colours) for word in _words(text)}
+    return {word for text in (*record.captions[:2], *record.colours) for word in words_of(text)}

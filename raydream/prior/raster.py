@@ -54,11 +54,6 @@ def render_asset(asset: Asset, cameras: Cameras, backend: Backend, supersample: 
     return AssetViews(rgb, alpha, depth, normal, ccm)
 
 
-def lit_rgb(views: AssetViews, cameras: Cameras, ambient: float = 0.5) -> Float[Tensor, "view h w 3"]:
-    """Premultiplied colours under the light of ``shade``."""
-    return views.rgb * shade(views, cameras, ambient)
-
-
 def shade(views: AssetViews, cameras: Cameras, ambient: float = 0.5) -> Float[Tensor, "view h w 1"]:
     """How much light a surface sends back, in [ambient, 1]: a lamp stands above and to the right of each camera.
 
@@ -68,13 +63,6 @@ def shade(views: AssetViews, cameras: Cameras, ambient: float = 0.5) -> Float[Te
     normal = views.normal / views.alpha.clamp_min(1e-6)
     cosine = (normal * direction[:, None, None]).sum(-1, keepdim=True).clamp(0, 1)
     return ambient + (1 - ambient) * cosine
-
-
-def over_background(
-    rgb: Float[Tensor, "view h w 3"], alpha: Float[Tensor, "view h w 1"], level: float
-) -> Float[Tensor, "view h w 3"]:
-    """Premultiplied colours on a plain grey of this level."""
-    return rgb + (1 - alpha) * level
 
 
 def shade_samples(
