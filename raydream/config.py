@@ -49,6 +49,8 @@ class NerfConfig:
 
     ``initial_density``: ``lambda * (1 - |x| / r)`` is added before the activation. An object starts as a ball with
     (10, 0.5) (Magic3D); (-10, 2.5) leaves the middle empty for a scene seen from inside (ProlificDreamer).
+    With ``random_background_probability`` a view stands before a drawn colour, or grey, within ``random_background``
+    instead.
     """
 
     radius: float = 1.0
@@ -65,6 +67,8 @@ class NerfConfig:
     background: Literal["network", "constant"] = "network"
     background_color: tuple[float, float, float] = (0.5, 0.5, 0.5)
     random_background_probability: float = 0.5
+    random_background: tuple[float, float] = (0.0, 1.0)
+    random_background_grey: bool = False
     bfloat16: Literal["auto", "on", "off"] = "auto"
     lr_grid: float = 1e-2
     lr_network: float = 1e-3
@@ -82,6 +86,7 @@ class NerfConfig:
         require(self.samples_per_diagonal >= 4, "samples_per_diagonal", "must be at least 4")
         probability = self.random_background_probability
         require(0 <= probability <= 1, "random_background_probability", f"must lie in [0, 1], got {probability}")
+        _require_range(self.random_background, "random_background", 0.0, 1.0)
 
 
 @dataclass(frozen=True)

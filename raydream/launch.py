@@ -43,9 +43,10 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
 def check_prior(config: RunConfig) -> RunConfig:
     """Makes sure that the prior can be found, before anything starts; an exhibit's assets are named in the result."""
     if config.prior.kind == "diffusers":
-        from raydream.diffusion.prior_files import resolve_prior
+        from raydream.diffusion import prior_files
 
-        resolve_prior(config.prior.source, config.prior.allow_download)
+        folder = prior_files.resolve_prior(config.prior.source, config.prior.allow_download)
+        prior_files.check_prompt(folder, config.prompt)
         return config
     from raydream.prior.exhibit import check_prompt
 

@@ -60,6 +60,38 @@ def exhibit(steps: int = 500) -> RunConfig:
     return RunConfig("a chair", "exhibit", prior=PriorConfig("exhibit"), stages=(stage,), output=output)
 
 
+def embedded(steps: int = 600) -> RunConfig:
+    """The small text-to-image prior that ships with raydream: any of its words, on a laptop, without a download."""
+    stage = StageConfig(
+        num_steps=steps,
+        lr_scale=Linear(1.0, 0.1, int(0.7 * steps), steps),
+        # the prior knows whole objects before a plain grey, from the distances at which it was trained
+        scene=NerfConfig(
+            background="constant",
+            random_background_probability=1.0,
+            random_background=(0.5, 1.0),
+            random_background_grey=True,
+        ),
+        camera=CameraConfig(
+            views_per_particle=2,
+            distance=(2.7, 2.9),
+            fov_y_deg=(45.0, 45.0),
+            uniform_sphere_probability=0.0,
+        ),
+        shading=ShadingConfig(albedo_steps=10**9),
+        losses=LossConfig(sparsity=Constant(1.0)),
+        guidance=GuidanceConfig(
+            scale=7.5, t_min=Constant(0.02), t_max=Linear(0.98, 0.5, int(0.1 * steps), int(0.8 * steps))
+        ),
+        learner=LearnerConfig(rank=8, lr=1e-3, lr_warm_up_steps=20),
+    )
+    every = max(1, steps // 6)
+    output = OutputConfig(checkpoint_every=every, preview_every=every)
+    return RunConfig(
+        "a red chair", "embedded", prior=PriorConfig("diffusers", "embedded"), stages=(stage,), output=output
+    )
+
+
 def sd21(steps: int = 25_000) -> RunConfig:
     """ProlificDreamer's first stage on Stable Diffusion 2.1 (base): one GPU of 40 GB or more for each particle and
     the score.
@@ -103,7 +135,12 @@ def diffusers(steps: int = 3000) -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[..., RunConfig]] = {"exhibit": exhibit, "sd21": sd21, "diffusers": diffusers}
+PRESETS: dict[str, Callable[..., RunConfig]] = {
+    "exhibit": exhibit,
+    "embedded": embedded,
+    "sd21": sd21,
+    "diffusers": diffusers,
+}
 
 
 def make_preset(name: str, steps: int | None) -> RunConfig:

@@ -343,6 +343,16 @@ def test_shading_modes_come_with_their_probabilities() -> None:
     assert draw_look(shading, scene, cameras, 10, torch.Generator().manual_seed(0)).shading == look.shading
 
 
+def test_drawn_backgrounds_can_be_greys_of_a_range() -> None:
+    view = 200
+    cameras = make_cameras([0.0] * view, 1)
+    scene = dataclasses.replace(SMALL, random_background=(0.5, 0.9), random_background_grey=True)
+    background = draw_look(SHADING, scene, cameras, 0, torch.Generator().manual_seed(0)).background
+    assert (background == background[:, :1]).all()
+    assert 0.5 <= background.min() < 0.52
+    assert 0.88 < background.max() <= 0.9
+
+
 def test_all_or_nothing_probabilities() -> None:
     cameras = make_cameras([0.0] * 50, 1)
     for probability, modes in ((0.0, {"albedo"}), (1.0, {"textureless"})):

@@ -174,3 +174,16 @@ def test_an_old_scheduler_config_means_noise(folder: Path) -> None:
     scheduler = prior_files.scheduler_config(folder)
     del scheduler["prediction_type"]
     assert prior_files.prediction_type(scheduler) == "epsilon"
+
+
+def test_a_prior_with_few_words_wants_one_of_its_objects(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prior_files.check_prompt(folder, "an astronaut")  # without a lexicon any prompt passes
+    lexicon = {"nouns": ["chair", "lamp"], "aliases": [["stool", "chair"]], "words": ["a", "chair", "lamp", "red"]}
+    (folder / "lexicon.json").write_text(json.dumps(lexicon))
+    with pytest.raises(ValueError, match=r"^prompt: 'an astronaut' names no object .* chair, lamp, stool$"):
+        prior_files.check_prompt(folder, "an astronaut")
+    prior_files.check_prompt(folder, "a red chair")
+    prior_files.check_prompt(folder, "stools")
+    assert not [record for record in caplog.records if "red" in record.message]
+    prior_files.check_prompt(folder, "an ornate chair")
+    assert "does not know an, ornate and will" in caplog.text.replace("stool, ", "")

@@ -1,14 +1,19 @@
 """Find a Stable-Diffusion-class prior on this machine and make sure that it is one, before anything heavy loads.
 
-Imports nothing but the standard library at the top, so that a front end without torch can check a run's ``prior``.
+Imports no torch and no library but the standard one at the top, so that a front end without torch can check a run's
+``prior``.
 """
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from raydream.prior.nouns import words_of
+
+_log = logging.getLogger(__name__)
 # The first repository is the one to download from; the others are mirrors and former homes whose copies may lie in a
 # local cache. Stability AI took its 2.x repositories off the hub in November 2025, Runway its 1.5 in 2024.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -30,6 +35,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "sd14": ("CompVis/stable-diffusion-v1-4",),
 }
+EMBEDDED = Path(__file__).resolve().parents[1] / "prior" / "embedded"
+LEXICON = "lexicon.json"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PredictionType = Literal["epsilon", "v_prediction"]
 
@@ -49,14 +56,16 @@ def resolve_prior(source: str, allow_download: bool = False) -> Path:
     Looks at the disk and the local hub cache first and asks the network only with ``allow_download``. Raises
     ``ValueError`` about ``prior``, with the remedy, when nothing is found or what is found cannot be used.
     """
-    folder = Path(source).expanduser()
+    folder = EMBEDDED if source == "embedded" else Path(source).expanduser()
     if source and folder.is_dir():
         check_prior(folder)
         return folder.resolve()
     is_repository = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
     repositories = ALIASES.get(source, (source,) if is_repository else ())
     if not repositories:
-        raise ValueError(f"prior: {source!r} is neither a folder nor a known name ({', '.join(ALIASES)}); {_REMEDY}")
+        raise ValueError(
+            f"prior: {source!r} is neither a folder nor a known name (embedded, {', '.join(ALIASES)}); {_REMEDY}"
+        )
     reasons: list[str] = []
     for repository in repositories:
         cached = _find_cached(repository)
@@ -103,6 +112,24 @@ def check_prior(folder: Path) -> None:
     prediction_type(scheduler)
     num_timesteps = scheduler.get("num_train_timesteps", 1000)
     _require(num_timesteps == 1000, folder, f"was trained with {num_timesteps} timesteps; raydream counts t in 0..999")
+
+
+def check_prompt(folder: Path, prompt: str) -> None:
+    """Raises ``ValueError`` about ``prompt`` where a prior with a small vocabulary knows no object in it.
+
+    Such a prior has its words in ``lexicon.json`` (those that ``jobs/train_prior.py`` makes have); any other passes.
+    """
+    if not (folder / LEXICON).is_file():
+        return
+    lexicon = _read_json(folder, LEXICON)
+    nouns = [*lexicon["nouns"], *(alias for alias, _ in lexicon["aliases"])]
+    words = words_of(prompt)
+    known = ", ".join(sorted(nouns))
+    if not set(words) & set(nouns):
+        raise ValueError(f"prompt: {prompt[:100]!r} names no object that this prior knows; it knows {known}")
+    strange = [word for word in words if word not in lexicon["words"]]
+    if strange:
+        _log.warning("prompt: this prior does not know %s and will not look at it", ", ".join(strange))
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:

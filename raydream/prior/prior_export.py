@@ -13,7 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from raydream.prior.prior_models import LEXICON, PriorModels
+from raydream.diffusion.prior_files import LEXICON
+from raydream.prior.prior_models import PriorModels
 from raydream.prior.word_tokenizer import save_tokenizer
 
 MAX_BYTES = 25_000_000

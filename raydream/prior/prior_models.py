@@ -15,11 +15,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from raydream.diffusion.denoiser import suit_attention
 from raydream.diffusion.guidance import add_noise, alphas_cumprod, classifier_free, v_target
+from raydream.diffusion.prior_files import LEXICON
 from raydream.prior.captions import Lexicon
 from raydream.prior.train_config import UnetConfig, VaeConfig
 from raydream.prior.word_tokenizer import word_tokenizer
 
-LEXICON = "lexicon.json"
 _LATENT_CHANNELS = 4
 _START_LOG_VARIANCE = -6.0
 

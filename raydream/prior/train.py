@@ -22,13 +22,14 @@ from transformers import CLIPTextModel
 
 from raydream import config_io, seeds
 from raydream.diffusion.denoiser import suit_attention
+from raydream.diffusion.prior_files import LEXICON
 from raydream.precision import arithmetic
 from raydream.prior.batches import BatchMaker
 from raydream.prior.captions import Lexicon, describe, make_lexicon, object_palette, split_subjects
 from raydream.prior.learner import Learner, ModuleT, Team
 from raydream.prior.prefetch import Prefetch
 from raydream.prior.prior_export import export_prior, save_grid
-from raydream.prior.prior_models import LEXICON, PriorModels, build_models, build_vae, normalise_latents, sample_latents
+from raydream.prior.prior_models import PriorModels, build_models, build_vae, normalise_latents, sample_latents
 from raydream.prior.train_config import StageSettings, TrainConfig
 from raydream.prior.view_set import ViewSet
 

@@ -77,6 +77,10 @@ def draw_look(
     distance = low + (high - low) * torch.rand(view, 1, generator=generator)
     light = F.normalize(position, dim=-1) * distance
     background = torch.rand(view, 3, generator=generator)
+    if scene.random_background_grey:
+        background = background[:, :1].expand(-1, 3)
+    darkest, lightest = scene.random_background
+    background = darkest + (lightest - darkest) * background
     return Look(tuple(modes), light, background, b < scene.random_background_probability)
 
 
