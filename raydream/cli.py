@@ -52,6 +52,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--prior", help="a folder in the diffusers layout or a known name, instead of the preset's prior"
     )
+    parser.add_argument("--agp", help="aligned geometric prior against the Janus problem: embedded, a folder, or off")
     parser.add_argument("--steps", type=int, help="controller steps; the preset's schedules scale with it")
     parser.add_argument("--seed", type=int, help="everything random follows from it (default 0)")
     parser.add_argument("--out", help="the run folder: a new path or a URI such as s3://bucket/run")
@@ -122,6 +123,7 @@ def _flags(args: argparse.Namespace) -> list[str]:
         "seed": args.seed,
         "cluster.runtime": args.runtime,
         "prior.source": args.prior,
+        "stages.0.geometry.agp": args.agp,
     }
     overrides = [f"{name}={value}" for name, value in named.items() if value is not None]
     return (["prior.kind=diffusers"] if args.prior is not None else []) + overrides

@@ -165,6 +165,29 @@ class GuidanceConfig:
 
 
 @dataclass(frozen=True)
+class GeometryConfig:
+    """The pull of an aligned geometric prior on each particle's canonical coordinate map (SweetDreamer).
+
+    ``agp`` is "off", "embedded" or a folder that ``jobs/finetune_agp.py`` wrote; ``prior`` the folder it was made from,
+    empty for the run's own prior (an exhibit's run: the embedded one). The gradients of picture and map are weighted by
+    ``ori_weight`` and ``align_weight``. The object's box is measured anew every ``box_every`` steps.
+    """
+
+    agp: str = "off"
+    prior: str = ""
+    ori_weight: Schedule = Constant(1.0)
+    align_weight: Schedule = Constant(1.0)
+    scale: float = 7.5
+    t_min: Schedule = Constant(0.02)
+    t_max: Schedule = Constant(0.98)
+    box_every: int = 50
+
+    def __post_init__(self) -> None:
+        require(bool(self.agp), "agp", "must be off, embedded or a folder")
+        require(self.box_every >= 1, "box_every", f"must be positive, got {self.box_every}")
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     """The learned reference of VSD: a LoRA of the prior, or a small UNet beside an exhibit's exact score.
 
@@ -244,6 +267,7 @@ class StageConfig:
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
@@ -354,6 +378,7 @@ class ScoreConfig:
     negative_prompt: str
     method: Method
     guidance: GuidanceConfig
+    geometry: GeometryConfig
     learner: LearnerConfig
     prior: PriorConfig
     backend: str
@@ -368,16 +393,8 @@ def particle_config(run: RunConfig, stage: StageConfig, index: int) -> ParticleC
 
 def score_config(run: RunConfig, stage: StageConfig, replica: int) -> ScoreConfig:
     """The part of a run that concerns one replica of the score model."""
+    cluster = run.cluster
     return ScoreConfig(
-        replica,
-        run.n,
-        run.seed,
-        run.prompt,
-        run.negative_prompt,
-        run.method,
-        stage.guidance,
-        stage.learner,
-        run.prior,
-        run.cluster.backend,
-        run.cluster.wire_dtype,
-    )
+        replica, run.n, run.seed, run.prompt, run.negative_prompt, run.method, stage.guidance, stage.geometry,
+        stage.learner, run.prior, cluster.backend, cluster.wire_dtype,
+    )  # fmt: skip

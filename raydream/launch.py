@@ -41,10 +41,15 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
 
 
 def check_prior(config: RunConfig) -> RunConfig:
-    """Makes sure that the prior can be found, before anything starts; an exhibit's assets are named in the result."""
-    if config.prior.kind == "diffusers":
-        from raydream.diffusion import prior_files
+    """Makes sure that the priors can be found, before anything starts; an exhibit's assets are named in the result."""
+    from raydream.diffusion import prior_files
 
+    geometry, camera = config.stages[0].geometry, config.stages[0].camera
+    if geometry.agp != "off":
+        folder = prior_files.resolve_agp(geometry.agp)
+        prior_files.resolve_agp_prior(geometry.prior, config.prior.source)
+        prior_files.check_agp_cameras(folder, camera.distance, camera.fov_y_deg)
+    if config.prior.kind == "diffusers":
         folder = prior_files.resolve_prior(config.prior.source, config.prior.allow_download)
         prior_files.check_prompt(folder, config.prompt)
         return config

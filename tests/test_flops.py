@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from raydream.config import GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
+from raydream.config import GeometryConfig, GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import alphas_cumprod
 from raydream.diffusion.lora import LoraDenoiser
@@ -116,7 +116,18 @@ def sd21_score(num_particles: int, method: Method, guidance: GuidanceConfig) -> 
     score = Score()
     score.device = torch.device("cpu")
     score.config = ScoreConfig(
-        0, num_particles, 0, "", "", method, guidance, LearnerConfig(), PriorConfig(), "reference", "float32"
+        0,
+        num_particles,
+        0,
+        "",
+        "",
+        method,
+        guidance,
+        GeometryConfig(),
+        LearnerConfig(),
+        PriorConfig(),
+        "reference",
+        "float32",
     )
     abar = alphas_cumprod({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}).float()
     score.use(Prior(OnMeta(frozen), Sd21Texts(), abar, lora))

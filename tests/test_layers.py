@@ -70,7 +70,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
     ],
     "L3: workers, plain classes without ray": [
         ("raydream.distill.snapshot raydream.distill.messages", "jaxtyping numpy torch"),
-        ("raydream.distill.prior", "jaxtyping torch"),
+        ("raydream.distill.prior raydream.distill.geometry", "jaxtyping torch"),
         ("raydream.distill.artefacts", "numpy torch"),
         ("raydream.distill.particle raydream.distill.score", "jaxtyping numpy torch"),
         ("raydream.prior.render_views raydream.prior.render_child", "jaxtyping numpy pyarrow torch"),

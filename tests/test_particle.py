@@ -183,7 +183,7 @@ def test_the_gradient_is_that_of_the_product_over_the_views() -> None:
     particle, gradient = make_particle(), some_gradient(0)
     particle.render(0)
     assert particle._pending is not None
-    latents = particle._pending[2]
+    latents = particle._pending.latents
     parameters = dict(particle.scene.named_parameters())
     expected = torch.autograd.grad(latents, list(parameters.values()), torch.from_numpy(gradient) / VIEWS, True)
     particle.apply(0, gradient)

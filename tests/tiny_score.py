@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from raydream.camera import orbit_cameras
-from raydream.config import GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
+from raydream.config import GeometryConfig, GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.prior import load_prior
 from raydream.distill.score import Score
@@ -26,7 +26,9 @@ def new_score(
     prior = PriorConfig(kind="diffusers", source=str(folder))
     score = Score()
     score.device = torch.device("cpu")
-    score.config = ScoreConfig(0, 3, SEED, PROMPT, NEGATIVE, method, guidance, learner, prior, "reference", "float32")
+    score.config = ScoreConfig(
+        0, 3, SEED, PROMPT, NEGATIVE, method, guidance, GeometryConfig(), learner, prior, "reference", "float32"
+    )
     score.use(load_prior(score.config, score.device))
     return score
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from raydream.camera import orbit_cameras
-from raydream.config import GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
+from raydream.config import GeometryConfig, GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
 from raydream.diffusion.analytic import MixtureDenoiser
 from raydream.diffusion.guidance import PredictionType, alphas_cumprod, eps_from_v
 from raydream.diffusion.text import PerpNegTexts
@@ -138,7 +138,18 @@ def toy_score(
     learner = LearnerConfig(lr=2e-2, lr_warm_up_steps=1, weight_decay=0.0, camera_dropout=0.0, timesteps_per_view=4)
     score = Score()
     score.config = ScoreConfig(
-        0, NUM_PARTICLES, seed, "a toy", "", method, guidance, learner, PriorConfig(), "reference", "float32"
+        0,
+        NUM_PARTICLES,
+        seed,
+        "a toy",
+        "",
+        method,
+        guidance,
+        GeometryConfig(),
+        learner,
+        PriorConfig(),
+        "reference",
+        "float32",
     )
     score.device = CPU
     prior = MixtureDenoiser(ToyModes(CENTERS), ABAR, MODE_STD)

@@ -36,7 +36,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sd14": ("CompVis/stable-diffusion-v1-4",),
 }
 EMBEDDED = Path(__file__).resolve().parents[1] / "prior" / "embedded"
+EMBEDDED_AGP = EMBEDDED.with_name("embedded_agp")
 LEXICON = "lexicon.json"
+AGP_FILES = ("agp.json", "agp.safetensors")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PredictionType = Literal["epsilon", "v_prediction"]
 
@@ -102,9 +104,9 @@ def check_prior(folder: Path) -> None:
     unet, vae, text_encoder = (_read_json(folder, f"{part}/config.json") for part in ("unet", "vae", "text_encoder"))
     channels = [unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")]
     _require(channels == [4, 4, 4], folder, f"has {channels} latent channels in UNet, out of it and in VAE; must be 4")
-    extra = [
-        key for key in ("class_embed_type", "num_class_embeds", "addition_embed_type") if unet.get(key) is not None
-    ]
+    extra = [key for key in ("class_embed_type", "num_class_embeds") if unet.get(key) is not None]
+    if unet.get("addition_embed_type") not in (None, "text"):  # "text" is pooled from what the UNet is given anyway
+        extra.append("addition_embed_type")
     _require(not extra, folder, f"has a UNet that wants more than text and time ({', '.join(extra)})")
     width, text_width = unet.get("cross_attention_dim"), text_encoder.get("hidden_size")
     _require(width == text_width, folder, f"has a UNet for text of width {width} but an encoder of width {text_width}")
@@ -130,6 +132,44 @@ def check_prompt(folder: Path, prompt: str) -> None:
     strange = [word for word in words if word not in lexicon["words"]]
     if strange:
         _log.warning("prompt: this prior does not know %s and will not look at it", ", ".join(strange))
+
+
+def resolve_agp(source: str) -> Path:
+    """The folder of the aligned geometric prior that ``source`` names: "embedded" or a folder; ``ValueError`` about
+    ``agp`` where it is none.
+    """
+    folder = EMBEDDED_AGP if source == "embedded" else Path(source).expanduser()
+    missing = [name for name in AGP_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"agp: {source!r} is not the folder of an aligned geometric prior (no {' and no '.join(missing)}); give "
+            "one that jobs/finetune_agp.py wrote, or off"
+        )
+    return folder.resolve()
+
+
+def resolve_agp_prior(source: str, run_prior: str) -> Path:
+    """The prior that an AGP was made from: the one that is named, else the run's own, else the embedded one."""
+    return resolve_prior(source or run_prior or "embedded")
+
+
+def check_agp_cameras(folder: Path, distance: tuple[float, float], fov_y_deg: tuple[float, float]) -> None:
+    """Raises ``ValueError`` where a run's cameras stand where the AGP was never trained: SweetDreamer's own release
+    asks for views from 1.4 to 1.6 of a model that was trained at 0.9 to 1.1. Scene units and degrees.
+    """
+    facts = _read_json(folder, AGP_FILES[0])
+    for name, wanted in (("distance", distance), ("fov_y_deg", fov_y_deg)):
+        low, high = facts[name]
+        if wanted[0] < 0.9 * low or wanted[1] > 1.1 * high:
+            raise ValueError(
+                f"{name}: this AGP was trained with cameras of {low:g} to {high:g}, the run has {wanted[0]:g} to "
+                f"{wanted[1]:g}; set stages.0.camera.{name} to match"
+            )
+
+
+def latent_px(folder: Path) -> int:
+    """The width and height of the latents that the prior's UNet was made for."""
+    return int(_read_json(folder, "unet/config.json")["sample_size"])
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The controller handles references, never tensors. It runs ahead of the figures t
 that no actor waits for it. On a failure everybody goes back to the last checkpoint and the same steps are taken again.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -120,16 +121,18 @@ class StageLoop:
         everyone, learns = list(range(n)), self.config.method == "vsd"
         warms_up = learns and step == 0 and self.stage.learner.warm_up_fits > 0
         warmed_up = [call(score, "warm_up", everyone, *views) for score in self.scores] if warms_up else []
-        gradients: dict[int, Reference] = {}
+        pulls: list[list[Reference]] = [[] for _ in everyone]  # of each particle: one gradient for each branch
         guided = []
-        for replica, score in enumerate(self.scores):
+        branches = ["guide"] if self.stage.geometry.agp == "off" else ["guide", "guide_maps"]
+        for branch, replica in itertools.product(branches, range(replicas)):
             members = everyone[replica::replicas]
             *parts, figures = call(
-                score, "guide", step, members, *[views[i] for i in members], num_returns=len(members) + 1
+                self.scores[replica], branch, step, members, *[views[i] for i in members], num_returns=len(members) + 1
             )
-            gradients |= dict(zip(members, parts))
             guided.append(figures)
-        applied = [call(particle, "apply", step, gradients[i]) for i, particle in enumerate(self.particles)]
+            for member, part in zip(members, parts):
+                pulls[member].append(part)
+        applied = [call(particle, "apply", step, *pull) for particle, pull in zip(self.particles, pulls)]
         fitted = self._fit(step, everyone, views) if learns else []
         return InFlight(step, [*applied, *guided, *fitted], warmed_up, self._look(step))
 

@@ -5,6 +5,7 @@ nothing. Every random draw depends on (seed, purpose, particle, step), so that a
 """
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,16 +15,29 @@ from torch import Tensor
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras, sample_elevations, sample_uniform, stratified_azimuths
 from raydream.config import ParticleConfig
+from raydream.diffusion.latent import resize
+from raydream.diffusion.prior_files import latent_px, resolve_agp_prior
 from raydream.distill.artefacts import Stats, export_particle
 from raydream.distill.messages import Message, from_wire, pack_views
 from raydream.distill.prior import load_codec
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
+from raydream.prior.ccm import Box, encode_ccm
+from raydream.scene.isosurface import solid_box
 from raydream.scene.nerf import NerfRender, NerfScene, draw_look, plain_look
 from raydream.seeds import generator
 from raydream.store import FileDigest
-from raydream.types import Cameras, Views
+from raydream.types import Cameras, Render, Views
 
-Pending = tuple[int, NerfRender, Float[Tensor, "view 4 h w"], dict[str, float]]
+
+@dataclass(frozen=True)
+class Pending:
+    """A render that waits for its gradients; its latents and maps hold the graph."""
+
+    step: int
+    nerf: NerfRender
+    latents: Float[Tensor, "view 4 h w"]
+    maps: Float[Tensor, "view 4 mh mw"] | None
+    spent: dict[str, float]
 
 
 class Particle:
@@ -43,6 +57,8 @@ class Particle:
         stage = config.stage
         self.scene = NerfScene(stage.scene, stage.shading, self.backend, self.device, init)
         self.codec = load_codec(config, self.device)
+        self.map_px = map_px(config)
+        self.box = torch.tensor([[-1.0] * 3, [1.0] * 3]) * stage.scene.radius
         self.optimizer = torch.optim.Adam(self.scene.param_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
         self._full_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self._pending = 0, None
@@ -58,24 +74,37 @@ class Particle:
         cameras = step_cameras(self.config, step)
         look = draw_look(stage.shading, stage.scene, cameras, step, generator(seed, "look", index, step))
         nerf = self.scene.render(
-            cameras, look, generator(seed, "march", index, step), normals=stage.losses.orientation.at(step) > 0
+            cameras,
+            look,
+            generator(seed, "march", index, step),
+            normals=stage.losses.orientation.at(step) > 0,
+            ccm_box=self._box(step) if self.map_px else None,
         )
         latents = self.codec.encode(nerf.render, generator(seed, "codec", index, step))
+        maps = encode_maps(nerf.render, self.map_px) if self.map_px else None
         spent = {"time/render_s": time.perf_counter() - started, "cpu/render_s": time.thread_time() - cpu}
-        self._pending = (step, nerf, latents, spent)
+        self._pending = Pending(step, nerf, latents, maps, spent)
         views = Views(latents, cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
-        return pack_views(views, step, self.config.wire_dtype)
+        return pack_views(views, step, self.config.wire_dtype, maps)
 
-    def apply(self, step: int, gradient: np.ndarray) -> dict[str, float]:
-        """One optimiser step along the gradient of each view's latents; stale or doubled calls are dropped."""
-        if self._pending is None or self._pending[0] != step or step != self.step:
+    def apply(self, step: int, gradient: np.ndarray, map_gradient: np.ndarray | None = None) -> dict[str, float]:
+        """One optimiser step along the gradients of each view's latents and, with an AGP, of each view's map; stale
+        or doubled calls are dropped.
+        """
+        if self._pending is None or self._pending.step != step or step != self.step:
             return {}
         started, cpu = time.perf_counter(), time.thread_time()
-        _, nerf, latents, spent = self._pending
-        self._pending = None
+        pending, self._pending = self._pending, None
+        nerf, latents, geometry = pending.nerf, pending.latents, self.config.stage.geometry
         direction = from_wire(gradient, self.device) / len(latents)
         regularizers = self.scene.regularizers(nerf, self.config.stage.losses, step)
-        total = (latents * direction).sum() + sum(regularizers.values(), latents.new_zeros(()))
+        total = (latents * direction).sum()
+        if map_gradient is not None:
+            assert pending.maps is not None
+            map_direction = from_wire(map_gradient, self.device) / len(latents)
+            pull = (pending.maps * map_direction).sum()
+            total = geometry.ori_weight.at(step) * total + geometry.align_weight.at(step) * pull
+        total = total + sum(regularizers.values(), latents.new_zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         for group, full_lr in zip(self.optimizer.param_groups, self._full_lrs):
@@ -86,9 +115,15 @@ class Particle:
             self._refresh_occupancy()
         stats = {f"loss/{name}": float(value.detach()) for name, value in regularizers.items()}
         stats["loss/rgb"] = 0.5 * len(latents) * float(direction.square().sum())
+        if map_gradient is not None:
+            stats["loss/ccm"] = 0.5 * len(latents) * float(map_direction.square().sum())
         stats["scene/opacity"] = float(nerf.render.opacity.detach().mean())
         stats["scene/samples"] = float(len(nerf.weights))
-        return stats | spent | {"time/apply_s": time.perf_counter() - started, "cpu/apply_s": time.thread_time() - cpu}
+        return (
+            stats
+            | pending.spent
+            | {"time/apply_s": time.perf_counter() - started, "cpu/apply_s": time.thread_time() - cpu}
+        )
 
     @torch.no_grad()
     def look_at(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> np.ndarray:
@@ -111,6 +146,7 @@ class Particle:
         """Everything that a later step depends on, as arrays."""
         arrays = {f"scene/{name}": p.detach().cpu().numpy().copy() for name, p in self.scene.state_dict().items()}
         arrays["occupancy"] = self.scene.occupancy.values.cpu().numpy().copy()
+        arrays["box"] = self.box.numpy().copy()
         arrays["step"] = np.array(self.step, dtype=np.int64)
         return arrays | optimizer_arrays(self.optimizer)
 
@@ -119,6 +155,7 @@ class Particle:
         state = {name.removeprefix("scene/"): a for name, a in arrays.items() if name.startswith("scene/")}
         self.scene.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
         self.scene.occupancy.values = torch.from_numpy(np.array(arrays["occupancy"])).to(self.device)
+        self.box = torch.from_numpy(np.array(arrays["box"]))
         restore_optimizer(self.optimizer, arrays)
         self.step, self._pending = int(arrays["step"]), None
         return self.step
@@ -140,6 +177,16 @@ class Particle:
         draws = generator(self.config.seed, "occupancy", self.config.index, self.step)
         self.scene.update_occupancy(draws)
 
+    def _box(self, step: int) -> Box:
+        """The object's box, measured on a schedule; the last one stays while nothing is solid."""
+        if step % self.config.stage.geometry.box_every == 0:
+            device, occupancy = self.device, self.scene.occupancy
+            measured = solid_box(
+                lambda points: self.scene.field.density(points.to(device)), self.scene.config.radius, occupancy.mask
+            )
+            self.box = self.box if measured is None else measured
+        return Box(self.box[0], self.box[1])
+
     def _preview_cameras(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> Cameras:
         camera = self.config.stage.camera
         view = len(azimuth_deg)
@@ -152,6 +199,20 @@ class Particle:
             image_px,
             image_px,
         )
+
+
+def map_px(config: ParticleConfig) -> int:
+    """The size of the maps that a run's AGP works on; 0 without one."""
+    geometry = config.stage.geometry
+    if geometry.agp == "off":
+        return 0
+    return latent_px(resolve_agp_prior(geometry.prior, config.prior.source))
+
+
+def encode_maps(render: Render, size_px: int) -> Float[Tensor, "view 4 mh mw"]:
+    """A render's canonical coordinate maps as an AGP's latents, weighted by opacity where pixels are joined."""
+    assert render.ccm is not None
+    return resize(encode_ccm(render.ccm, render.opacity), size_px)
 
 
 def step_cameras(config: ParticleConfig, step: int) -> Cameras:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from raydream.config import ScoreConfig
 from raydream.diffusion import guidance
-from raydream.distill.messages import Message, from_wire, to_wire, unpack_views
+from raydream.distill.geometry import GeometryBranch, load_geometry
+from raydream.distill.messages import MAPS, Message, from_wire, to_wire, unpack_views
 from raydream.distill.prior import Prior, load_prior
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
+from raydream.schedule import Schedule
 from raydream.seeds import generator
 from raydream.store import FileDigest
 from raydream.types import Condition, Views
@@ -33,6 +35,7 @@ class Score:
 
     def __init__(self) -> None:
         self.step = 0
+        self.geometry: GeometryBranch | None = None
 
     def setup(self, config: ScoreConfig) -> dict[str, str]:
         """Loads the prior (the constructor stays light)."""
@@ -40,6 +43,7 @@ class Score:
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.use(load_prior(config, self.device))
+        self.geometry = load_geometry(config, self.device)
         return {"device": self.device.type}
 
     def use(self, prior: Prior) -> None:
@@ -63,7 +67,9 @@ class Score:
         if step != self.step and self.learned:
             raise RuntimeError(f"the score model has learned {self.step} steps, asked to guide step {step}")
         views = unpack_views(messages, step, self.device)
-        t, noise = self._draw("guide", step, particles, messages, *self._t_range(step))
+        t, noise = self._draw(
+            "guide", step, particles, messages, *_t_range(self.config.guidance.t_min, self.config.guidance.t_max, step)
+        )
         abar = self.prior.alphas_cumprod[t]
         z_t = guidance.add_noise(views.latents, noise, abar)
         eps_prior = self._guided_eps(z_t, t, views)
@@ -82,6 +88,20 @@ class Score:
             "guide/t": float(t.float().mean()),
         }
         return [*gradients, stats]
+
+    def guide_maps(self, step: int, particles: Sequence[int], *messages: Message) -> list[np.ndarray | Stats]:
+        """The aligned geometric prior's gradient by each particle's maps, in one batch; last come figures."""
+        assert self.geometry is not None, "a run without an AGP has no maps"
+        started, cpu = time.perf_counter(), time.thread_time()
+        views = unpack_views(messages, step, self.device, MAPS)
+        geometry = self.config.geometry
+        t_range = _t_range(geometry.t_min, geometry.t_max, step)
+        t, noise = self._draw("guide_maps", step, particles, messages, *t_range, MAPS)
+        gradient = self.geometry.gradient(views, t, noise, self.config.guidance.weighting)
+        sizes = [len(message[MAPS]) for message in messages]
+        gradients = [to_wire(part, self.config.wire_dtype) for part in gradient.split(sizes)]
+        spent = {"time/guide_s": time.perf_counter() - started, "cpu/guide_s": time.thread_time() - cpu}
+        return [*gradients, spent]
 
     def fit(self, step: int, particles: Sequence[int], *messages: Message) -> Stats:
         """All of a step's updates of the learned reference where there is one replica; a doubled call is dropped."""
@@ -150,12 +170,6 @@ class Score:
     def load(self, uri: str, step: int) -> int:
         """Goes back to a committed checkpoint."""
         return self.restore(load_snapshot(uri, step, _FILE))
-
-    def _t_range(self, step: int) -> tuple[int, int]:
-        t_min, t_max = (
-            int(1000 * schedule.at(step)) for schedule in (self.config.guidance.t_min, self.config.guidance.t_max)
-        )
-        return min(t_min, 999), min(max(t_min, t_max), 999)
 
     def _guided_eps(
         self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], views: Views
@@ -234,17 +248,18 @@ class Score:
         messages: Sequence[Message],
         t_min: int,
         t_max: int,
+        latents: str = "latents",
     ) -> tuple[Int[Tensor, " view"], Float[Tensor, "view 4 h w"]]:
         """Timestep and noise for each view, from a stream of each particle's own."""
         ts, noises = [], []
         for owner, message in zip(owners, messages):
             draws = generator(self.config.seed, purpose, owner, step)
-            t = guidance.draw_timesteps(len(message["latents"]), t_min, t_max, draws)
+            t = guidance.draw_timesteps(len(message[latents]), t_min, t_max, draws)
             if purpose == "guide" and self.config.guidance.shared_t:
                 shared = generator(self.config.seed, "shared_t", 0, step)
                 t = guidance.draw_timesteps(1, t_min, t_max, shared).expand(len(t))
             ts.append(t)
-            noises.append(torch.randn(message["latents"].shape, generator=draws))
+            noises.append(torch.randn(message[latents].shape, generator=draws))
         return torch.cat(ts).to(self.device), torch.cat(noises).to(self.device)
 
     def _condition(
@@ -255,3 +270,8 @@ class Score:
     ) -> Condition:
         weight = torch.ones(views.num_views, device=self.device) if camera_weight is None else camera_weight
         return Condition(text, views.c2w, views.fov_y_deg, weight)
+
+
+def _t_range(t_min: Schedule, t_max: Schedule, step: int) -> tuple[int, int]:
+    low, high = int(1000 * t_min.at(step)), int(1000 * t_max.at(step))
+    return min(low, 999), min(max(low, high), 999)

@@ -121,6 +121,8 @@ def build_models(config: UnetConfig, vae: AutoencoderKL, image_px: int, lexicon:
         attention_head_dim=config.num_heads,  # diffusers' name for the number of heads
         norm_num_groups=config.norm_groups,
         use_linear_projection=True,
+        addition_embed_type="text" if config.pooled_text else None,
+        addition_embed_type_num_heads=config.text_heads,
     )
     nn.init.zeros_(unet.conv_out.weight)
     return PriorModels(vae, unet, CLIPTextModel(text_config), tokenizer, make_scheduler(config), lexicon)

@@ -72,6 +72,25 @@ def extract_mesh(
     return Mesh(vertices=torch.from_numpy(vertices.astype(np.float32)), faces=torch.from_numpy(faces.astype(np.int64)))
 
 
+def solid_box(
+    density_fn: DensityFunction,
+    radius: float = 1.0,
+    occupied: Bool[Tensor, "rx ry rz"] | None = None,
+    resolution: int = COARSE_RESOLUTION,
+) -> Float[Tensor, "2 3"] | None:
+    """The lower and upper corner of what ``extract_mesh`` would take for the object, to half a voxel; None where
+    no ray is solid. Arguments as there.
+    """
+    corner = np.full(3, float(radius))
+    grid = _sample_grid(density_fn, -corner, corner, resolution, radius, occupied)
+    level = silhouette_threshold(grid.density, grid.spacing)
+    if level is None or not (grid.density > level).any():
+        return None
+    inside = np.argwhere(grid.density > level)
+    box = np.stack([inside.min(0) - 0.5, inside.max(0) + 0.5]) * grid.spacing + grid.lower
+    return torch.from_numpy(box.clip(-radius, radius).astype(np.float32))
+
+
 def silhouette_threshold(density: Float[np.ndarray, "x y z"], spacing: float) -> float | None:
     """The density whose solid casts the silhouettes that volume rendering shows; None where no ray is solid.
 

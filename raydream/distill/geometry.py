@@ -1,0 +1,52 @@
+"""The branch of the aligned geometric prior: its gradient on canonical coordinate maps, with the noise as reference."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from raydream.config import GeometryConfig, ScoreConfig
+from raydream.diffusion import guidance
+from raydream.diffusion.prior_files import resolve_agp, resolve_agp_prior
+from raydream.distill.prior import Texts
+from raydream.types import Condition, Denoiser, Views
+
+
+@dataclass(frozen=True)
+class GeometryBranch:
+    """A frozen denoiser of maps and its texts. The camera says where a view stands, so texts have no view words."""
+
+    config: GeometryConfig
+    denoiser: Denoiser
+    texts: Texts
+    alphas_cumprod: Float[Tensor, " t"]
+
+    @torch.no_grad()
+    def gradient(
+        self, views: Views, t: Int[Tensor, " view"], noise: Float[Tensor, "view 4 h w"], weighting: guidance.Weighting
+    ) -> Float[Tensor, "view 4 h w"]:
+        """SweetDreamer's L_align by each map: ``w(t) (eps_guided - noise)``; ``views.latents`` are encoded maps."""
+        abar = self.alphas_cumprod[t]
+        z_t = guidance.add_noise(views.latents, noise, abar)
+        negative, text = (
+            texts(views.num_views) for texts in (self.texts.negative_embeddings, self.texts.prompt_embeddings)
+        )
+        cond = Condition(text, views.c2w, views.fov_y_deg, torch.ones(views.num_views, device=z_t.device))
+        eps = guidance.eps_for_texts(self.denoiser.eps, z_t, t, cond, torch.stack([negative, text]))
+        guided = guidance.classifier_free(eps[0], eps[1], self.config.scale)
+        return guidance.distillation_gradient(guided, noise, guidance.weight(weighting, abar))
+
+
+def load_geometry(config: ScoreConfig, device: torch.device) -> GeometryBranch | None:
+    """The branch that a run asks for; ``ValueError`` about ``agp`` or ``prior`` where it cannot be had."""
+    geometry = config.geometry
+    if geometry.agp == "off":
+        return None
+    from raydream.diffusion.text import TextBank
+    from raydream.prior.agp import AgpDenoiser  # importing diffusers takes seconds: only where needed
+
+    prior = resolve_agp_prior(geometry.prior, config.prior.source)
+    denoiser = AgpDenoiser.load(resolve_agp(geometry.agp), prior, device)
+    texts = TextBank.encode(prior, config.prompt, "", config.guidance, device)
+    return GeometryBranch(geometry, denoiser, texts, denoiser.alphas_cumprod)
