@@ -66,6 +66,19 @@ def test_a_training_that_was_stopped_in_both_stages_ends_with_the_same_weights(t
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_training_goes_on_from_a_finished_prior(trained: Path, tmp_path: Path) -> None:
+    """Its VAE stays and its losses begin where the first training's ended, not at an untrained model's."""
+    config = replace(small_config(VAE_STEPS, 6), start=str(trained / PRIOR))
+    assert _train(config, tmp_path / "more")
+    assert not _losses(tmp_path / "more", "vae")
+    first, more = _losses(trained, "unet"), _losses(tmp_path / "more", "unet")
+    assert sum(more) / len(more) < sum(first[:6]) / 6 - 0.5 * (sum(first[:6]) - sum(first[-6:])) / 6
+    with pytest.raises(ValueError, match=r"^start: its unet has other layers"):
+        _train(replace(config, unet=replace(config.unet, channels=(32, 96))), tmp_path / "wider")
+    with pytest.raises(ValueError, match=r"^start: .* other words"):
+        _train(replace(config, words=replace(config.words, nouns=("ball", "sword"))), tmp_path / "fewer")
+
+
 def test_the_folder_is_a_stable_diffusion_pipeline(trained: Path) -> None:
     from diffusers import StableDiffusionPipeline
 

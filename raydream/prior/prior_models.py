@@ -181,6 +181,15 @@ def load_models(folder: Path, device: torch.device) -> PriorModels:
     return PriorModels(vae, unet, text, tokenizer, scheduler, lexicon)
 
 
+def copy_weights(source: PriorModels, target: PriorModels) -> None:
+    """Gives one prior's UNet and text encoder to another; ValueError naming ``start`` where the shapes are others."""
+    for name in ("unet", "text_encoder"):
+        try:
+            getattr(target, name).load_state_dict(getattr(source, name).state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"start: its {name} has other layers than the settings ask for: {error}") from error
+
+
 @torch.no_grad()
 def sample_latents(
     models: PriorModels, captions: list[str], cfg_scale: float, num_steps: int, generator: torch.Generator

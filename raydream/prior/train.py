@@ -22,14 +22,22 @@ from transformers import CLIPTextModel
 
 from raydream import config_io, seeds
 from raydream.diffusion.denoiser import suit_attention
-from raydream.diffusion.prior_files import LEXICON
+from raydream.diffusion.prior_files import LEXICON, resolve_prior
 from raydream.precision import arithmetic
 from raydream.prior.batches import BatchMaker
 from raydream.prior.captions import Lexicon, describe, make_lexicon, object_palette, split_subjects
 from raydream.prior.learner import Learner, ModuleT, Team
 from raydream.prior.prefetch import Prefetch
 from raydream.prior.prior_export import export_prior, save_grid
-from raydream.prior.prior_models import PriorModels, build_models, build_vae, normalise_latents, sample_latents
+from raydream.prior.prior_models import (
+    PriorModels,
+    build_models,
+    build_vae,
+    copy_weights,
+    load_models,
+    normalise_latents,
+    sample_latents,
+)
 from raydream.prior.train_config import StageSettings, TrainConfig
 from raydream.prior.view_set import ViewSet
 
@@ -103,8 +111,17 @@ def train_prior(
         session = Session(out, device, team, report, should_stop)
         sets = make_sets(views, config, device)
         _check_lexicon(sets.train.lexicon, out, team)
-        vae = _train_vae(sets, config, session)
-        return vae is not None and _train_unet(vae, sets, config, session)
+        given = _given(config.start, sets.train.lexicon, device) if config.start else None
+        vae = given.vae if given else _train_vae(sets, config, session)
+        return vae is not None and _train_unet(vae, sets, config, session, given)
+
+
+def _given(start: str, lexicon: Lexicon, device: torch.device) -> PriorModels:
+    """The prior to go on from; ValueError naming ``start`` where its words are others."""
+    models = load_models(resolve_prior(start), device)
+    if models.lexicon != lexicon:
+        raise ValueError(f"start: {start} was trained on other words than these views and settings give")
+    return models
 
 
 @contextmanager
@@ -142,10 +159,14 @@ def _same_start(seed: int) -> Iterator[None]:
         yield
 
 
-def _train_unet(vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, session: Session) -> bool:
+def _train_unet(
+    vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, session: Session, given: PriorModels | None
+) -> bool:
     image_px = sets.train.pixels.shape[2]
     with _same_start(config.seed):
         models = build_models(config.unet, vae, image_px, sets.train.lexicon)
+    if given is not None:
+        copy_weights(given, models)
     suit_attention(models.unet, session.device)
     parts = nn.ModuleDict({"unet": models.unet, "text_encoder": models.text_encoder}).to(session.device)
     learner = Learner(parts, config.unet.stage)

@@ -169,9 +169,14 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One prior: words, look, models, the two stages, and how often it is saved and looked at."""
+    """One prior: words, look, models, the two stages, and how often it is saved and looked at.
+
+    ``start`` is the folder of a finished prior of the same words and models to go on from, or "embedded": its VAE
+    stays, its UNet and text encoder are the first weights.
+    """
 
     seed: int = 0
+    start: str = ""
     words: WordsConfig = field(default_factory=WordsConfig)
     look: LookConfig = field(default_factory=LookConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
