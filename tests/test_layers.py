@@ -32,6 +32,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.prior.nouns", ""),
         ("raydream.diffusion.prior_files", "huggingface_hub"),
         ("raydream.prior.asset_error raydream.prior.asset_library", ""),
+        ("raydream.prior.remote_library", ""),
         ("raydream.prior.render_config raydream.prior.train_config", ""),
         ("raydream.prior.views_schema raydream.prior.views_folder", "numpy pyarrow"),
     ],

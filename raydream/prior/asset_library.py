@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, SUBSETS = "manifest.jsonl", "subsets.json"
 OBJECT_PATHS, LVIS, METADATA = "object-paths.json.gz", "lvis-annotations.json.gz", "metadata"
 POINT_CLOUD_WORDS = frozenset({"pointcloud", "point-cloud", "point cloud", "lidar"})
 
@@ -19,7 +19,8 @@ class AssetRecord:
     """What is known of an asset before its file is opened. ``front_axis`` None means unknown or symmetric.
 
     ``licence`` is the source's own word for it (an SPDX name, or Objaverse's "by", "cc0", ...). ``nouns`` are category
-    words that name the object; ``front_axis`` "+Z" is glTF's front.
+    words that name the object; ``front_axis`` "+Z" is glTF's front. ``path`` is relative to ``root`` where that, a
+    ``pyarrow.fs`` URI, is not empty.
     """
 
     uid: str
@@ -37,6 +38,7 @@ class AssetRecord:
     num_bytes: int | None = None
     is_object: bool = True
     is_colourless: bool = False
+    root: str = ""
 
 
 @dataclass(frozen=True)

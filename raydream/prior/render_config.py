@@ -51,7 +51,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class LibraryConfig:
-    """Which assets: a folder with ``manifest.jsonl``, one in the Objaverse layout, or "procedural".
+    """Which assets: a folder or URI with ``manifest.jsonl``, one in the Objaverse layout, or "procedural".
 
     An empty ``source`` means the asset folder of this machine if there is one (``$RAYDREAM_ASSETS``), else
     "procedural". ``subsets`` are names in the folder's ``subsets.json``, of which an asset must be in each.

@@ -11,6 +11,7 @@ from raydream import config_io
 from raydream.prior.asset_library import (
     MANIFEST,
     OBJECT_PATHS,
+    SUBSETS,
     AssetFilter,
     AssetRecord,
     read_cap3d_captions,
@@ -21,6 +22,7 @@ from raydream.prior.asset_library import (
 )
 from raydream.prior.exhibit_assets import find_minipack
 from raydream.prior.procedural import PROCEDURAL, procedural_records
+from raydream.prior.remote_library import as_remote, index_of, is_remote
 from raydream.prior.render_config import LibraryConfig, RenderJobConfig
 from raydream.prior.views_folder import LEFT_OUT, PLAN, PLAN_ROWS_AT_ONCE, SETTINGS, Files, Plan, open_parquet
 from raydream.prior.views_schema import record_to_json
@@ -34,7 +36,7 @@ def open_plan(files: Files, config: RenderJobConfig) -> Plan:
     """
     if files.exists(SETTINGS):
         _check_same(config_io.loads(RenderJobConfig, files.read(SETTINGS).decode()), config)
-        _library_folder(config.library)  # a library that is not mounted would turn into a thousand missing files
+        _check_reachable(config.library)  # a library that is not mounted would turn into a thousand missing files
     if not files.exists(PLAN):
         _make_plan(files, config)
     return Plan(open_parquet(files, PLAN).metadata.num_rows, config.pool.objects_per_shard)
@@ -45,14 +47,12 @@ def library_records(config: LibraryConfig) -> tuple[list[AssetRecord], dict[str,
 
     Raises ValueError naming ``library.source``, ``library.subsets`` or ``library.captions``.
     """
-    folder = _library_folder(config)
-    wanted = _subset_uids(config, folder)
-    if folder is None:
-        records = procedural_records()
-    elif (folder / MANIFEST).is_file():
-        records = read_manifest_folder(folder)
+    if is_remote(config.source):
+        with index_of(config.source) as index:
+            wanted, records = _read_library(config, index)
+            records = [as_remote(record, index, config.source) for record in records]
     else:
-        records = read_objaverse_folder(folder, wanted)
+        wanted, records = _read_library(config, _library_folder(config))
     if config.captions:
         if not Path(config.captions).is_file():
             raise ValueError(f"library.captions: there is no file {config.captions}")
@@ -71,6 +71,16 @@ def library_records(config: LibraryConfig) -> tuple[list[AssetRecord], dict[str,
     if not kept:
         raise ValueError(f"library: no asset is left of {len(records)}: {dict(Counter(left_out.values()))}")
     return list(kept.values()), left_out
+
+
+def _read_library(config: LibraryConfig, folder: Path | None) -> tuple[frozenset[str], list[AssetRecord]]:
+    """The uids that the subsets name, and all records of a folder (or the procedural ones)."""
+    wanted = _subset_uids(config, folder)
+    if folder is None:
+        return wanted, procedural_records()
+    if (folder / MANIFEST).is_file():
+        return wanted, read_manifest_folder(folder)
+    return wanted, read_objaverse_folder(folder, wanted)
 
 
 def _make_plan(files: Files, config: RenderJobConfig) -> None:
@@ -97,6 +107,13 @@ def _check_same(saved: RenderJobConfig, given: RenderJobConfig) -> None:
                 )
 
 
+def _check_reachable(config: LibraryConfig) -> None:
+    if is_remote(config.source):
+        with index_of(config.source):
+            return
+    _library_folder(config)
+
+
 def _library_folder(config: LibraryConfig) -> Path | None:
     """Where the assets lie; None for procedural ones."""
     if config.source == PROCEDURAL:
@@ -111,9 +128,9 @@ def _subset_uids(config: LibraryConfig, folder: Path | None) -> frozenset[str]:
     """The uids that are in all subsets; empty where none is named."""
     if not config.subsets:
         return frozenset()
-    path = None if folder is None else folder / "subsets.json"
+    path = None if folder is None else folder / SUBSETS
     if path is None or not path.is_file():
-        raise ValueError(f"library.subsets: there is no subsets.json in {folder or PROCEDURAL}")
+        raise ValueError(f"library.subsets: there is no {SUBSETS} in {folder or PROCEDURAL}")
     subsets = json.loads(path.read_text(encoding="utf-8"))
     for name in config.subsets:
         if name not in subsets:

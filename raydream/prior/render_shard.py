@@ -9,6 +9,8 @@ import pyarrow as pa
 from raydream import config_io
 from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_library import AssetRecord
+from raydream.prior.assets import DEFAULT_LIMITS
+from raydream.prior.remote_library import local_asset
 from raydream.prior.render_child import RenderProcess
 from raydream.prior.render_config import RenderJobConfig
 from raydream.prior.views_folder import REJECTED_FOLDER, VIEWS, Files, Plan, read_shard_records, shard_name
@@ -67,6 +69,8 @@ class ShardWorker:
     ) -> Iterable[tuple[AssetRecord, pa.Table]]:
         for record in records:
             try:
-                yield record, self._process.render(record)
+                with local_asset(record, DEFAULT_LIMITS.max_bytes) as local:
+                    rows = self._process.render(local)
+                yield record, rows
             except AssetError as error:
                 rejected.append({"uid": record.uid, "reason": error.reason, "detail": error.detail})
