@@ -1,5 +1,6 @@
 """Words of captions, colours and tokens: true of the image, known to the tokenizer, and never a held-out pair."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from raydream.prior.captions import (
     compose,
     describe,
     make_lexicon,
+    most_typical,
     object_palette,
     phrase,
     side_of,
@@ -254,3 +256,16 @@ def test_unknown_words_never_pass_for_known_ones() -> None:
     assert tokenizer.tokenize("armchair")[0] == "a"
     with pytest.raises(ValueError, match="words"):
         vocabulary(["Not a word"])
+
+
+def test_the_most_typical_objects_of_a_noun_have_the_mean_size_and_no_copies() -> None:
+    """Balls of sizes 9, 10, 11, two of each: the middle ones are nearest to the mean, and the second is a copy."""
+    views = small_views()
+    balls = [Subject(i, "ball", None, (), False) for i in range(6)]
+    assert [views.objects[i].uid for i in range(6)] == [f"ball-{i}" for i in range(6)]
+    assert [subject.index for subject in most_typical(balls, views, 1)] == [1]
+    three = [subject.index for subject in most_typical(balls, views, 6)]
+    assert three == [0, 1, 2]
+    others = [Subject(i, "crate", None, (), False) for i in range(6, 12)]
+    both = most_typical([*balls, *others], views, 2)
+    assert Counter(subject.noun for subject in both) == {"ball": 2, "crate": 2}

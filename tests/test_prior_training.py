@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from small_views import SIZE_PX, small_config, small_views
 from torch import Tensor, nn
 
@@ -273,6 +274,7 @@ def test_evaluation_of_a_whole_folder_writes_its_model_card(trained: Path, capsy
     results = json.loads((trained / PRIOR / "gate.json").read_text())
     assert 0 <= results["held_out_objects"]["noun"]["all"] <= 1
     assert results["composed"]["samples"] == 3
+    assert Image.open(trained / "samples" / "sheet.png").size == (10 * SIZE_PX, 10 * SIZE_PX)
     card = (trained / PRIOR / "README.md").read_text()
     assert "CC0-1.0" in card
     assert "| noun | 0.9 |" in card

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 
 from raydream.camera import ViewBin, view_bins
 from raydream.diffusion.text import VIEW_WORDS
@@ -22,6 +23,7 @@ from raydream.prior.view_set import ObjectCard, ViewSet
 TEMPLATES = ("a photo of {}", "a DSLR photo of {}", "a 3D model of {}", "a render of {}", "an image of {}")
 _PALETTE_PIXELS = 4096
 _SIDE_CONTRAST = 1.5
+_SHAPE_PX, _COPY_DISTANCE = 16, 0.1
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,29 @@ def split_subjects(subjects: Sequence[Subject], views: ViewSet, share: float) ->
         [subject for subject in subjects if subject.index not in held_out],
         [subject for subject in subjects if subject.index in held_out],
     )
+
+
+def most_typical(subjects: Sequence[Subject], views: ViewSet, count: int) -> list[Subject]:
+    """Up to ``count`` objects of each noun: those whose silhouettes, as a mean over all views, are nearest to the
+    noun's own mean. Of near copies one is taken.
+    """
+    index = [subject.index for subject in subjects]
+    coverage = views.alpha[index].permute(0, 1, 4, 2, 3).flatten(1, 2).float().mean(1, keepdim=True) / 255
+    shapes = dict(zip(index, adaptive_avg_pool2d(coverage, _SHAPE_PX).flatten(1)))
+    by_noun: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        by_noun.setdefault(subject.noun, []).append(subject)
+    chosen: set[int] = set()
+    for members in by_noun.values():
+        mean = torch.stack([shapes[subject.index] for subject in members]).mean(0)
+        ordered = sorted(members, key=lambda subject: (float((shapes[subject.index] - mean).norm()), subject.index))
+        taken: list[int] = []
+        for subject in ordered:
+            shape = shapes[subject.index]
+            if all(float((shape - shapes[other]).norm()) > _COPY_DISTANCE for other in taken):
+                taken.append(subject.index)
+        chosen |= set(taken[:count])
+    return [subject for subject in subjects if subject.index in chosen]
 
 
 def object_palette(views: ViewSet) -> Palette:

@@ -13,11 +13,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from raydream import seeds
 from raydream.diffusion.prior_files import LEXICON
-from raydream.prior.prior_models import PriorModels
+from raydream.prior.captions import Lexicon, phrase
+from raydream.prior.prior_models import PriorModels, sample_latents
+from raydream.prior.train_config import GateConfig
 from raydream.prior.word_tokenizer import save_tokenizer
 
 MAX_BYTES = 25_000_000
+SHEET = "samples/sheet.png"
+_SHEET_SIDE = 10
 
 
 def export_prior(models: PriorModels, folder: Path) -> int:
@@ -56,6 +61,27 @@ def save_grid(images: Float[Tensor, "view 3 h w"], path: Path, columns: int) -> 
     sheet = canvas.view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2).reshape(rows * height, -1, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(((sheet + 1) * 127.5).round().byte().numpy()).save(path)
+
+
+def sheet_prompts(lexicon: Lexicon, count: int) -> list[str]:
+    """So many prompts: all nouns in turn, each time with another colour, and without one every third time."""
+    nouns, colours = lexicon.nouns, lexicon.colours
+    wanted = [(nouns[i % len(nouns)], colours[(7 * i + i // len(nouns)) % len(colours)]) for i in range(count)]
+    return [phrase(noun, None if i % 3 == 2 else colour) for i, (noun, colour) in enumerate(wanted)]
+
+
+def save_sheet(models: PriorModels, config: GateConfig, path: Path) -> None:
+    """Ten by ten samples of ``sheet_prompts``, one draw each, and the prompts beside it as text."""
+    prompts = sheet_prompts(models.lexicon, _SHEET_SIDE**2)
+    generator = seeds.generator(0, "sheet", 0, 0)
+    rows = [
+        models.decode(
+            sample_latents(models, prompts[i : i + _SHEET_SIDE], config.cfg_scale, config.sample_steps, generator)
+        )
+        for i in range(0, len(prompts), _SHEET_SIDE)
+    ]
+    save_grid(torch.cat(rows), path, _SHEET_SIDE)
+    path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
 
 
 def _name_dtype(path: Path) -> None:

@@ -25,7 +25,7 @@ from raydream.diffusion.denoiser import suit_attention
 from raydream.diffusion.prior_files import LEXICON, resolve_prior
 from raydream.precision import arithmetic
 from raydream.prior.batches import BatchMaker
-from raydream.prior.captions import Lexicon, describe, make_lexicon, object_palette, split_subjects
+from raydream.prior.captions import Lexicon, describe, make_lexicon, most_typical, object_palette, split_subjects
 from raydream.prior.learner import Learner, ModuleT, Team
 from raydream.prior.prefetch import Prefetch
 from raydream.prior.prior_export import export_prior, save_grid
@@ -83,6 +83,8 @@ def make_sets(views: ViewSet, config: TrainConfig, device: torch.device) -> Trai
     lexicon = make_lexicon(views, palette, config.words)
     subjects = describe(views, palette, lexicon, config.words)
     train, held_out = split_subjects(subjects, views, config.words.held_out_assets)
+    if config.words.assets_per_noun:
+        train = most_typical(train, views, config.words.assets_per_noun)
 
     def maker(chosen: list) -> BatchMaker:
         return BatchMaker.build(views, chosen, palette, lexicon, config.look, config.words, config.seed, device)

@@ -40,7 +40,8 @@ class WordsConfig:
 
     ``nouns`` names the objects; empty takes every noun of at least ``min_assets`` assets but those ``left_out``, the
     most frequent ``max_nouns`` of them (0: all). ``held_out_per_noun`` colours of each noun are never trained together
-    with it, ``held_out_assets`` of its assets (but at least one) not at all.
+    with it, ``held_out_assets`` of its assets (but at least one) not at all. ``assets_per_noun`` trains only so many,
+    the most typical ones of each noun (0: all): where compute is short, few objects well drawn beat many blobs.
     """
 
     nouns: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class WordsConfig:
     licences: tuple[str, ...] = ("CC0-1.0",)
     held_out_per_noun: int = 1
     held_out_assets: float = 0.1
+    assets_per_noun: int = 0
     natural_colour_probability: float = 0.6
     view_probability: float = 0.5
     own_caption_probability: float = 0.1
@@ -61,6 +63,7 @@ class WordsConfig:
         require(self.min_assets >= 2, "min_assets", f"must be at least 2 (one is held out), got {self.min_assets}")
         require(self.max_nouns >= 0, "max_nouns", f"must not be negative, got {self.max_nouns}")
         require(0 <= self.held_out_per_noun <= 5, "held_out_per_noun", f"must be 0..5, got {self.held_out_per_noun}")
+        require(self.assets_per_noun >= 0, "assets_per_noun", f"must not be negative, got {self.assets_per_noun}")
         require(0 < self.held_out_assets < 1, "held_out_assets", f"must lie in (0, 1), got {self.held_out_assets}")
         for name in (
             "natural_colour_probability", "view_probability", "own_caption_probability", "template_probability",

@@ -93,10 +93,13 @@ def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
 
 
 def evaluate_prior(request: TrainRequest) -> int:
-    """Measures ``out/prior`` by the gate, prints the table, writes ``gate.json`` and the model card; 0 if it passes."""
+    """Measures ``out/prior`` by the gate, prints the table, writes ``gate.json``, the model card and a sheet of a
+    hundred samples; 0 if it passes.
+    """
     from raydream.prior import gate
     from raydream.prior.learner import read_tensors
     from raydream.prior.model_card import write_card
+    from raydream.prior.prior_export import SHEET, save_sheet
     from raydream.prior.prior_models import load_models
     from raydream.prior.train import PRIOR, make_sets
     from raydream.prior.view_set import open_views
@@ -115,6 +118,7 @@ def evaluate_prior(request: TrainRequest) -> int:
         if checkpoint.is_file():
             facts = read_tensors(checkpoint)[1]
             steps[stage] = f"{facts['step']:.0f} steps, {facts['elapsed_s'] / 60:.0f} minutes"
+    save_sheet(models, request.config.gate, request.out / SHEET)
     write_card(folder, models.lexicon, views, sets.train, request.config, results, steps)
     print(gate.table(results))
     passed = results["passed"]
