@@ -23,9 +23,8 @@ from small_runs import (
 )
 
 from raydream import config_io
-from raydream.config import RunConfig, particle_config
+from raydream.config import RunConfig
 from raydream.distill.loop import RunFailed, StageLoop
-from raydream.distill.particle import step_cameras
 from raydream.distill.pipeline import run_pipeline
 from raydream.distill.watch import RunWatch
 from raydream.progress import Progress
@@ -143,40 +142,6 @@ def test_who_is_called_in_a_step(tmp_path: Path, method: str, replicas: int, of_
     once = {"setup": 3 + replicas, "save": 4, "look_at": 3} | ({"warm_up": replicas} if method == "vsd" else {})
     counted = {name: sum(call[2] == name for call in runtime.calls) for name in {call[2] for call in runtime.calls}}
     assert counted == num_steps_and_once | once
-
-
-def test_all_azimuths_of_a_step_are_stratified_over_all_particles(tmp_path: Path) -> None:
-    views = 2
-    config = small_config(f"stages.0.camera.views_per_particle={views}", "method=sds", steps=4)
-    runtime = WatchedRuntime()
-    train(new_run(tmp_path / "run", config), config, runtime)
-    total = views * config.n
-    for step in range(4):
-        messages = runtime.rendered[step]
-        azimuths = np.sort(np.concatenate([messages[i]["azimuth_deg"] for i in range(config.n)]).astype(np.float64))
-        # one in each of six equal sectors, wherever the first sector begins
-        phases = azimuths[:, None] - np.arange(total) * 360 / total
-        assert len(azimuths) == total
-        assert any(
-            sorted(np.floor((azimuths - start) % 360 * total / 360)) == list(range(total))
-            for start in (phases[:, 0] + 1e-4).tolist() + (phases[:, 0] - 1e-4).tolist()
-        )
-        assert all(np.abs(np.diff(messages[i]["azimuth_deg"])) > 1 for i in range(config.n))
-
-
-def test_resolution_milestones_change_what_is_rendered_not_what_is_sent(tmp_path: Path) -> None:
-    image_px = 'stages.0.camera.image_px={"kind": "steps", "points": [[0, 8], [2, 16]]}'
-    config, runtime = small_config(image_px, "method=sds", steps=4), WatchedRuntime()
-    run = new_run(tmp_path / "run", config)
-    train(run, config, runtime)
-    assert [step_cameras(particle_config(config, config.stages[0], 0), step).height_px for step in range(4)] == [
-        8, 8, 16, 16,
-    ]  # fmt: skip
-    samples = [row["scene/samples"] for row in run.read_metrics()]
-    assert min(samples[2:]) > 2.5 * max(samples[:2])  # four times the rays
-    assert {message["latents"].shape for step in runtime.rendered.values() for message in step.values()} == {
-        (1, 4, 16, 16)
-    }
 
 
 @pytest.mark.parametrize("replicas", [2, 3])
