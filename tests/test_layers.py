@@ -84,6 +84,17 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
             "raydream.prior.gate raydream.prior.train raydream.prior.model_card",
             "diffusers jaxtyping torch transformers",
         ),
+        ("raydream.evaluate.settings", ""),
+        ("raydream.evaluate.turntable raydream.evaluate.glue raydream.evaluate.agreement", "jaxtyping torch"),
+        ("raydream.evaluate.diversity raydream.evaluate.facing raydream.evaluate.references", "jaxtyping torch"),
+        ("raydream.evaluate.mesh_checks", "numpy torch trimesh"),
+        ("raydream.evaluate.results", ""),
+        (
+            "raydream.evaluate.nearest raydream.evaluate.subjects raydream.evaluate.words",
+            "jaxtyping torch transformers",
+        ),
+        ("raydream.evaluate.word_judges", "jaxtyping torch transformers"),
+        ("raydream.evaluate.sheet raydream.evaluate.run raydream.evaluate.command", "numpy rich torch"),
     ],
     "L4: cluster and whole runs": [
         ("raydream.ray_runtime", "ray torch"),

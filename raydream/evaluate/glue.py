@@ -11,11 +11,11 @@ from raydream.prior.ccm import tight_box
 
 
 def glue_two_fronts(asset: Asset, depth: float = 0.5) -> Asset:
-    """The front of an asset (towards +z), cut off at ``depth`` of its box (0 is its foremost point, 1 its rearmost), and
-    its mirror image behind the cut.
+    """The front of an asset (towards +z), cut off at ``depth`` of its box (0 is its foremost point, 1 its rearmost),
+    and its mirror image behind the cut.
 
-    Cut through the middle, a chair loses its backrest and becomes a stool; nearly all of it, cut far back, is two chairs
-    back to back.
+    Cut through the middle, a chair loses its backrest and becomes a stool; nearly all of it, cut far back, is two
+    chairs back to back.
     """
     box = tight_box(asset.vertices)
     cut = box.maximum[2] - depth * box.extents[2]

@@ -1,0 +1,58 @@
+"""The command line of ``jobs/evaluate.py``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from raydream import config_io
+from raydream.evaluate.settings import EvaluateSettings
+
+
+def main(description: str, arguments: list[str] | None = None) -> int:
+    """Evaluates each run; returns the exit code: 0 done, 2 bad input."""
+    args = _parser(description).parse_args(arguments)
+    try:
+        settings = _settings(args)
+        from raydream.evaluate.results import compare  # torch only for what can be done
+        from raydream.evaluate.run import evaluate_run
+        from raydream.evaluate.sheet import print_evaluation
+
+        evaluations = []
+        for uri in args.run:
+            evaluations.append(evaluate_run(uri, settings))
+            print_evaluation(evaluations[-1], Console())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if len(evaluations) > 1:
+        print(compare(evaluations))
+    return 0
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    fields = ", ".join(config_io.field_names(EvaluateSettings))
+    parser = argparse.ArgumentParser(description=description, epilog=f"settings: {fields}")
+    parser.add_argument("--run", nargs="+", required=True, help="run folders or URIs, or folders of mesh files")
+    parser.add_argument("--prior", help="a diffusers folder or alias as the judge (default: the run's own)")
+    parser.add_argument("--clip", help="a CLIP in transformers' layout as a judge")
+    parser.add_argument("--assets", help="a folder with a manifest: real objects that show what a front is")
+    parser.add_argument("--prompt", help="what a folder of meshes should be")
+    parser.add_argument("--label", help="the name of these runs in the table that compares them")
+    parser.add_argument("--captions", help="a text file with a wrong caption on each line")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting (repeatable)")
+    return parser
+
+
+def _settings(args: argparse.Namespace) -> EvaluateSettings:
+    given = {name: getattr(args, name) for name in ("prior", "clip", "assets", "prompt", "label")}
+    captions: tuple[str, ...] = ()
+    if args.captions is not None:
+        try:
+            lines = Path(args.captions).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"captions: cannot read {args.captions!r}: {error}") from error
+        captions = tuple(line.strip() for line in lines if line.strip())
+    settings = EvaluateSettings(captions=captions, **{name: value for name, value in given.items() if value})
+    return config_io.apply_overrides(settings, args.set)

@@ -1,0 +1,102 @@
+"""What is evaluated: the meshes of a run folder, or those of any folder, with what is known of their making."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from raydream import config_io
+from raydream.config import ExhibitConfig, RunConfig
+from raydream.evaluate.settings import EvaluateSettings
+from raydream.prior.asset import Asset, AssetError
+from raydream.prior.assets import SUFFIXES, load_asset
+from raydream.storage import LocalFiles
+from raydream.store import CONFIG, MESH, RunFolder, particle_file
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A mesh, or the reason why there is none."""
+
+    name: str
+    asset: Asset | None
+    file_bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """All particles of a run. ``prior`` is what made them, a diffusers folder or alias; ``exhibit`` the other kind."""
+
+    uri: str
+    label: str
+    prompt: str
+    method: str
+    seed: int
+    prior: str
+    exhibit: ExhibitConfig | None
+    particles: tuple[Subject, ...]
+    output: RunFolder | LocalFiles
+
+    def write(self, name: str, data: bytes) -> None:
+        """Puts a result beside what was evaluated."""
+        match self.output:
+            case RunFolder():
+                self.output.write_bytes(name, data)
+            case LocalFiles():
+                self.output.write(name, data)
+
+
+def read_subjects(uri: str, settings: EvaluateSettings) -> Subjects:
+    """The particles of a run folder (a path or URI), or, where there is no run, the mesh files right in a local folder.
+
+    Raises ValueError naming ``run`` where there are neither, and ``prompt`` where a folder of meshes comes without.
+    """
+    path = Path(uri).expanduser()
+    if "://" not in uri and not path.is_dir():
+        raise ValueError(f"run: {uri!r} is not a folder")
+    if "://" not in uri and not (path / CONFIG).is_file():
+        return _mesh_folder(path.resolve(), settings)
+    run = RunFolder.open(uri)
+    config = config_io.loads(RunConfig, run.read_config())
+    is_exhibit = config.prior.kind == "exhibit"
+    return Subjects(
+        run.uri,
+        settings.label or f"{config.preset} {config.method}",
+        settings.prompt or config.prompt,
+        config.method,
+        config.seed,
+        "" if is_exhibit else config.prior.source,
+        config.prior.exhibit if is_exhibit else None,
+        tuple(_particle(run, index) for index in range(config.n)),
+        run,
+    )
+
+
+def _particle(run: RunFolder, index: int) -> Subject:
+    name = particle_file(index, MESH)
+    if not run.exists(name):
+        return Subject(f"{index:03d}", None, 0, "no mesh was exported")
+    data = run.read_bytes(name)
+    with tempfile.TemporaryDirectory() as folder:  # the run may lie in an object store
+        path = Path(folder) / MESH
+        path.write_bytes(data)
+        return _load(path, f"{index:03d}")
+
+
+def _mesh_folder(folder: Path, settings: EvaluateSettings) -> Subjects:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"run: {str(folder)!r} has neither {CONFIG} nor mesh files ({', '.join(SUFFIXES)})")
+    if not settings.prompt:
+        raise ValueError("prompt: a folder of meshes does not say what they should be; give --prompt")
+    particles = tuple(_load(path, path.stem) for path in paths)
+    return Subjects(
+        str(folder), settings.label or folder.name, settings.prompt, "", 0, "", None, particles, LocalFiles(folder)
+    )
+
+
+def _load(path: Path, name: str) -> Subject:
+    try:
+        return Subject(name, load_asset(path, name), path.stat().st_size)
+    except AssetError as error:
+        return Subject(name, None, 0, str(error))
