@@ -1,0 +1,48 @@
+"""Embeddings of captions by a prior's own frozen text encoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from raydream.diffusion import prior_files
+
+_MOST_CACHED_BYTES = 256 * 2**20
+
+
+class AgpTexts:
+    """Encodes captions as the prior was trained with them; what is too long is cut. Repeated ones are remembered."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
+        self._tokenizer, self._encoder = tokenizer, encoder.eval().requires_grad_(False)
+        self._num_tokens = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        self._known: dict[str, Tensor] = {}
+        self._most = max(64, _MOST_CACHED_BYTES // (4 * self._num_tokens * encoder.config.hidden_size))
+
+    @classmethod
+    def load(cls, prior: Path, device: torch.device) -> "AgpTexts":
+        """The encoder of a prior's folder, in float32."""
+        tokenizer = CLIPTokenizer.from_pretrained(prior / "tokenizer", local_files_only=True)
+        variant = prior_files.weights_variant(prior, "text_encoder")
+        encoder = CLIPTextModel.from_pretrained(
+            prior / "text_encoder", variant=variant, dtype=torch.float32, local_files_only=True
+        )
+        return cls(tokenizer, encoder.to(device))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> Float[Tensor, "view token width"]:
+        """The encoder's last hidden states, one for each caption; "" is the unconditional text."""
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
+        if len(self._known) + len(new) > self._most:
+            self._known.clear()
+            new = list(dict.fromkeys(captions))
+        if new:
+            tokens = self._tokenizer(
+                new, padding="max_length", max_length=self._num_tokens, truncation=True, return_tensors="pt"
+            ).input_ids
+            states = self._encoder(tokens.to(self._encoder.device)).last_hidden_state
+            self._known |= dict(zip(new, states))
+        return torch.stack([self._known[caption] for caption in captions])
