@@ -21,6 +21,7 @@ from raydream.distill.prior import MixtureTexts
 from raydream.distill.score import Score
 from raydream.presets import exhibit
 from raydream.prior.agp import AgpDenoiser, AgpFacts
+from raydream.prior.agp_samples import latents_of
 from raydream.prior.ccm import decode_ccm
 from raydream.types import Condition, Render, Views
 
@@ -78,17 +79,16 @@ def test_the_gradient_points_from_the_map_to_the_one_that_is_wanted() -> None:
     assert torch.allclose(gradient, (1 - kept) * (kept / (1 - kept)).sqrt() * (here - wanted), atol=1e-5)
 
 
-def test_joined_pixels_are_weighted_by_opacity() -> None:
+def test_joined_pixels_are_weighted_by_opacity_as_in_the_training() -> None:
     """A solid pixel beside empty ones keeps its coordinates: only the opacity is the mean."""
-    alpha = torch.zeros(1, 8, 8, 1)
-    alpha[0, ::2, ::2] = 1.0
-    coordinates = torch.tensor([0.25, 0.5, 1.0])
-    empty = torch.zeros(1, 8, 8, 3)
+    alpha = (torch.rand(2, 8, 8, 1, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    coordinates = torch.tensor([0.25, 0.5, 1.0]).expand(2, 8, 8, 3)
+    empty = torch.zeros(2, 8, 8, 3)
     maps = encode_maps(Render(empty, empty, alpha, alpha, None, coordinates * alpha), 4)
+    assert torch.allclose(maps, latents_of(coordinates * (alpha > 0), alpha, 4), atol=1e-6)
     seen, opacity = decode_ccm(maps)
-    inner = (slice(None), slice(1, 3), slice(1, 3))
-    assert torch.allclose(seen[inner], coordinates.expand(1, 2, 2, 3), atol=1e-5)
-    assert torch.allclose(opacity[inner], torch.full((1, 2, 2, 1), 0.25), atol=0.02)
+    covered = opacity[..., 0] > 0
+    assert torch.allclose(seen[covered], coordinates[0, 0, 0].expand(int(covered.sum()), 3), atol=1e-5)
 
 
 def test_both_branches_move_the_particle_by_their_weights(priors: tuple[Path, Path]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras, sample_elevations, sample_uniform, stratified_azimuths
@@ -210,9 +211,12 @@ def map_px(config: ParticleConfig) -> int:
 
 
 def encode_maps(render: Render, size_px: int) -> Float[Tensor, "view 4 mh mw"]:
-    """A render's canonical coordinate maps as an AGP's latents, weighted by opacity where pixels are joined."""
+    """A render's canonical coordinate maps as an AGP's latents: pixels are joined as in its training, by their mean
+    weighted by opacity.
+    """
     assert render.ccm is not None
-    return resize(encode_ccm(render.ccm, render.opacity), size_px)
+    maps = encode_ccm(render.ccm, render.opacity)
+    return adaptive_avg_pool2d(maps, size_px) if maps.shape[-1] > size_px else resize(maps, size_px)
 
 
 def step_cameras(config: ParticleConfig, step: int) -> Cameras:
