@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup benchmark clean
+.PHONY: demo test lint setup serve page benchmark clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.ready
@@ -16,13 +16,19 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/python jobs/vsd_particles.py --n 8
 
+serve: setup
+	$(BIN)/python -m serve
+
+page: # the bundle in serve/static; needs Node.js
+	cd serve/page && npm ci && npm run build
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 benchmark: setup
 	$(BIN)/python jobs/benchmark.py

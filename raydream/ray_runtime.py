@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from raydream.config import ClusterConfig
 from raydream.runtime import Actor, ActorFailed, Reference
 
 _log = logging.getLogger(__name__)
+
+Key = tuple[str, int]  # of an actor: role and index
 
 # One thread for each actor: eight actors with two threads each are eight times slower than with one.
 _ACTOR_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -60,6 +62,10 @@ class _Host:
             with self._lock:
                 self._busy_since = None
 
+    def renew(self, factory: Callable[[], object]) -> None:
+        """Another object in the old process, which has imported everything already."""
+        self._target = factory()
+
     @ray.method(concurrency_group="ctl")
     def busy_s(self) -> float:
         """For how long the call that is running has been running, 0 where none is."""
@@ -67,32 +73,122 @@ class _Host:
             return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
 
+class _Room:
+    """Reserved places for actors, by role and index; each actor that is started in one is a process of its own."""
+
+    def __init__(self, bundles: Mapping[Key, dict[str, float]], config: ClusterConfig) -> None:
+        self._bundles, self._order = bundles, list(bundles)
+        self._group = _reserve(list(bundles.values()), config) if bundles else None
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._bundles
+
+    def start(self, key: Key, factory: Callable[[], object]) -> Any:
+        assert self._group is not None
+        resources = self._bundles[key]
+        host = ray.remote(**_LANES)(_Host).options(
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._order.index(key)),
+            runtime_env={"env_vars": actor_environment(resources)},
+        )
+        return host.remote(str(Actor(*key)), factory)
+
+    def close(self) -> None:
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+
+class HostPool:
+    """Places whose processes stay loaded between runs: what one run gives back, empty, the next one takes.
+
+    Lives in the process that makes it, and ends with it. One run uses it at a time.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, num_particles: int, factories: Mapping[str, Callable[[], object]]
+    ) -> None:
+        """``factories`` by role say what to import beforehand. Raises ``ValueError`` as ``RayRuntime`` does."""
+        connect()
+        _warm_up(config.backend)
+        self._factories, bundles = factories, _plan(config, num_particles)
+        self._room = _Room(bundles, config)
+        self._places = {key: self._room.start(key, factories[key[0]]) for key in bundles}
+        try:
+            ray.get([place.busy_s.remote() for place in self._places.values()])
+        except RayError as error:
+            self.close()
+            raise ValueError(f"warm_particles: a process could not be started: {error}") from error
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._room
+
+    def take(self, key: Key, factory: Callable[[], object]) -> Any:
+        """The place's process with a new object in it; whatever is still under way there comes first."""
+        self._places[key].renew.remote(factory)
+        return self._places[key]
+
+    def restart(self, key: Key, factory: Callable[[], object]) -> Any:
+        """Ends the place's process and starts a new one."""
+        ray.kill(self._places[key], no_restart=True)
+        self._places[key] = self._room.start(key, factory)
+        return self._places[key]
+
+    def settle(self) -> None:
+        """Frees what the last run left in the processes, and replaces those that died or do not come to an end."""
+        for (key, place), busy_s in zip(list(self._places.items()), _ask(list(self._places.values()))):
+            factory = self._factories[key[0]]
+            if busy_s == 0:
+                place.renew.remote(factory)
+            else:
+                self.restart(key, factory)
+
+    def close(self) -> None:
+        """Ends all processes."""
+        for place in self._places.values():
+            ray.kill(place, no_restart=True)
+        self._room.close()
+
+
 class RayRuntime:
-    """Actors in a placement group of n particle bundles and k score bundles.
+    """Actors in a placement group of n particle bundles and k score bundles, as far as no pool has places for them.
 
     Ray itself neither restarts an actor nor retries a call (its retries are at-least-once): the loop rolls everybody
     back.
     """
 
-    def __init__(self, config: ClusterConfig, num_particles: int) -> None:
+    def __init__(self, config: ClusterConfig, num_particles: int, pool: HostPool | None = None) -> None:
         connect()
-        self._config = config
-        _warm_up(config.backend)
-        self._bundles = plan_bundles(config, num_particles, ray.cluster_resources())
-        self._group = _reserve(self._bundles, config)
-        self._num_particles = num_particles
+        self._pool = pool
+        if pool is None:
+            _warm_up(config.backend)
+        else:
+            pool.settle()
+        bundles = _plan(config, num_particles)
+        self._room = _Room({key: bundles[key] for key in bundles if pool is None or key not in pool}, config)
         self._factories: dict[Actor, Callable[[], object]] = {}
         self._started: dict[Actor, Reference] = {}  # answered once the actor's process is up, or has failed to be
 
     def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
-        actor = Actor(role, index)
+        actor, key = Actor(role, index), (role, index)
         self._factories[actor] = factory
-        self._start(actor)
+        if self._pool is not None and key in self._pool:
+            actor.place = self._pool.take(key, factory)
+        else:
+            actor.place = self._room.start(key, factory)
+        self._started[actor] = actor.place.busy_s.remote()
         return actor
 
     def respawn(self, actor: Actor) -> None:
-        ray.kill(actor.place, no_restart=True)
-        self._start(actor)
+        key, factory = (actor.role, actor.index), self._factories[actor]
+        if self._pool is not None and key in self._pool:
+            actor.place = self._pool.restart(key, factory)
+        else:
+            ray.kill(actor.place, no_restart=True)
+            actor.place = self._room.start(key, factory)
+        self._started[actor] = actor.place.busy_s.remote()
 
     def call(self, actor: Actor, method: str, *args: Any, num_returns: int = 1) -> Any:
         return actor.place.call.options(num_returns=num_returns).remote(method, *args)
@@ -121,23 +217,12 @@ class RayRuntime:
 
     def close(self) -> None:
         for actor in self._factories:
-            ray.kill(actor.place, no_restart=True)
+            if (actor.role, actor.index) in self._room:
+                ray.kill(actor.place, no_restart=True)
         self._factories.clear()
-        remove_placement_group(self._group)
-
-    def _start(self, actor: Actor) -> None:
-        bundle = actor.index if actor.role == "particle" else self._num_particles + actor.index
-        resources = self._bundles[bundle]
-        host = ray.remote(**_LANES)(_Host).options(
-            num_cpus=resources.get("CPU", 0),
-            num_gpus=resources.get("GPU", 0),
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, bundle),
-            runtime_env={"env_vars": actor_environment(resources)},
-        )
-        actor.place = host.remote(str(actor), self._factories[actor])
-        self._started[actor] = actor.place.busy_s.remote()
+        self._room.close()
+        if self._pool is not None:
+            self._pool.settle()
 
 
 def _ask(places: list[Any]) -> list[float | None]:
@@ -151,6 +236,13 @@ def _ask(places: list[Any]) -> list[float | None]:
         except RayError:  # not RayActorError alone: one that ran out of memory is gone too
             answers.append(None)
     return answers
+
+
+def _plan(config: ClusterConfig, num_particles: int) -> dict[Key, dict[str, float]]:
+    """The bundles of ``plan_bundles`` by role and index."""
+    bundles = plan_bundles(config, num_particles, ray.cluster_resources())
+    particles, scores = enumerate(bundles[:num_particles]), enumerate(bundles[num_particles:])
+    return {("particle", i): bundle for i, bundle in particles} | {("score", i): bundle for i, bundle in scores}
 
 
 def plan_bundles(config: ClusterConfig, num_particles: int, cluster: dict[str, float]) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from raydream import __version__
 from raydream.config import RunConfig
-from raydream.distill.loop import Observer, StageLoop
+from raydream.distill.loop import PREVIEW_AZIMUTHS_DEG, PREVIEW_ELEVATION_DEG, Observer, StageLoop
 from raydream.report import ReportFacts, write_report
 from raydream.runtime import Runtime
 from raydream.store import VERSIONS, RunFolder, Scalar
@@ -45,6 +45,9 @@ def run_pipeline(
         with _timed(phases, "set up"):
             observer.phase("loading the prior and the scenes")
             loop.start(start)
+        if start == 0:
+            where = (list(PREVIEW_AZIMUTHS_DEG), PREVIEW_ELEVATION_DEG, config.output.preview_px)
+            observer.preview(0, loop.everywhere(0, "look_at", lambda actor: where))
         observer.phase(f"going on from step {start}" if start else f"{config.method} for {num_steps} steps")
         with _timed(phases, "distil"):
             reached = loop.train(start, stop)

@@ -1,0 +1,279 @@
+"""The HTTP interface: a FastAPI application that knows the record and the run folders, but nothing of Ray."""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi import Path as InPath
+from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+
+from raydream import __version__
+from raydream.store import MESH, PREVIEW, REPORT, TURNTABLE, particle_file
+from serve import plan
+from serve.artefacts import Artefacts, send_file
+from serve.guard import PAGE_POLICY, REPORT_POLICY, Guard, owner_of
+from serve.keys import Keys
+from serve.live import Live, Sight, path_of
+from serve.metrics import Meter, Metered
+from serve.problems import install_handlers
+from serve.records import Quota, Records
+from serve.schema import (
+    Generation,
+    GenerationPage,
+    GenerationRequest,
+    Health,
+    MetricRows,
+    Priors,
+    problem_responses,
+)
+from serve.settings import Settings
+
+_log = logging.getLogger(__name__)
+_STATIC = Path(__file__).parent / "static"
+_LOOK_AFTER_EVERY_S = 2.0
+_SILENCE_S = 60.0
+
+LookAfter = Callable[[], float]
+
+
+@dataclass
+class Service:
+    """What the routes share. ``ticked_at``: when the supervisor last came round."""
+
+    settings: Settings
+    records: Records
+    live: Live
+    artefacts: Artefacts
+    meter: Meter
+    ticked_at: float = field(default=float("-inf"))
+
+
+async def service_of(request: Request) -> Service:
+    """The service that a request came to."""
+    return request.app.state.service
+
+
+Shared = Annotated[Service, Depends(service_of)]
+Owner = Annotated[str, Depends(owner_of)]
+Id = Annotated[str, InPath(alias="id", pattern="^[0-9a-f]{32}$")]
+Index = Annotated[int, InPath(ge=0, le=1023)]
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+
+_NOT_THEIRS = problem_responses(401, 403, 404, 421, 422)
+_REFUSED = problem_responses(401, 403, 421, 422)
+router = APIRouter(prefix="/v1")
+plain = APIRouter()
+
+
+async def _theirs(generation_id: Id, owner: Owner, service: Shared) -> Sight:
+    """The generation of a path, for its owner; for everybody else there is none."""
+    sight = await service.live.get(generation_id)
+    if sight is None or sight.record.owner != owner:
+        raise HTTPException(404, "there is no such generation")
+    return sight
+
+
+Theirs = Annotated[Sight, Depends(_theirs)]
+
+
+@router.post(
+    "/generations",
+    status_code=202,
+    response_model=Generation,
+    responses=_REFUSED | problem_responses(400, 409, 413, 429),
+)
+def create(body: GenerationRequest, owner: Owner, service: Shared, idempotency_key: IdempotencyKey = None) -> Response:
+    """Accepts a prompt. What is accepted is on the disk, and will be run whatever happens to this process."""
+    settings = service.settings
+    quota = Quota(settings.max_queued, settings.unfinished_per_key, settings.daily_per_key)
+    record, is_new = service.records.add(owner, plan.wish_of(body, settings), idempotency_key, quota)
+    if is_new:
+        _log.info("generation %s: %s asks for %r", record.id, owner, record.prompt)
+    return _told(service.live.see(record), 202, {"Location": path_of(record.id)})
+
+
+@router.get("/generations", response_model=GenerationPage, responses=_REFUSED)
+def newest(
+    owner: Owner,
+    service: Shared,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> GenerationPage:
+    """The newest generations first."""
+    records = service.records.newest(owner, limit + 1, _read_cursor(cursor) if cursor is not None else None)
+    last = records[limit - 1] if len(records) > limit else None
+    next_cursor = base64.urlsafe_b64encode(f"{last.created_at!r} {last.id}".encode()).decode() if last else None
+    return GenerationPage(
+        items=[service.live.see(record).generation for record in records[:limit]], next_cursor=next_cursor
+    )
+
+
+@router.get("/generations/{id}", response_model=Generation, responses=_NOT_THEIRS)
+async def one(sight: Theirs) -> Response:
+    """A generation as it stands."""
+    return _told(sight, 200)
+
+
+@router.delete("/generations/{id}", status_code=202, response_model=Generation, responses=_NOT_THEIRS)
+def cancel(sight: Theirs, service: Shared) -> Response:
+    """Cancels what has not ended; what has stays as it is."""
+    service.records.cancel(sight.record.id)
+    service.live.forget(sight.record.id)
+    return _told(service.live.read(sight.record.id) or sight, 202)
+
+
+@router.get(
+    "/generations/{id}/events",
+    response_class=StreamingResponse,
+    responses=_NOT_THEIRS | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def events(
+    sight: Theirs, service: Shared, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+) -> StreamingResponse:
+    """Server-sent events `generation`, one for each change, until the last."""
+    last = int(last_event_id) if last_event_id and last_event_id.isdecimal() and last_event_id.isascii() else 0
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(service.live.events(sight.record.id, last), 200, headers, "text/event-stream")
+
+
+@router.get("/generations/{id}/metrics", response_model=MetricRows, responses=_NOT_THEIRS)
+def metric_rows(sight: Theirs, service: Shared, after: Annotated[int, Query(ge=-1, le=10**9)] = -1) -> MetricRows:
+    """The losses of the steps after one, at most 500 rows."""
+    return service.artefacts.metrics(sight.record, after)
+
+
+def _binary(media_type: str) -> dict[int | str, dict[str, object]]:
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    return {200: {"content": content}, 206: {"content": content, "description": "A part"}, 304: {}}
+
+
+def _artefact(suffix: str, media_type: str) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
+    """A route below a generation that answers with a file."""
+    responses = _NOT_THEIRS | problem_responses(416) | _binary(media_type)
+    return router.get(f"/generations/{{id}}/{suffix}", response_class=FileResponse, responses=responses)  # type: ignore[arg-type]
+
+
+@_artefact("particles/{index}/preview.png", "image/png")
+def preview(request: Request, sight: Theirs, service: Shared, index: Index) -> Response:
+    """A particle's latest picture."""
+    return send_file(request, service.artefacts.file(sight.record, particle_file(index, PREVIEW)), None)
+
+
+@_artefact("particles/{index}/turntable.mp4", "video/mp4")
+def turntable(request: Request, sight: Theirs, service: Shared, index: Index) -> Response:
+    """A particle's film."""
+    return send_file(request, service.artefacts.file(sight.record, particle_file(index, TURNTABLE)), None)
+
+
+@_artefact("particles/{index}/mesh.glb", "model/gltf-binary")
+def mesh(request: Request, sight: Theirs, service: Shared, index: Index) -> Response:
+    """A particle's textured model."""
+    path = service.artefacts.file(sight.record, particle_file(index, MESH))
+    return send_file(request, path, f"raydream-{sight.record.id[:8]}-{index}.glb")
+
+
+@_artefact("archive.zip", "application/zip")
+def archive(request: Request, sight: Theirs, service: Shared) -> Response:
+    """The whole run, without its checkpoints, once it has ended."""
+    path = service.artefacts.archive(sight.record)
+    return send_file(request, path, f"raydream-{sight.record.id[:8]}.zip")
+
+
+@_artefact("report.html", "text/html")
+def report(request: Request, sight: Theirs, service: Shared) -> Response:
+    """The run's report, one self-contained page."""
+    return send_file(request, service.artefacts.file(sight.record, REPORT), None, REPORT_POLICY)
+
+
+@router.get("/priors", responses=_REFUSED)
+@router.get("/presets", responses=_REFUSED)
+def priors(_owner: Owner, service: Shared) -> Priors:
+    """What this service offers."""
+    return plan.offered(service.settings)
+
+
+@plain.get("/healthz", response_model=Health)
+def healthy() -> Health:
+    """This process answers."""
+    return Health(status="ok")
+
+
+@plain.get("/readyz", response_model=Health, responses={503: {"model": Health}})
+def ready(service: Shared) -> Response:
+    """The record can be read and the supervisor comes round."""
+    service.records.counts()
+    is_ready = time.monotonic() - service.ticked_at < _SILENCE_S
+    health = Health(status="ok") if is_ready else Health(status="unavailable", detail="the supervisor is silent")
+    return Response(health.model_dump_json(), 200 if is_ready else 503, media_type="application/json")
+
+
+@plain.get("/metrics", responses=_REFUSED | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+def metrics(_owner: Owner, service: Shared) -> Response:
+    """Figures for Prometheus."""
+    return Response(service.meter.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@plain.get("/", include_in_schema=False)
+def page() -> Response:
+    """The web page."""
+    if not (_STATIC / "index.html").is_file():
+        raise HTTPException(404, "the page is not built; serve/page says how")
+    return FileResponse(_STATIC / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+def build_api(settings: Settings, look_after: LookAfter | None = None) -> FastAPI:
+    """The application. ``look_after`` starts the supervisor where it is missing and says for how many seconds it has
+    been silent; it is called every two seconds. Without it nothing runs what is accepted.
+    """
+    Path(settings.data).mkdir(parents=True, exist_ok=True)
+    records, keys = Records(settings.database_url), Keys(settings.keys_file)
+    service = Service(settings, records, Live(records), Artefacts(settings), Meter(records))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(_look_after(service, look_after)) if look_after else None
+        await asyncio.to_thread(plan.offered, settings)  # imports what the first request would wait for
+        yield
+        if watch is not None:
+            watch.cancel()
+        records.close()
+
+    api = FastAPI(title="raydream", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    api.state.service, api.state.keys = service, keys
+    install_handlers(api)
+    api.include_router(router)
+    api.include_router(plain)
+    api.mount("/static", StaticFiles(directory=_STATIC, check_dir=False), name="static")
+    api.add_middleware(Guard, keys=keys)
+    api.add_middleware(Metered, meter=service.meter)
+    return api
+
+
+async def _look_after(service: Service, look_after: LookAfter) -> None:
+    while True:
+        try:
+            service.ticked_at = time.monotonic() - await asyncio.to_thread(look_after)
+        except Exception as error:  # the cluster may be away for a moment; /readyz tells if it stays so
+            _log.warning("cannot look after the supervisor: %r", error)
+        await asyncio.sleep(_LOOK_AFTER_EVERY_S)
+
+
+def _told(sight: Sight, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(sight.body, status, headers, "application/json")
+
+
+def _read_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        created_at, _, last_id = base64.urlsafe_b64decode(cursor.encode("ascii")).decode("ascii").partition(" ")
+        return float(created_at), last_id
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("cursor: must be a next_cursor that this service gave") from error

@@ -1,0 +1,41 @@
+"""The service on Ray Serve: ``serve run serve.app:app``, on this machine at port 8000."""
+
+import os
+from functools import partial
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from serve.api import build_api
+from serve.crew import look_after_supervisor
+from serve.settings import PREFIX, Settings
+
+_MAX_ONGOING = 1000  # most of them event streams
+
+
+class Replica:
+    """One process that answers requests. It may come and go: what is accepted is in the record."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self._settings, partial(look_after_supervisor, self._settings))
+
+
+def app(arguments: dict[str, str]) -> Application:
+    """The application for ``serve run``; ``arguments`` are settings by name (``max_n=4``), before the environment's."""
+    given = {PREFIX + name.upper(): value for name, value in arguments.items()}
+    settings = Settings.from_environment(dict(os.environ) | given)
+    deployment = serve.deployment(
+        name="raydream",
+        num_replicas=settings.num_replicas,
+        max_ongoing_requests=_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=5,
+        logging_config={"enable_access_log": False},  # a line for each poll is no news; /metrics counts them
+    )
+    return deployment(serve.ingress()(Replica)).bind(settings)

@@ -1,0 +1,204 @@
+"""Supervisor and runners as named, detached Ray actors: they outlive the HTTP replicas and each other."""
+
+import logging
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from raydream.config import RunConfig
+from raydream.ray_runtime import HostPool, RayRuntime, plan_bundles
+from raydream.runtime import Runtime
+from serve.generation import GenerationRun, shared_cluster
+from serve.records import Records
+from serve.settings import Settings
+from serve.supervisor import Hand, Job, Supervisor
+
+_log = logging.getLogger(__name__)
+_TICK_S = 0.25
+_ANSWER_S = 30.0
+_SUPERVISOR = "supervisor"
+
+Handle = Any  # of an actor; Ray's own type knows none of its methods
+
+
+class Runner:
+    """A process that takes one generation after the other and keeps its actors' processes loaded between them."""
+
+    def __init__(self, settings: Settings) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._settings, self._records = settings, Records(settings.database_url)
+        self._pool: HostPool | None = None
+        self._lock = threading.Lock()
+        self._job: Job | None = None
+        self._run: GenerationRun | None = None
+        self._is_ready = False
+        threading.Thread(target=self._begin, daemon=True).start()
+
+    def hand(self, settings: Settings) -> Hand:
+        """What it is at."""
+        with self._lock:
+            return Hand(self._job, self._is_ready and self._job is None, settings != self._settings)
+
+    def num_warm(self) -> int:
+        """For how many particles there are processes."""
+        return self._settings.warm_particles if self._pool is not None else 0
+
+    def take(self, job: Job) -> bool:
+        """Begins with a generation; False where it has one or is not ready."""
+        with self._lock:
+            if self._job is not None or not self._is_ready:
+                return False
+            self._job, self._run = job, GenerationRun(self._records, self._settings, *job)
+        threading.Thread(target=self._work, args=(self._run,), daemon=True).start()
+        return True
+
+    def stop(self) -> None:
+        """Ends the generation that it is at, at a checkpoint."""
+        with self._lock:
+            if self._run is not None:
+                self._run.stop()
+
+    def _begin(self) -> None:
+        try:
+            self._warm_up()
+        finally:
+            with self._lock:
+                self._is_ready = True
+
+    def _warm_up(self) -> None:
+        from raydream.distill.particle import Particle
+        from raydream.distill.score import Score
+
+        if self._settings.warm_particles:
+            base = self._settings.base_config(self._settings.presets[0], None)
+            cluster = shared_cluster(base.cluster, self._settings, ray.cluster_resources().get("CPU", 0.0))
+            try:
+                self._pool = HostPool(cluster, self._settings.warm_particles, {"particle": Particle, "score": Score})
+            except ValueError as error:  # each generation starts its own processes then
+                _log.warning("no processes are kept warm: %s", error)
+
+    def _work(self, run: GenerationRun) -> None:
+        try:
+            run.run(self._make_runtime)
+        finally:
+            with self._lock:
+                self._job = self._run = None
+
+    def _make_runtime(self, config: RunConfig) -> Runtime:
+        cluster = shared_cluster(config.cluster, self._settings, ray.cluster_resources().get("CPU", 0.0))
+        return RayRuntime(cluster, config.n, self._pool)
+
+
+class RayCrew:
+    """The runners by their names."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def hands(self) -> dict[int, Hand]:
+        asked = {}
+        for slot in range(self._settings.max_running):
+            runner = self._runner(slot)
+            if runner is not None:
+                asked[slot] = runner.hand.remote(self._settings)
+        found = {}
+        for slot, reference in asked.items():
+            try:
+                found[slot] = ray.get(reference, timeout=_ANSWER_S)
+            except GetTimeoutError:
+                found[slot] = Hand(("unknown", 0), is_ready=False)
+            except RayError:
+                _log.warning("the runner in slot %d is gone", slot)
+        return found
+
+    def open(self, slot: int) -> None:
+        _start(Runner, _runner_name(slot), self._settings, max_restarts=0)
+
+    def has_room(self, slot: int, num_particles: int) -> bool:
+        have, free = ray.cluster_resources(), ray.available_resources()
+        base = self._settings.base_config(self._settings.presets[0], None).cluster
+        try:
+            bundles = plan_bundles(shared_cluster(base, self._settings, have.get("CPU", 0.0)), num_particles, have)
+        except ValueError:
+            return True  # it never will have: the run says so in words
+        runner = self._runner(slot)
+        num_warm = 0 if runner is None else ray.get(runner.num_warm.remote(), timeout=_ANSWER_S)
+        missing = bundles[num_warm:num_particles] if num_warm else bundles
+        names = {name for bundle in missing for name in bundle}
+        return all(sum(b.get(name, 0.0) for b in missing) <= free.get(name, 0.0) + 1e-6 for name in names)
+
+    def start(self, slot: int, job: Job) -> bool:
+        runner = self._runner(slot)
+        try:
+            return runner is not None and ray.get(runner.take.remote(job), timeout=_ANSWER_S)
+        except RayError:
+            _log.warning("the runner in slot %d was lost while it took generation %s", slot, job[0])
+            return False
+
+    def stop(self, slot: int) -> None:
+        runner = self._runner(slot)
+        if runner is not None:
+            runner.stop.remote()
+
+    def kill(self, slot: int) -> None:
+        runner = self._runner(slot)
+        if runner is not None:
+            ray.kill(runner, no_restart=True)
+
+    def _runner(self, slot: int) -> Handle | None:
+        return _find(self._settings, _runner_name(slot))
+
+
+class SupervisorActor:
+    """The one process that ticks. Ray starts it again whenever it dies; whatever it knew is in the record."""
+
+    def __init__(self, settings: Settings) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._settings = settings
+        crew = RayCrew(settings)
+        self._supervisor = Supervisor(Records(settings.database_url), crew, settings.max_running)
+        self._ticked_at = time.monotonic()
+        threading.Thread(target=self._tick_forever, daemon=True).start()
+
+    def health(self, settings: Settings) -> tuple[bool, float]:
+        """Whether it has these settings, and for how long it has not come round, in seconds."""
+        return settings == self._settings, time.monotonic() - self._ticked_at
+
+    def _tick_forever(self) -> None:
+        while True:
+            try:
+                self._supervisor.tick()
+                self._ticked_at = time.monotonic()
+            except Exception:  # a database or a cluster that is away for a moment; health() tells if it stays so
+                _log.exception("a tick failed")
+            time.sleep(_TICK_S)
+
+
+def look_after_supervisor(settings: Settings) -> float:
+    """Starts the supervisor where there is none or one with other settings; for how long it has not ticked."""
+    supervisor = _start(SupervisorActor, _SUPERVISOR, settings, max_restarts=-1)
+    is_current, silent_s = ray.get(supervisor.health.remote(settings), timeout=_ANSWER_S)
+    if not is_current:
+        ray.kill(supervisor, no_restart=True)
+        return float("inf")
+    return silent_s
+
+
+def _runner_name(slot: int) -> str:
+    return f"runner-{slot}"
+
+
+def _find(settings: Settings, name: str) -> Handle | None:
+    try:
+        return ray.get_actor(name, namespace=settings.namespace)
+    except ValueError:
+        return None
+
+
+def _start(cls: type, name: str, settings: Settings, max_restarts: int) -> Handle:
+    actor: Handle = ray.remote(num_cpus=0, max_restarts=max_restarts, max_task_retries=0)(cls)
+    where = {"name": name, "namespace": settings.namespace}
+    return actor.options(lifetime="detached", get_if_exists=True, **where).remote(settings)

@@ -1,0 +1,176 @@
+"""One generation from its record to its run folder, as often as it takes: a runner that died is followed by another,
+which goes on from the last checkpoint.
+"""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from raydream import config_io
+from raydream.config import ClusterConfig, RunConfig
+from raydream.distill.artefacts import on_paper
+from raydream.distill.loop import RunFailed
+from raydream.distill.pipeline import run_pipeline
+from raydream.distill.watch import RunWatch
+from raydream.progress import Progress, seconds_per_step
+from raydream.runtime import Runtime
+from raydream.scene.export import write_png
+from raydream.storage import LocalFiles, resolve
+from raydream.store import MESH, PREVIEW, RunFolder, particle_file
+from raydream.tensorboard import TensorboardLog
+from serve.plan import config_of
+from serve.records import Records
+from serve.settings import Settings
+
+_log = logging.getLogger(__name__)
+_NEWS_EVERY_S = 0.5
+_LOCK_PATIENCE_S = 60.0  # until the kernel has taken the lock from a runner that was killed
+
+MakeRuntime = Callable[[RunConfig], Runtime]
+
+
+class GenerationWatch:
+    """Tells the record how far the run is and writes each particle's picture; sets ``stop`` once the generation is
+    no longer this attempt's.
+    """
+
+    def __init__(
+        self, run: RunFolder, inner: RunWatch, progress: Progress, tell: Callable[[dict[str, object]], bool]
+    ) -> None:
+        self.stop = threading.Event()
+        self._run, self._inner, self._progress, self._tell = run, inner, progress, tell
+        self._told_at = float("-inf")
+
+    def phase(self, message: str) -> None:
+        self._inner.phase(message)
+        self._send({"phase": message})
+
+    def row(self, step: int, row: dict[str, float]) -> None:
+        self._inner.row(step, row)
+        if time.monotonic() - self._told_at >= _NEWS_EVERY_S:
+            self._send(self._news(step, row))
+
+    def preview(self, step: int, pictures: Sequence[np.ndarray]) -> None:
+        for index, views in enumerate(pictures):
+            self._run.write_bytes(particle_file(index, PREVIEW), write_png(on_paper(views)[0]))
+        self._inner.preview(step, pictures)
+        self._send({"preview_step": step, "step": step})
+
+    def _news(self, step: int, row: dict[str, float]) -> dict[str, object]:
+        step_s = seconds_per_step(self._progress.durations_s)
+        eta_s = None if step_s is None else step_s * (self._progress.total_steps - step - 1)
+        losses = {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
+        finite = {name: value for name, value in losses.items() if np.isfinite(value)}
+        return {"step": step + 1, "eta_s": eta_s, "losses": finite}
+
+    def _send(self, values: dict[str, object]) -> None:
+        self._told_at = time.monotonic()
+        if not self._tell(values):
+            self.stop.set()
+
+
+class GenerationRun:
+    """An attempt at a generation; ``stop`` ends it at a checkpoint."""
+
+    def __init__(self, records: Records, settings: Settings, generation_id: str, attempt: int) -> None:
+        self._records, self._settings = records, settings
+        self._id, self._attempt = generation_id, attempt
+        self._watch: GenerationWatch | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Asks for an end at the next checkpoint."""
+        self._is_stopped = True
+        if self._watch is not None:
+            self._watch.stop.set()
+
+    def run(self, make_runtime: MakeRuntime) -> None:
+        """Runs or resumes it and writes how it ended into the record. Raises nothing."""
+        try:
+            config, run = self._open()
+            with ExitStack() as stack:
+                stack.enter_context(_locked(run))
+                stack.callback(run.close)
+                if self._pipeline(config, run, make_runtime):
+                    meshes = [i for i in range(config.n) if run.exists(particle_file(i, MESH))]
+                    num_steps = config.stages[0].num_steps
+                    last = {"phase": "done", "meshes": meshes, "step": num_steps, "preview_step": num_steps}
+                    self._records.end(self._id, self._attempt, "finished", last)
+        except (RunFailed, ValueError) as error:
+            _log.warning("generation %s failed: %s", self._id, error)
+            self._fail("The run failed", str(error))
+        except Exception as error:  # the record must not wait for a runner that is gone
+            _log.exception("generation %s failed", self._id)
+            self._fail("Internal error", f"{type(error).__name__}; the service's log says more")
+
+    def _open(self) -> tuple[RunConfig, RunFolder]:
+        """The run folder that exists already, with its own settings, or a new one."""
+        record = self._records.get(self._id)
+        assert record is not None
+        wanted, uri = config_of(record, self._settings), self._settings.run_uri(self._id)
+        try:
+            run = RunFolder.open(uri)
+        except ValueError:
+            files = resolve(uri, None)
+            if isinstance(files, LocalFiles):
+                files.sweep_temporary()  # of a runner that was killed while it began
+            return wanted, RunFolder.create(uri, config_io.dumps(wanted))
+        saved = config_io.loads(RunConfig, run.read_config())
+        return dataclasses.replace(saved, cluster=wanted.cluster), run
+
+    def _pipeline(self, config: RunConfig, run: RunFolder, make_runtime: MakeRuntime) -> bool:
+        checkpoint = run.latest_checkpoint()
+        start = checkpoint.step if checkpoint else 0
+        with ExitStack() as stack:
+            board = TensorboardLog(run, start)
+            stack.callback(board.close)
+            progress = stack.enter_context(Progress(config.stages[0].num_steps, start))
+            inner = RunWatch(run, progress, board, config.n)
+            self._watch = GenerationWatch(run, inner, progress, self._tell)
+            if self._is_stopped:
+                return False
+            reached = run_pipeline(config, run, lambda: make_runtime(config), self._watch, self._watch.stop)
+        return reached == config.stages[0].num_steps and not self._watch.stop.is_set()
+
+    def _tell(self, values: dict[str, object]) -> bool:
+        return self._records.progress(self._id, self._attempt, values)
+
+    def _fail(self, title: str, detail: str) -> None:
+        values = {"phase": "failed", "error_title": title, "error_detail": detail}
+        self._records.end(self._id, self._attempt, "failed", values)
+
+
+def shared_cluster(config: ClusterConfig, settings: Settings, num_cpus: float) -> ClusterConfig:
+    """Shares of the cores that leave room for ``max_running`` generations of ``max_n`` particles, where the settings
+    say nothing; the same for every n, so that processes can be passed on from one generation to the next.
+    """
+    num_actors = settings.max_running * (settings.max_n + config.score_replicas)
+    share = max(0.01, min(1.0, int(100 * num_cpus / num_actors) / 100))
+    particle, score = config.cpus_per_particle, config.cpus_per_score
+    return dataclasses.replace(
+        config,
+        cpus_per_particle=share if particle < 0 else particle,
+        cpus_per_score=share if score < 0 else score,
+    )
+
+
+@contextmanager
+def _locked(run: RunFolder) -> Iterator[None]:
+    """The run folder's lock, waited for: who held it may have been killed just now."""
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(run.lock())
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                yield
+                return
+        time.sleep(0.5)

@@ -1,0 +1,141 @@
+"""Who sees to it that every accepted generation ends: starts what waits, and what lost its runner, again.
+
+Plain classes; ``crew.py`` puts them onto Ray. All that must outlive the supervisor is in the record, so that another
+one can go on at any moment: it finds the runners at their work by their names.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from serve.records import Record, Records
+
+_log = logging.getLogger(__name__)
+_MAX_STALLS = 5  # attempts in a row that came no further than those before
+_STOP_PATIENCE_S = 30.0
+
+Job = tuple[str, int]  # generation and attempt
+
+
+@dataclass(frozen=True)
+class Hand:
+    """A runner that answers. ``is_ready``: it has nothing to do and has loaded what it keeps; ``is_outdated``: it was
+    started with other settings.
+    """
+
+    job: Job | None
+    is_ready: bool
+    is_outdated: bool = False
+
+
+@runtime_checkable
+class Crew(Protocol):
+    """What the supervisor asks of the runners; each has a slot, counted from 0."""
+
+    def hands(self) -> dict[int, Hand]:
+        """All runners that are alive."""
+        ...
+
+    def open(self, slot: int) -> None:
+        """Starts a runner where there is none."""
+        ...
+
+    def has_room(self, slot: int, num_particles: int) -> bool:
+        """Whether a generation's actors would find their places now, with what the runner holds already."""
+        ...
+
+    def start(self, slot: int, job: Job) -> bool:
+        """Gives work to a runner; False where it did not take it."""
+        ...
+
+    def stop(self, slot: int) -> None:
+        """Asks a runner to come to an end with its work."""
+        ...
+
+    def kill(self, slot: int) -> None:
+        """Ends a runner and all that it holds."""
+        ...
+
+
+class Supervisor:
+    """Compares what should run with what does, and does something about it; ``tick`` is called again and again."""
+
+    def __init__(
+        self, records: Records, crew: Crew, num_slots: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._records, self._crew, self._num_slots, self._clock = records, crew, num_slots, clock
+        self._dismissed_at: dict[int, float] = {}
+
+    def tick(self) -> None:
+        """One look at everything."""
+        hands = self._crew.hands()
+        running = {record.id: record for record in self._records.running()}
+        at_work = set()
+        for slot, hand in hands.items():
+            if hand.job is None:
+                self._dismissed_at.pop(slot, None)
+                continue
+            record = running.get(hand.job[0])
+            if record is None or record.attempt != hand.job[1]:
+                self._dismiss(slot)
+            else:
+                at_work.add(record.id)
+        hands = self._renew(hands)
+        orphans = [record for record in running.values() if record.id not in at_work]
+        for record in [*orphans, *self._records.queue()]:
+            if not self._assign(record, hands):
+                break
+
+    def _renew(self, hands: Mapping[int, Hand]) -> dict[int, Hand]:
+        """Without runners of old settings that have nothing to do; with at least one, so that there is a warm one."""
+        for slot, hand in hands.items():
+            if hand.is_outdated and hand.job is None:
+                self._crew.kill(slot)
+        left = {slot: hand for slot, hand in hands.items() if not (hand.is_outdated and hand.job is None)}
+        if not left:
+            self._open(left)
+        return left
+
+    def _assign(self, record: Record, hands: dict[int, Hand]) -> bool:
+        """False where nothing more can be started now."""
+        if record.num_stalls >= _MAX_STALLS:
+            detail = f"{_MAX_STALLS} attempts ended without a word before they came beyond step {record.furthest_step}"
+            values = {"phase": "failed", "error_title": "The run keeps dying", "error_detail": detail}
+            self._records.end(record.id, record.attempt, "failed", values)
+            return True
+        slot = next((slot for slot, hand in hands.items() if hand.job is None and hand.is_ready), None)
+        if slot is None:
+            if all(hand.job is not None for hand in hands.values()):
+                self._open(hands)
+            return False
+        if not self._crew.has_room(slot, record.n):
+            self._release_others(slot, hands)
+            return False
+        attempt = self._records.take_up(record)
+        if attempt is not None and self._crew.start(slot, (record.id, attempt)):
+            _log.info("generation %s, attempt %d, starts in slot %d", record.id, attempt, slot)
+            hands[slot] = Hand((record.id, attempt), is_ready=False)
+        return True
+
+    def _open(self, hands: dict[int, Hand]) -> None:
+        slot = next((slot for slot in range(self._num_slots) if slot not in hands), None)
+        if slot is not None:
+            self._crew.open(slot)
+            hands[slot] = Hand(None, is_ready=False)
+
+    def _release_others(self, slot: int, hands: dict[int, Hand]) -> None:
+        """What idle runners hold is needed elsewhere."""
+        for other, hand in list(hands.items()):
+            if other != slot and hand.job is None and hand.is_ready:
+                self._crew.kill(other)
+                del hands[other]
+
+    def _dismiss(self, slot: int) -> None:
+        if slot not in self._dismissed_at:
+            self._dismissed_at[slot] = self._clock()
+            self._crew.stop(slot)
+        elif self._clock() - self._dismissed_at[slot] > _STOP_PATIENCE_S:
+            del self._dismissed_at[slot]
+            self._crew.kill(slot)

@@ -1,0 +1,349 @@
+"""The HTTP interface without Ray: what is accepted, what is refused and how, who sees what, files, events."""
+
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from pyarrow import fs
+from service_cases import CHAIR, URL, assert_problem, client_of, post, records_of, small_settings
+
+from raydream.storage import RemoteFiles
+from raydream.store import MESH, METRICS, PREVIEW, REPORT, TURNTABLE, RunFolder, particle_file, preview_file
+from serve.guard import MAX_BODY_BYTES, PAGE_POLICY
+from serve.records import Records
+from serve.settings import Settings
+
+CONTENT = {MESH: b"glTF" + bytes(500), TURNTABLE: bytes(range(256)), PREVIEW: b"\x89PNG picture"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return small_settings(tmp_path)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with client_of(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def records(settings: Settings) -> Records:
+    return records_of(settings)
+
+
+def finished(client: TestClient, records: Records, settings: Settings, num_rows: int = 3) -> str:
+    """A generation that has ended, with files that are there to be told apart; the second particle has no mesh."""
+    generation = post(client).json()["id"]
+    record = records.get(generation)
+    assert record is not None
+    attempt = records.take_up(record)
+    run = RunFolder.create(settings.run_uri(generation), "{}")
+    run.append_metrics([{"step": step, "loss/rgb": 0.5 * step, "time/step_s": 1.0} for step in range(num_rows)])
+    for index in range(2):
+        for name, data in CONTENT.items():
+            if (index, name) != (1, MESH):
+                run.write_bytes(particle_file(index, name), data + bytes([index]))
+    run.write_bytes(preview_file(3), b"grid")
+    run.write_text(REPORT, "<!doctype html><title>report</title>")
+    run.write_checkpoint_file(3, "score.safetensors", b"large")
+    assert records.end(generation, attempt or 0, "finished", {"meshes": [0], "preview_step": 6, "step": 6})
+    return generation
+
+
+# --- accepting ------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_accepted(client: TestClient) -> None:
+    response = post(client, seed=3)
+    body = response.json()
+    assert response.status_code == 202
+    assert response.headers["location"] == f"{URL}/{body['id']}" == body["links"]["self"]
+    asked = {name: body[name] for name in ("prompt", "n", "preset", "method", "seed", "steps")}
+    assert asked == {"prompt": "a chair", "n": 2, "preset": "exhibit", "method": "vsd", "seed": 3, "steps": 6}
+    assert (body["state"], body["queue_position"], body["progress"]["num_steps"]) == ("queued", 1, 6)
+    assert body["created_at"].endswith("Z")
+    assert [particle["index"] for particle in body["particles"]] == [0, 1]
+    assert client.get(response.headers["location"]).json() == body
+    assert post(client).json()["queue_position"] == 2
+
+
+def test_what_is_left_out_comes_from_the_preset(client: TestClient) -> None:
+    body = client.post(URL, json={"prompt": "a chair"}).json()
+    assert (body["n"], body["preset"], body["steps"], body["progress"]["num_steps"]) == (4, "exhibit", None, 500)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"prompt": ""}, "prompt", ""),
+        ({"prompt": "  "}, "prompt", ""),
+        ({"prompt": "a\x00b"}, "prompt", ""),
+        ({"prompt": "a" * 1001}, "prompt", "1000"),
+        ({"prompt": "a xyzzy"}, "prompt", "objects there: "),
+        ({"prompt": 3}, "prompt", ""),
+        ({"n": 0}, "n", ""),
+        ({"n": 9}, "n", "must be at most 8 here"),
+        ({"n": "2"}, "n", ""),
+        ({"n": 2.5}, "n", ""),
+        ({"preset": "sd21"}, "preset", "must be one of exhibit"),
+        ({"preset": "../x"}, "preset", ""),
+        ({"method": "magic"}, "method", "vsd"),
+        ({"seed": -1}, "seed", ""),
+        ({"steps": 0}, "steps", ""),
+        ({"steps": 25_001}, "steps", "must be at most 25000 here"),
+        ({"out": "/etc/passwd"}, "out", ""),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_field(client: TestClient, records: Records, changes, field, words) -> None:
+    assert_problem(post(client, **changes), 422, field, words)
+    assert records.counts() == {}
+
+
+def test_broken_bodies_are_refused(client: TestClient) -> None:
+    json_type = {"content-type": "application/json"}
+    assert_problem(client.post(URL, content=b"{", headers=json_type), 422, None, "not valid JSON")
+    assert_problem(client.post(URL, content=b'"\xff"', headers=json_type), 400, None)
+    assert_problem(client.post(URL, content=b"[" * 5000, headers=json_type), 400, None)
+    assert_problem(client.post(URL, content=b'{"prompt": "\\ud800"}', headers=json_type), 422, "prompt")
+    assert_problem(client.post(URL, content=json.dumps(CHAIR), headers={"content-type": "text/plain"}), 422, None)
+    assert_problem(client.post(URL), 422, None)
+
+
+def test_large_bodies_are_refused_with_and_without_their_length(client: TestClient) -> None:
+    assert_problem(post(client, prompt="a" * MAX_BODY_BYTES), 413, None, str(MAX_BODY_BYTES))
+
+    def parts() -> Iterator[bytes]:
+        yield b'{"prompt": "'
+        for _ in range(20):
+            yield b"a" * 1024
+        yield b'"}'
+
+    response = client.post(URL, content=parts(), headers={"content-type": "application/json"})
+    assert_problem(response, 413, None, str(MAX_BODY_BYTES))
+
+
+def test_an_idempotency_key_means_one_generation(client: TestClient, records: Records) -> None:
+    first, again = (post(client, {"Idempotency-Key": "k-1"}) for _ in range(2))
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    assert records.counts() == {"queued": 1}
+    assert_problem(post(client, {"Idempotency-Key": "k-1"}, seed=9), 409, "Idempotency-Key", first.json()["id"])
+    assert_problem(post(client, {"Idempotency-Key": "k" * 201}), 422, "idempotency-key")
+
+
+def test_the_quota_is_told_with_a_time_to_come_back(tmp_path: Path) -> None:
+    with client_of(small_settings(tmp_path, unfinished_per_key=1)) as client:
+        post(client)
+        refused = post(client)
+        assert_problem(refused, 429, None, "1 of yours")
+        assert int(refused.headers["retry-after"]) > 0
+
+
+# --- looking and cancelling -----------------------------------------------------------------------------------------
+
+
+def test_pages_lead_through_everything(client: TestClient) -> None:
+    made = [post(client, seed=seed).json()["id"] for seed in range(5)]
+    found, cursor = [], None
+    while True:
+        page = client.get(URL, params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        found += [item["id"] for item in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert found == made[::-1]
+
+
+@pytest.mark.parametrize("cursor", ["x", "====", "bmFuIHg=", "MTIz", "ä"])
+def test_foreign_cursors_do_no_harm(client: TestClient, cursor: str) -> None:
+    post(client)
+    response = client.get(URL, params={"cursor": cursor})
+    assert response.status_code in (200, 422)
+    if response.status_code == 422:
+        assert_problem(response, 422, "cursor")
+
+
+@pytest.mark.parametrize("limit", ["0", "101", "x"])
+def test_limits_of_pages(client: TestClient, limit: str) -> None:
+    assert_problem(client.get(URL, params={"limit": limit}), 422, "limit")
+
+
+def test_cancelling_is_idempotent_and_leaves_the_ended_alone(
+    client: TestClient, records: Records, settings: Settings
+) -> None:
+    path = post(client).headers["location"]
+    for _ in range(2):
+        response = client.delete(path)
+        assert (response.status_code, response.json()["state"]) == (202, "cancelled")
+    assert client.get(path).json()["state"] == "cancelled"
+    done = finished(client, records, settings)
+    assert client.delete(f"{URL}/{done}").json()["state"] == "finished"
+
+
+def test_what_is_not_there_is_a_problem(client: TestClient) -> None:
+    assert_problem(client.get(f"{URL}/{'0' * 32}"), 404, None)
+    assert_problem(client.delete(f"{URL}/{'0' * 32}"), 404, None)
+    assert_problem(client.get(f"{URL}/..%2f..%2fetc"), 404, None)
+    assert_problem(client.get(f"{URL}/{'x' * 32}"), 422, "id")
+    assert_problem(client.get("/nothing"), 404, None)
+    assert_problem(client.put(URL), 405, None)
+    path = post(client).headers["location"]
+    for name in ("particles/0/preview.png", "particles/0/mesh.glb", "archive.zip", "report.html"):
+        assert_problem(client.get(f"{path}/{name}"), 404, None)
+    assert client.get(f"{path}/metrics").json() == {"rows": []}
+
+
+def test_events_tell_each_change_until_the_end(client: TestClient, records: Records) -> None:
+    generation = post(client).json()["id"]
+    record = records.get(generation)
+    assert record is not None
+
+    def work() -> None:
+        attempt = records.take_up(record) or 0
+        wait.wait(0.9)
+        records.progress(generation, attempt, {"step": 3, "losses": {"rgb": 1.5}})
+        wait.wait(0.9)
+        records.end(generation, attempt, "finished", {"step": 6})
+
+    wait, worker = threading.Event(), threading.Thread(target=work)
+    with client.stream("GET", f"{URL}/{generation}/events", headers={"Last-Event-ID": "41"}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        worker.start()
+        text = "".join(stream.iter_text())
+    worker.join()
+    told = [dict(line.split(": ", 1) for line in event.splitlines()) for event in text.strip().split("\n\n")[1:]]
+    assert {event["event"] for event in told} == {"generation"}
+    assert [int(event["id"]) for event in told] == list(range(42, 42 + len(told)))
+    steps = [json.loads(event["data"])["progress"]["step"] for event in told]
+    assert steps == sorted(steps)
+    assert {3, 6} <= set(steps)
+    assert json.loads(told[-1]["data"])["state"] == "finished"
+
+
+def test_events_of_what_has_ended_are_one(client: TestClient) -> None:
+    path = post(client).headers["location"]
+    client.delete(path)
+    assert client.get(f"{path}/events").text.count("event: generation") == 1
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def done(client: TestClient, records: Records, settings: Settings) -> str:
+    return f"{URL}/{finished(client, records, settings)}"
+
+
+def test_files_have_their_types(client: TestClient, done: str) -> None:
+    types = {PREVIEW: "image/png", TURNTABLE: "video/mp4", MESH: "model/gltf-binary"}
+    body = client.get(done).json()
+    for name, kind in types.items():
+        response = client.get(f"{done}/particles/0/{name}")
+        assert (response.status_code, response.content) == (200, CONTENT[name] + b"\0")
+        assert response.headers["content-type"] == kind
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert body["particles"][0][name.split(".")[0]] == f"{done}/particles/0/{name}"
+    assert body["particles"][1]["mesh"] is None
+    assert client.get(f"{done}/particles/1/{MESH}").status_code == 404
+    assert_problem(client.get(f"{done}/particles/-1/{MESH}"), 422, "index")
+
+
+def test_files_answer_ranges_and_tags(client: TestClient, done: str) -> None:
+    url = f"{done}/particles/0/{TURNTABLE}"
+    whole = client.get(url)
+    part = client.get(url, headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, bytes(range(10, 20)))
+    assert part.headers["content-range"] == "bytes 10-19/257"
+    assert client.get(url, headers={"Range": "bytes=9999-"}).status_code == 416
+    tag = whole.headers["etag"]
+    assert client.get(url, headers={"If-None-Match": tag}).status_code == 304
+    assert client.get(url, headers={"If-None-Match": f'W/{tag}, "x"'}).status_code == 304
+    assert client.get(url, headers={"If-None-Match": '"x"'}).status_code == 200
+    resumed = client.get(url, headers={"Range": "bytes=10-", "If-Range": '"other"'})
+    assert (resumed.status_code, resumed.content) == (200, whole.content)
+
+
+def test_the_archive_holds_the_run_without_its_checkpoints(client: TestClient, done: str) -> None:
+    response = client.get(f"{done}/archive.zip")
+    assert response.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        assert archive.testzip() is None
+        names = set(archive.namelist())
+        assert archive.read(f"raydream/{particle_file(0, MESH)}") == CONTENT[MESH] + b"\0"
+    assert {f"raydream/{name}" for name in ("config.json", METRICS, REPORT, preview_file(3))} <= names
+    assert not any("checkpoint" in name for name in names)
+    tag = response.headers["etag"]
+    assert client.get(f"{done}/archive.zip", headers={"If-None-Match": tag}).status_code == 304
+
+
+def test_run_folders_on_other_storage_go_through_the_cache(
+    client: TestClient, records: Records, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = finished(client, records, settings)
+    storage = fs.LocalFileSystem()
+    monkeypatch.setattr("raydream.store.resolve", lambda uri, _filesystem: RemoteFiles(storage, uri))
+    for _ in range(2):
+        assert client.get(f"{URL}/{generation}/particles/0/{MESH}").content == CONTENT[MESH] + b"\0"
+    assert (settings.cache / generation / particle_file(0, MESH)).is_file()
+
+
+def test_a_report_has_no_origin(client: TestClient, done: str) -> None:
+    response = client.get(f"{done}/report.html")
+    assert response.headers["content-type"].startswith("text/html")
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts;")
+    assert "allow-same-origin" not in policy
+
+
+def test_metrics_are_losses_by_step_thinned_out(client: TestClient, records: Records, settings: Settings) -> None:
+    generation = finished(client, records, settings, num_rows=2000)
+    rows = client.get(f"{URL}/{generation}/metrics").json()["rows"]
+    assert len(rows) == 500
+    assert (rows[0], rows[-1]) == ({"step": 0, "rgb": 0.0}, {"step": 1999, "rgb": 999.5})
+    rest = client.get(f"{URL}/{generation}/metrics", params={"after": 1990}).json()["rows"]
+    assert [row["step"] for row in rest] == list(range(1991, 2000))
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+
+def test_priors_name_what_they_know(client: TestClient) -> None:
+    body = client.get("/v1/priors").json()
+    assert [item["name"] for item in body["items"]] == ["exhibit"]
+    assert body["items"][0]["default"] is True
+    assert "chair" in body["items"][0]["words"]
+    assert body["limits"] == {"n": 8, "steps": 25_000, "prompt_characters": 1000}
+    assert client.get("/v1/presets").json() == body
+
+
+def test_health_and_readiness_are_two_things(client: TestClient) -> None:
+    assert client.get("/healthz").json()["status"] == "ok"
+    assert client.get("/readyz").status_code == 503, "nothing runs what this client's service accepts"
+
+
+def test_prometheus_can_read_the_figures(client: TestClient) -> None:
+    post(client)
+    client.get("/v1/priors")
+    client.request("STRANGE", "/somewhere/else")
+    text = client.get("/metrics").text
+    assert 'raydream_generations{state="queued"} 1.0' in text
+    assert 'route="/v1/priors",status="200"' in text
+    assert "STRANGE" not in text
+    assert "somewhere" not in text
+
+
+def test_the_page_may_load_nothing_from_elsewhere(client: TestClient) -> None:
+    assert "unsafe" not in PAGE_POLICY
+    assert "http" not in PAGE_POLICY
+    response = client.get("/")
+    if response.status_code == 200:
+        assert response.headers["content-security-policy"] == PAGE_POLICY
+    else:
+        assert_problem(response, 404, None)
+    assert_problem(client.get("/static/../api.py"), 404, None)
+    assert_problem(client.get("/static/%2e%2e/api.py"), 404, None)

@@ -1,0 +1,78 @@
+"""The whole service: Ray Serve, supervisor, runner and actors, each a process of its own that may die."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import trimesh
+from service_cases import CHAIR
+from service_kills import generation_with_deaths, look, running_service
+
+from raydream.store import MESH, PREVIEW, TURNTABLE
+from serve.__main__ import main
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def service(data: Path) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+    with running_service(data, "WARM_PARTICLES=2") as found:
+        yield found
+
+
+def test_a_prompt_becomes_files(service: tuple[httpx.Client, psutil.Process]) -> None:
+    client, _ = service
+    path = client.post("/v1/generations", json=CHAIR).raise_for_status().headers["location"]
+    with client.stream("GET", f"{path}/events", timeout=300) as stream:
+        told = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+    assert told[-1]["state"] == "finished", told[-1]["error"]
+    steps = [generation["preview_step"] for generation in told if generation["preview_step"] is not None]
+    assert steps == sorted(steps)
+    assert steps[-1] == CHAIR["steps"]
+    for particle in told[-1]["particles"]:
+        assert client.get(particle["preview"]).content.startswith(b"\x89PNG")
+        assert client.get(particle["turntable"]).content[4:8] == b"ftyp"
+        if particle["mesh"] is not None:
+            scene = trimesh.load(io.BytesIO(client.get(particle["mesh"]).content), file_type="glb")
+            assert sum(len(mesh.faces) for mesh in scene.geometry.values()) > 0
+    names = {particle[name.split(".")[0]] for particle in told[-1]["particles"] for name in (PREVIEW, TURNTABLE, MESH)}
+    assert f"{path}/particles/1/{PREVIEW}" in names
+    assert client.get(told[-1]["links"]["archive"]).content[:2] == b"PK"
+
+
+def test_what_runs_can_be_cancelled(service: tuple[httpx.Client, psutil.Process]) -> None:
+    client, _ = service
+    path = client.post("/v1/generations", json=CHAIR | {"steps": 5000}).raise_for_status().headers["location"]
+    while look(client, path)["progress"]["step"] < 2:
+        pass
+    assert client.delete(path).json()["state"] == "cancelled"
+    after = client.post("/v1/generations", json=CHAIR).raise_for_status().headers["location"]
+    while (now := look(client, after))["ended_at"] is None:
+        pass
+    assert now["state"] == "finished"
+    assert look(client, path)["state"] == "cancelled"
+
+
+def test_a_generation_ends_once_whoever_dies(service: tuple[httpx.Client, psutil.Process], data: Path) -> None:
+    """kill -9 of the replica, a particle or the score model, the supervisor and the runner, in one generation."""
+    client, server = service
+    generation_with_deaths(client, server, 1, data)
+    assert client.get("/v1/generations").json()["items"][0]["state"] == "finished"
+
+
+def test_an_address_that_others_reach_needs_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAYDREAM_SERVE_DATA", str(tmp_path))
+    monkeypatch.setenv("RAYDREAM_SERVE_HOST", "0.0.0.0")
+    assert main() == 2
+    assert "RAYDREAM_SERVE_HOST: 0.0.0.0 is reachable by others, which needs API keys" in capsys.readouterr().err

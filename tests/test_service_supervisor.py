@@ -1,0 +1,221 @@
+"""The supervisor against runners made of words: whatever dies, each accepted generation has one runner in the end."""
+
+import random
+from pathlib import Path
+
+import pytest
+from service_cases import ROOMY, WISH
+
+from serve.records import Record, Records
+from serve.supervisor import Crew, Hand, Job, Supervisor
+
+
+class FakeCrew:
+    """Runners that work for ever; ``room`` is for how many particles there is room beside what runs."""
+
+    def __init__(self) -> None:
+        self.runners: dict[int, Hand] = {}
+        self.stopped: list[int] = []
+        self.started: list[Job] = []
+        self.room = 100
+        self.refuses = False
+
+    def hands(self) -> dict[int, Hand]:
+        return dict(self.runners)
+
+    def open(self, slot: int) -> None:
+        assert slot not in self.runners
+        self.runners[slot] = Hand(None, is_ready=False)
+
+    def has_room(self, slot: int, num_particles: int) -> bool:
+        return num_particles <= self.room
+
+    def start(self, slot: int, job: Job) -> bool:
+        assert self.runners[slot] == Hand(None, is_ready=True)
+        if self.refuses:
+            del self.runners[slot]
+            return False
+        self.runners[slot] = Hand(job, is_ready=False)
+        self.started.append(job)
+        return True
+
+    def stop(self, slot: int) -> None:
+        self.stopped.append(slot)
+
+    def kill(self, slot: int) -> None:
+        del self.runners[slot]
+
+    def warm_up(self) -> None:
+        for slot, hand in self.runners.items():
+            if hand.job is None:
+                self.runners[slot] = Hand(None, is_ready=True)
+
+    def finish(self, slot: int) -> None:
+        self.runners[slot] = Hand(None, is_ready=True)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(f"sqlite:///{tmp_path / 'records.sqlite3'}")
+
+
+@pytest.fixture
+def crew() -> FakeCrew:
+    return FakeCrew()
+
+
+def add(records: Records) -> Record:
+    return records.add("ada", WISH, None, ROOMY)[0]
+
+
+def ticks(supervisor: Supervisor, crew: FakeCrew, times: int = 3) -> None:
+    for _ in range(times):
+        supervisor.tick()
+        crew.warm_up()
+
+
+def test_the_crew_is_what_the_supervisor_asks_for(crew: FakeCrew) -> None:
+    assert isinstance(crew, Crew)
+
+
+def test_a_runner_is_warm_before_anybody_asks(records: Records, crew: FakeCrew) -> None:
+    ticks(Supervisor(records, crew, num_slots=3), crew)
+    assert crew.runners == {0: Hand(None, is_ready=True)}
+
+
+def test_what_waits_is_started_in_its_order_as_far_as_there_are_slots(records: Records, crew: FakeCrew) -> None:
+    waiting, supervisor = [add(records).id for _ in range(3)], Supervisor(records, crew, num_slots=2)
+    ticks(supervisor, crew, 6)
+    assert crew.started == [(waiting[0], 1), (waiting[1], 1)]
+    records.end(waiting[0], 1, "finished", {})
+    crew.finish(0)
+    ticks(supervisor, crew)
+    assert crew.started[2:] == [(waiting[2], 1)]
+
+
+def test_a_generation_whose_runner_died_is_taken_up_again_before_all_that_wait(
+    records: Records, crew: FakeCrew
+) -> None:
+    first, second, supervisor = add(records), add(records), Supervisor(records, crew, num_slots=1)
+    ticks(supervisor, crew)
+    crew.kill(0)
+    ticks(supervisor, crew)
+    assert crew.started == [(first.id, 1), (first.id, 2)]
+    assert records.get(second.id).state == "queued"  # type: ignore[union-attr]
+
+
+def test_another_supervisor_finds_the_runners_at_their_work(records: Records, crew: FakeCrew) -> None:
+    add(records)
+    ticks(Supervisor(records, crew, num_slots=1), crew)
+    started = list(crew.started)
+    ticks(Supervisor(records, crew, num_slots=1), crew, 5)
+    assert crew.started == started
+
+
+def test_after_the_whole_cluster_was_gone_everything_goes_on(records: Records, crew: FakeCrew) -> None:
+    running = add(records)
+    ticks(Supervisor(records, crew, num_slots=1), crew)
+    again = FakeCrew()
+    ticks(Supervisor(records, again, num_slots=1), again)
+    assert again.started == [(running.id, 2)]
+
+
+def test_what_was_cancelled_is_stopped_and_in_the_end_killed(records: Records, crew: FakeCrew) -> None:
+    record, clock = add(records), Clock()
+    supervisor = Supervisor(records, crew, num_slots=1, clock=clock)
+    ticks(supervisor, crew)
+    records.cancel(record.id)
+    ticks(supervisor, crew)
+    assert crew.stopped == [0]
+    assert crew.runners[0].job == (record.id, 1)
+    clock.now_s = 31.0
+    supervisor.tick()
+    assert crew.runners == {}
+    ticks(supervisor, crew)
+    assert crew.runners == {0: Hand(None, is_ready=True)}
+
+
+def test_a_runner_that_is_lost_as_it_starts_is_replaced(records: Records, crew: FakeCrew) -> None:
+    record, supervisor = add(records), Supervisor(records, crew, num_slots=1)
+    ticks(supervisor, crew, 1)
+    crew.refuses = True
+    ticks(supervisor, crew, 1)
+    crew.refuses = False
+    ticks(supervisor, crew)
+    assert crew.started == [(record.id, 2)]
+
+
+def test_what_keeps_dying_fails_in_words(records: Records, crew: FakeCrew) -> None:
+    record, supervisor = add(records), Supervisor(records, crew, num_slots=1)
+    for _ in range(20):
+        ticks(supervisor, crew)
+        for slot in [slot for slot, hand in crew.runners.items() if hand.job]:
+            crew.kill(slot)
+    ended = records.get(record.id)
+    assert ended is not None
+    assert (ended.state, ended.error_title) == ("failed", "The run keeps dying")
+    assert len(crew.started) == 6
+
+
+def test_without_room_it_waits_and_takes_what_idle_runners_hold(records: Records, crew: FakeCrew) -> None:
+    supervisor = Supervisor(records, crew, num_slots=2)
+    crew.runners = {0: Hand(None, is_ready=True), 1: Hand(None, is_ready=True)}
+    record, crew.room = add(records), 1
+    supervisor.tick()
+    assert crew.runners == {0: Hand(None, is_ready=True)}
+    assert crew.started == []
+    crew.room = 2
+    supervisor.tick()
+    assert crew.started == [(record.id, 1)]
+
+
+def test_runners_of_old_settings_go_once_they_have_nothing_to_do(records: Records, crew: FakeCrew) -> None:
+    record = add(records)
+    attempt = records.take_up(record)
+    crew.runners = {0: Hand((record.id, attempt or 0), False, is_outdated=True), 1: Hand(None, True, is_outdated=True)}
+    supervisor = Supervisor(records, crew, num_slots=2)
+    supervisor.tick()
+    assert list(crew.runners) == [0]
+    records.end(record.id, attempt or 0, "finished", {})
+    crew.runners[0] = Hand(None, is_ready=True, is_outdated=True)
+    ticks(supervisor, crew)
+    assert crew.runners == {0: Hand(None, is_ready=True)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_everything_ends_once_whatever_dies(records: Records, seed: int) -> None:
+    """Runners die, supervisors are replaced, runners finish, in any order."""
+    draw, crew = random.Random(seed), FakeCrew()
+    ids, finished = [add(records).id for _ in range(6)], []
+    supervisor = Supervisor(records, crew, num_slots=2)
+    for turn in range(400):
+        ticks(supervisor, crew, 1)
+        at_work = {slot: hand.job for slot, hand in crew.runners.items() if hand.job}
+        current = {(r.id, r.attempt) for r in records.running()}
+        assert len({job[0] for job in at_work.values()}) == len(at_work), "two runners for one generation"
+        for slot, job in at_work.items():
+            what = draw.random()
+            if what < 0.1:
+                crew.kill(slot)
+            elif what < 0.2 and turn > 20:
+                if records.end(*job, "finished", {}):
+                    assert job in current
+                    finished.append(job[0])
+                crew.finish(slot)
+            else:
+                record = records.get(job[0])
+                assert record is not None
+                records.progress(*job, {"step": record.step + 1})
+        if draw.random() < 0.1:
+            supervisor = Supervisor(records, crew, num_slots=2)
+        if records.counts() == {"finished": 6}:
+            break
+    assert sorted(finished) == sorted(ids)
