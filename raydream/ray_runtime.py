@@ -30,6 +30,7 @@ _ACTOR_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_
 # Large activations come from the heap again instead of from fresh pages every time.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
 _PING_TIMEOUT_S = 10.0
+ROLE_LABEL = "raydream/role"  # of nodes, as in cluster.yaml and the KubeRay manifests
 # Views and gradients of a step travel inside the calls instead of through the object store: a fifth less overhead.
 _SMALL_MESSAGES = {"max_direct_call_object_size": 2**20, "task_rpc_inlined_bytes_limit": 100 * 2**20}
 _LANES: dict[str, Any] = {"concurrency_groups": {"ctl": 1}}  # beside the lane that works
@@ -78,7 +79,7 @@ class _Room:
 
     def __init__(self, bundles: Mapping[Key, dict[str, float]], config: ClusterConfig) -> None:
         self._bundles, self._order = bundles, list(bundles)
-        self._group = _reserve(list(bundles.values()), config) if bundles else None
+        self._group = _reserve(bundles, config) if bundles else None
 
     def __contains__(self, key: Key) -> bool:
         return key in self._bundles
@@ -315,12 +316,35 @@ def _warm_up(backend: str) -> None:
         warm_up()
 
 
-def _reserve(bundles: list[dict[str, float]], config: ClusterConfig) -> PlacementGroup:
-    group = placement_group(bundles, strategy=config.placement)
+def label_selectors(
+    bundles: Mapping[Key, dict[str, float]], nodes: Sequence[Mapping[str, Any]]
+) -> list[dict[str, str]]:
+    """On which nodes each bundle may stand: on those labelled with its role where they hold all bundles of that role,
+    else on any. ``nodes`` are those of ``ray.nodes()``.
+    """
+
+    def is_held(role: str) -> bool:
+        asked = [bundle for (of_role, _), bundle in bundles.items() if of_role == role]
+        have = [node["Resources"] for node in nodes if node["Alive"] and node["Labels"].get(ROLE_LABEL) == role]
+        return all(
+            sum(bundle.get(name, 0.0) for bundle in asked) <= sum(node.get(name, 0.0) for node in have) + 1e-6
+            for name in ("CPU", "GPU")
+        )
+
+    held = {role for role in {role for role, _ in bundles} if is_held(role)}
+    return [{ROLE_LABEL: role} if role in held else {} for role, _ in bundles]
+
+
+def _reserve(bundles: Mapping[Key, dict[str, float]], config: ClusterConfig) -> PlacementGroup:
+    selectors = label_selectors(bundles, ray.nodes()) if config.placement != "STRICT_PACK" else []
+    resources = list(bundles.values())
+    group = placement_group(
+        resources, strategy=config.placement, bundle_label_selector=selectors if any(selectors) else None
+    )
     if group.wait(config.placement_timeout_s):
         return group
     remove_placement_group(group)
     raise ValueError(
-        f"placement_timeout_s: could not place {len(bundles)} actors ({bundles[0]} each, {config.placement}) "
+        f"placement_timeout_s: could not place {len(resources)} actors ({resources[0]} each, {config.placement}) "
         f"within {config.placement_timeout_s:.0f} s; see `ray status`, wait for nodes, or ask for less"
     )

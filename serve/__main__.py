@@ -3,7 +3,6 @@
 python -m serve
 """
 
-import os
 import signal
 import sys
 import threading
@@ -14,9 +13,6 @@ from raydream.ray_runtime import connect
 from serve.app import app
 from serve.keys import Keys
 from serve.settings import Settings, is_loopback
-
-# Processes of a machine that computes on all its cores answer late; Ray Serve gives up on its proxy after 5 s.
-_PATIENCE_S = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 
 
 def main() -> int:
@@ -31,14 +27,13 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, seconds in _PATIENCE_S.items():
-        os.environ.setdefault(name, seconds)
+    application = app({})  # before Ray, which takes its patience from it
     connect()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes them for itself
         signal.signal(number, lambda *_: stop.set())
     serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
-    serve.run(app({}), name="raydream", route_prefix="/")
+    serve.run(application, name="raydream", route_prefix="/")
     print(f"raydream answers at http://{settings.host}:{settings.port}", file=sys.stderr)
     stop.wait()
     serve.shutdown()

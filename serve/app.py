@@ -1,4 +1,8 @@
-"""The service on Ray Serve: ``serve run serve.app:app``, on this machine at port 8000."""
+"""The service on Ray Serve: ``serve run serve.app:app``, on this machine at port 8000.
+
+A Ray that this starts is patient with its HTTP proxy, as ``python -m serve`` is. One that runs already has the patience
+of its own environment: give its nodes RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60 where they compute on all their cores.
+"""
 
 import os
 from functools import partial
@@ -12,6 +16,8 @@ from serve.crew import look_after_supervisor
 from serve.settings import PREFIX, Settings
 
 _MAX_ONGOING = 1000  # most of them event streams
+# Processes of a machine that computes on all its cores answer late; Ray Serve gives up on its proxy after 5 s.
+_PATIENCE_S = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 
 
 class Replica:
@@ -25,9 +31,14 @@ class Replica:
 
 
 def app(arguments: dict[str, str]) -> Application:
-    """The application for ``serve run``; ``arguments`` are settings by name (``max_n=4``), before the environment's."""
+    """The application for ``serve run``; ``arguments`` are settings by name (``max_n=4``), before the environment's.
+
+    Sets the patience of a Ray that this process has yet to start, where the environment says nothing about it.
+    """
     given = {PREFIX + name.upper(): value for name, value in arguments.items()}
     settings = Settings.from_environment(dict(os.environ) | given)
+    for name, seconds in _PATIENCE_S.items():
+        os.environ.setdefault(name, seconds)
     deployment = serve.deployment(
         name="raydream",
         num_replicas=settings.num_replicas,

@@ -10,7 +10,7 @@ from serve.records import Record, Records
 from serve.schema import FINAL_STATES, Failure, Generation, Links, ParticleLinks, Progress
 
 _MAX_AGE_S = 0.25
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 1.0
 _HEARTBEAT_S = 15.0
 _MAX_KEPT = 1000
 

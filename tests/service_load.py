@@ -17,7 +17,7 @@ from service_kills import look, running_service
 
 from raydream.store import RunFolder
 
-REQUEST = {"prompt": "a chair", "n": 2, "steps": 400}
+REQUEST = {"prompt": "a chair", "n": 2}
 
 
 @dataclass
@@ -77,12 +77,17 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two polls of a client")
+    parser.add_argument("--steps", type=int, default=400, help="of each of the three generations")
     args = parser.parse_args()
     data = Path(tempfile.mkdtemp(prefix="rd-load-"))
     with running_service(data, "WARM_PARTICLES=2") as (client, _):
         times, seen = {}, Seen()
         for name in ("alone", "in the crowd", "alone again"):
-            path = client.post("/v1/generations", json=REQUEST).raise_for_status().headers["location"]
+            path = (
+                client.post("/v1/generations", json=REQUEST | {"steps": args.steps})
+                .raise_for_status()
+                .headers["location"]
+            )
             if name == "in the crowd":
                 seen = asyncio.run(crowd(str(client.base_url), path, args))
             while look(client, path)["ended_at"] is None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from service_kills import generation_with_deaths, look, running_service
 
 from raydream.store import MESH, PREVIEW, TURNTABLE
 from serve.__main__ import main
+from serve.app import app
 
 pytestmark = pytest.mark.ray
 
@@ -76,3 +78,12 @@ def test_an_address_that_others_reach_needs_keys(
     monkeypatch.setenv("RAYDREAM_SERVE_HOST", "0.0.0.0")
     assert main() == 2
     assert "RAYDREAM_SERVE_HOST: 0.0.0.0 is reachable by others, which needs API keys" in capsys.readouterr().err
+
+
+def test_whoever_starts_it_is_patient_with_its_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "7")
+    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "")  # so that it is put back as it was
+    monkeypatch.delenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S")
+    app({"data": str(tmp_path), "max_n": "4"})
+    assert os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] == "60"
+    assert os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] == "7", "what the operator says, holds"

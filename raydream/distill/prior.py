@@ -1,8 +1,16 @@
-"""From a prior's name to its parts: the frozen denoiser, the texts, and the learned reference beside it."""
+"""From a prior's name to its parts: the frozen denoiser, the texts, and the learned reference beside it.
 
+What is frozen stays loaded in the process: setting up the next run with the same prior reads no weights again.
+"""
+
+import copy
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +23,7 @@ from raydream.diffusion.codec import make_codec
 from raydream.diffusion.guidance import PredictionType, alphas_cumprod
 from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.prior_files import resolve_prior
-from raydream.diffusion.text import PerpNegTexts, TextBank
+from raydream.diffusion.text import PerpNegTexts, TextBank, bank_prompts, encode_prompts
 from raydream.seeds import generator
 from raydream.types import Condition, Denoiser
 
@@ -28,6 +36,36 @@ EXHIBIT_SCHEDULE = {
     "rescale_betas_zero_snr": True,
 }
 EXHIBIT_IMAGE_PX = 64
+
+Part = TypeVar("Part")
+
+
+class Shelf:
+    """Frozen parts by all that they depend on. What went unused the longest goes before another one is loaded."""
+
+    def __init__(self, num_places: int) -> None:
+        self._num_places = num_places
+        self._parts: OrderedDict[Hashable, object] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable, load: Callable[[], Part]) -> Part:
+        """The part of ``key``, loaded where it is not here; whoever gets it must not change it."""
+        with self._lock:
+            if key not in self._parts:
+                while len(self._parts) >= self._num_places:
+                    self._parts.popitem(last=False)
+                self._parts[key] = load()
+            self._parts.move_to_end(key)
+            return self._parts[key]  # type: ignore[return-value]  # a key is only ever used with one kind of part
+
+    def clear(self) -> None:
+        """Lets go of everything."""
+        with self._lock:
+            self._parts.clear()
+
+
+# Big models one of a kind: most processes only ever see one, and two may not fit. Modes and texts are small.
+_DENOISERS, _CODECS, _TEXTS, _MODES = Shelf(1), Shelf(1), Shelf(16), Shelf(4)
 
 
 @runtime_checkable
@@ -108,11 +146,26 @@ def load_prior(config: ScoreConfig, device: torch.device) -> Prior:
             return _diffusers(config, device, init)
 
 
+def forget_priors() -> None:
+    """Lets go of all that stayed loaded, as if the process were new."""
+    for shelf in (_DENOISERS, _CODECS, _TEXTS, _MODES):
+        shelf.clear()
+
+
 def _exhibit(config: ScoreConfig, device: torch.device, init: torch.Generator) -> Prior:
+    from raydream.prior.asset_library import MANIFEST
     from raydream.prior.exhibit import ExhibitModes
+    from raydream.prior.exhibit_assets import find_minipack
+    from raydream.prior.procedural import PROCEDURAL
 
     abar = alphas_cumprod(EXHIBIT_SCHEDULE).float().to(device)
-    modes = ExhibitModes.load(config.prompt, config.prior.exhibit, load_backend(config.backend, device.type), device)
+    source = config.prior.exhibit.assets or str(find_minipack() or PROCEDURAL)
+    exhibit = dataclasses.replace(config.prior.exhibit, assets=source)
+    files = () if source == PROCEDURAL else _stamps(Path(source), MANIFEST)  # which lists all others
+    modes = _MODES.get(
+        (config.prompt, exhibit, config.backend, device, files),
+        lambda: ExhibitModes.load(config.prompt, exhibit, load_backend(config.backend, device.type), device),
+    )
     denoiser = MixtureDenoiser(modes, abar, config.prior.exhibit.mode_std)
     unet: Learner | None = None
     if config.method == "vsd":
@@ -127,12 +180,21 @@ def _diffusers(config: ScoreConfig, device: torch.device, init: torch.Generator)
     from raydream.diffusion.denoiser import DiffusersDenoiser  # importing diffusers takes seconds: only where needed
     from raydream.diffusion.lora import LoraDenoiser
 
-    folder = resolve_prior(config.prior.source)
-    frozen = DiffusersDenoiser.load(folder, dtype_of(config.prior), device)
-    texts = TextBank.encode(folder, config.prompt, config.negative_prompt, config.guidance, device)
+    folder, dtype = resolve_prior(config.prior.source), dtype_of(config.prior)
+    files = _stamps(folder)
+    kept = _DENOISERS.get((folder, files, dtype, device), lambda: DiffusersDenoiser.load(folder, dtype, device))
+    # The same weights in layers of the run's own: a LoRA changes the layers around it and leaves the weights alone.
+    weights = [*kept.unet.parameters(), *kept.unet.buffers()]
+    frozen = copy.deepcopy(kept, {id(weight): weight for weight in weights})
     lora_seed = int(torch.randint(2**31, (), generator=init))
     lora = LoraDenoiser(frozen, config.learner.rank, lora_seed) if config.method == "vsd" else None
-    return Prior(frozen, texts, frozen.alphas_cumprod, lora)
+    return Prior(frozen, _text_bank(config, folder, files, device), frozen.alphas_cumprod, lora)
+
+
+def _text_bank(config: ScoreConfig, folder: Path, files: Hashable, device: torch.device) -> TextBank:
+    prompts = tuple(bank_prompts(config.prompt, config.negative_prompt))
+    embeddings = _TEXTS.get((folder, files, prompts, device), lambda: encode_prompts(folder, prompts, device))
+    return TextBank(embeddings, config.prompt, config.negative_prompt, config.guidance)
 
 
 def load_codec(config: ParticleConfig, device: torch.device) -> LatentCodec:
@@ -140,10 +202,19 @@ def load_codec(config: ParticleConfig, device: torch.device) -> LatentCodec:
     prior = config.prior
     if prior.kind == "exhibit":
         return make_codec("rgba", prior.image_px or EXHIBIT_IMAGE_PX, None, False, torch.float32, device)
-    folder: Path = resolve_prior(prior.source)
-    return make_codec("vae", prior.image_px, folder, prior.sample_posterior, dtype_of(prior), device)
+    folder, dtype = resolve_prior(prior.source), dtype_of(prior)
+    return _CODECS.get(
+        (folder, _stamps(folder), prior.image_px, prior.sample_posterior, dtype, device),
+        lambda: make_codec("vae", prior.image_px, folder, prior.sample_posterior, dtype, device),
+    )
 
 
 def dtype_of(prior: PriorConfig) -> torch.dtype:
     """The torch dtype of a prior's frozen weights."""
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[prior.dtype]
+
+
+def _stamps(folder: Path, pattern: str = "**/*") -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of a folder's files: others where somebody changed them."""
+    found = [(path, path.stat()) for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
