@@ -26,7 +26,7 @@ from serve.records import Records
 
 ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ("ServeReplica:raydream", "_Host", "SupervisorActor", "Runner")
-NUM_STEPS = 160
+NUM_STEPS = 400
 LONG = {"prompt": "a chair", "n": 2, "method": "vsd", "steps": NUM_STEPS}
 SPARSE = ("output.checkpoint_every=10", "output.preview_every=40", "cluster.max_restarts=100")
 _PATIENCE_S = 300.0

@@ -28,6 +28,7 @@ NUM_STEPS, DIES_AFTER = 12, 5
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
+    ray.shutdown()  # whatever tests before these left running in this process
     ray.init(num_cpus=4, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
     yield
     ray.shutdown()

@@ -5,7 +5,9 @@ where it asks for one). What needs answers that only the canned service gives is
 """
 
 import re
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import trimesh
 from page_visit import (
     LOOKS,
     NUM_PARTICLES,
+    PATIENCE_S,
     PROMPT,
     STEPS,
     Visit,
@@ -139,6 +142,13 @@ def test_without_events_the_page_asks_again(visit: Visit, address: str) -> None:
 # --- everybody --------------------------------------------------------------------------------------------------------
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, "it never came"
+        time.sleep(0.05)
+
+
 def tab_to(page: Any, name: str) -> None:
     """Presses Tab until the focus is on what a screen reader would call ``name``."""
     for _ in range(80):
@@ -236,10 +246,11 @@ def test_the_theme_is_the_systems_until_it_is_chosen(visit: Visit, address: str)
 
     assert lightness() < 100
     page.get_by_role("button", name="Dark").click()
-    assert lightness() > 600
+    page.get_by_role("button", name="Dark", pressed=False).wait_for()
+    wait_until(lambda: lightness() > 600)  # the colours change gently
     page.reload()
     page.get_by_role("button", name="Dark", pressed=False).wait_for()
-    assert lightness() > 600
+    wait_until(lambda: lightness() > 600)
 
 
 @needs_chromium
@@ -290,6 +301,7 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(visit: Visit, run: Path, 
         assert len(trimesh.load_mesh(tmp_path / "particle.glb").faces) > 0
         assert page.evaluate("[sessionStorage['raydream-key'], JSON.stringify(localStorage)]") == ["secret", "{}"]
         assert "secret" not in page.url
+        page.close()  # before its service goes
 
 
 @needs_chromium
