@@ -4,9 +4,11 @@ import dataclasses
 import inspect
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 from raydream import config_io
 from raydream.config import MAX_PROMPT_CHARACTERS, RunConfig, require
+from raydream.diffusion.prior_files import EMBEDDED, known_nouns
 from raydream.launch import check_prior
 from raydream.presets import PRESETS
 from serve.records import Record, Wish
@@ -59,7 +61,7 @@ def _configured(
 
 def _words(config: RunConfig) -> list[str] | None:
     if config.prior.kind != "exhibit":
-        return None
+        return known_nouns(EMBEDDED if config.prior.source == "embedded" else Path(config.prior.source))
     return list(_exhibit_words(config.prior.exhibit.assets))
 
 

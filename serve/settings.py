@@ -33,7 +33,7 @@ class Settings:
     database: str = ""
     host: str = "127.0.0.1"
     port: int = 8000
-    presets: tuple[str, ...] = (DEFAULT_PRESET,)
+    presets: tuple[str, ...] = (DEFAULT_PRESET, "embedded")
     overrides: tuple[str, ...] = ()
     max_n: int = 8
     max_steps: int = 25_000

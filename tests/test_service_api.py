@@ -314,9 +314,9 @@ def test_metrics_are_losses_by_step_thinned_out(client: TestClient, records: Rec
 
 def test_priors_name_what_they_know(client: TestClient) -> None:
     body = client.get("/v1/priors").json()
-    assert [item["name"] for item in body["items"]] == ["exhibit"]
-    assert body["items"][0]["default"] is True
-    assert "chair" in body["items"][0]["words"]
+    assert [item["name"] for item in body["items"]] == ["exhibit", "embedded"]
+    assert [item["default"] for item in body["items"]] == [True, False]
+    assert all("chair" in item["words"] for item in body["items"])
     assert body["limits"] == {"n": 8, "steps": 25_000, "prompt_characters": 1000}
     assert client.get("/v1/presets").json() == body
 

@@ -116,20 +116,27 @@ def check_prior(folder: Path) -> None:
     _require(num_timesteps == 1000, folder, f"was trained with {num_timesteps} timesteps; raydream counts t in 0..999")
 
 
+def known_nouns(folder: Path) -> list[str] | None:
+    """The objects that a prior with a small vocabulary knows; None for any other."""
+    if not (folder / LEXICON).is_file():
+        return None
+    lexicon = _read_json(folder, LEXICON)
+    return [*lexicon["nouns"], *(alias for alias, _ in lexicon["aliases"])]
+
+
 def check_prompt(folder: Path, prompt: str) -> None:
     """Raises ``ValueError`` about ``prompt`` where a prior with a small vocabulary knows no object in it.
 
     Such a prior has its words in ``lexicon.json`` (those that ``jobs/train_prior.py`` makes have); any other passes.
     """
-    if not (folder / LEXICON).is_file():
+    nouns = known_nouns(folder)
+    if nouns is None:
         return
-    lexicon = _read_json(folder, LEXICON)
-    nouns = [*lexicon["nouns"], *(alias for alias, _ in lexicon["aliases"])]
     words = words_of(prompt)
     known = ", ".join(sorted(nouns))
     if not set(words) & set(nouns):
         raise ValueError(f"prompt: {prompt[:100]!r} names no object that this prior knows; it knows {known}")
-    strange = [word for word in words if word not in lexicon["words"]]
+    strange = [word for word in words if word not in _read_json(folder, LEXICON)["words"]]
     if strange:
         _log.warning("prompt: this prior does not know %s and will not look at it", ", ".join(strange))
 

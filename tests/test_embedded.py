@@ -1,0 +1,55 @@
+"""The prior that ships: small enough, what it says it is, and at work in a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import SMALL, new_run, train
+
+from raydream import cli, config_io
+from raydream.diffusion import prior_files
+from raydream.presets import embedded
+from raydream.prior.prior_export import MAX_BYTES
+from raydream.prior.prior_models import load_models, sample_latents
+from raydream.prior.recolour import COLOURS
+
+FOLDER = prior_files.EMBEDDED
+CPU = torch.device("cpu")
+
+
+def test_it_is_a_whole_prior_of_the_promised_size_and_words() -> None:
+    assert prior_files.resolve_prior("embedded") == FOLDER
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= MAX_BYTES
+    assert prior_files.native_image_px(FOLDER) == 64
+    lexicon = json.loads((FOLDER / "lexicon.json").read_text())
+    assert len(lexicon["nouns"]) >= 40
+    assert lexicon["colours"] == list(COLOURS)
+    card, gate = (FOLDER / "README.md").read_text(), json.loads((FOLDER / "gate.json").read_text())
+    assert "CC0-1.0" in card
+    for test in ("noun", "colour", "side"):
+        assert f"{gate['held_out_objects'][test]['all']:.2f} (all)" in card
+
+
+def test_its_samples_have_the_colours_of_their_words() -> None:
+    """Means over the whole image, from the same noise."""
+    models = load_models(FOLDER, CPU)
+    images = []
+    for word in ("red", "blue", "white", "black"):
+        latents = sample_latents(models, [f"a {word} barrel"], 4.0, 8, torch.Generator().manual_seed(0))
+        images.append(models.decode(latents)[0].mean(dim=(1, 2)))
+    red, blue, white, black = images
+    assert red[0] - red[2] > 0.2 > -0.2 > blue[0] - blue[2]
+    assert white.mean() > black.mean() + 0.5
+
+
+def test_the_preset_runs_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    scene = [setting for setting in SMALL if setting.startswith(("stages.0.scene", "cluster", "output"))]
+    config = config_io.apply_overrides(embedded(2), ["prompt=a red barrel", "n=2", *scene])
+    run = new_run(tmp_path / "run", config)
+    assert train(run, config) == 2
+    rows = run.read_metrics()
+    assert all(float(str(row["loss/rgb"])) > 0 and float(str(row["loss/fit"])) > 0 for row in rows)
+    request = cli.parse("", ["--preset", "embedded", "--prompt", "an astronaut"])
+    with pytest.raises(ValueError, match=r"^prompt: 'an astronaut' names no object .* barrel, "):
+        prior_files.check_prompt(prior_files.resolve_prior(request.config.prior.source), request.config.prompt)
