@@ -42,6 +42,7 @@ ground, trained from nothing by `jobs/train_prior.py`. It is meant as a prior fo
 
 ```python
 from diffusers import StableDiffusionPipeline
+
 pipeline = StableDiffusionPipeline.from_pretrained("THIS_FOLDER")
 pipeline("a red chair", height={views.image_px}, width={views.image_px}, guidance_scale=4.0).images[0]
 ```
