@@ -25,6 +25,17 @@ def suit_attention(unet: UNet2DConditionModel, device: torch.device) -> None:
         unet.set_attn_processor(AttnProcessor())
 
 
+def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet of a prior that ``prior_files.resolve_prior`` has found good, on the CPU."""
+    return UNet2DConditionModel.from_pretrained(
+        folder,
+        subfolder="unet",
+        variant=prior_files.weights_variant(folder, "unet"),
+        torch_dtype=dtype,
+        local_files_only=True,
+    )
+
+
 class DiffusersDenoiser:
     """A frozen UNet that reads text and time; whether it predicts noise or v is read from the prior and hidden inside.
 
@@ -41,14 +52,9 @@ class DiffusersDenoiser:
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> "DiffusersDenoiser":
         """The denoiser of a folder that ``prior_files.resolve_prior`` has found good."""
-        unet = UNet2DConditionModel.from_pretrained(
-            folder,
-            subfolder="unet",
-            variant=prior_files.weights_variant(folder, "unet"),
-            torch_dtype=dtype,
-            local_files_only=True,
-        )
-        return cls(unet.to(device), prior_files.scheduler_config(folder))
+        unet = load_unet(folder, dtype)
+        unet.to(device)  # type: ignore[arg-type]
+        return cls(unet, prior_files.scheduler_config(folder))
 
     def eps(
         self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition

@@ -136,7 +136,8 @@ def check_prompt(folder: Path, prompt: str) -> None:
     known = ", ".join(sorted(nouns))
     if not set(words) & set(nouns):
         raise ValueError(f"prompt: {prompt[:100]!r} names no object that this prior knows; it knows {known}")
-    strange = [word for word in words if word not in _read_json(folder, LEXICON)["words"]]
+    trained = _read_json(folder, LEXICON)["words"]
+    strange = [word for word in words if word not in trained]
     if strange:
         _log.warning("prompt: this prior does not know %s and will not look at it", ", ".join(strange))
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from raydream.diffusion import prior_files
+from raydream.diffusion.denoiser import load_unet
 from raydream.diffusion.guidance import alphas_cumprod, eps_from_v
 from raydream.types import Condition
 
@@ -191,14 +192,7 @@ def read_facts(folder: Path) -> AgpFacts:
 
 def _load_unet(prior: Path) -> tuple[UNet2DConditionModel, dict[str, Any]]:
     prior_files.check_prior(prior)
-    unet = UNet2DConditionModel.from_pretrained(
-        prior,
-        subfolder="unet",
-        variant=prior_files.weights_variant(prior, "unet"),
-        torch_dtype=torch.float32,
-        local_files_only=True,
-    )
-    return unet, prior_files.scheduler_config(prior)
+    return load_unet(prior, torch.float32), prior_files.scheduler_config(prior)
 
 
 def _add_updates(unet: UNet2DConditionModel, rank: int) -> None:
