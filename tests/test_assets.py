@@ -26,7 +26,7 @@ from raydream.prior.asset_library import (
     read_objaverse_folder,
     with_captions,
 )
-from raydream.prior.assets import load_asset
+from raydream.prior.assets import load_asset, load_record
 from raydream.prior.gltf_file import AssetLimits
 from raydream.prior.raster import render_asset
 
@@ -250,3 +250,35 @@ def test_both_readers_of_the_same_library_agree():
         assert (record.num_faces, record.num_bytes) == (other.num_faces, other.num_bytes)
         assert len(record.captions) == 2
         assert set(record.nouns) == set(other.nouns)
+
+
+@pytest.mark.parametrize(("axis", "azimuth_deg"), [("+Z", 0.0), ("+X", 90.0), ("-Z", 180.0), ("-X", -90.0)])
+def test_a_front_is_turned_to_face_the_camera_at_azimuth_0(tmp_path, axis, azimuth_deg):
+    """The turned asset from the front is the asset as it was from that side: colours, normals and all."""
+    mesh = trimesh.creation.box((1.0, 0.6, 0.4))
+    mesh.visual.face_colors = [[20 * i, 255 - 20 * i, 90, 255] for i in range(len(mesh.faces))]
+    mesh.export(tmp_path / "box.ply")
+    record = AssetRecord("u", tmp_path / "box.ply")
+    images = []
+    for about, azimuth in ((record, azimuth_deg), (replace(record, front_axis=axis), 0.0)):
+        one = torch.ones(1)
+        cameras = orbit_cameras(azimuth * one, 20 * one, 3 * one, 40 * one, 32, 32)
+        views = render_asset(load_record(about), cameras, load_backend("auto", "cpu"))
+        to_camera = torch.einsum("vji,vhwj->vhwi", cameras.c2w[:, :3, :3], views.normal)
+        images.append(torch.cat([views.rgb, views.alpha, to_camera], dim=-1))
+    assert images[0][..., 3].mean() > 0.05
+    torch.testing.assert_close(images[1], images[0], atol=2e-3, rtol=0)
+
+
+def test_marked_fronts_correct_a_manifest(tmp_path):
+    rows = [{"uid": uid, "file": "a.glb", "front_axis": "+Z"} for uid in ("as_it_is", "marked", "none")]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "fronts.json").write_text(json.dumps({"marked": "-X", "none": None}))
+    records = read_manifest_folder(tmp_path)
+    assert {record.uid: record.front_axis for record in records} == {"as_it_is": "+Z", "marked": "-X", "none": None}
+    (tmp_path / "fronts.json").write_text(json.dumps({"marked": "left"}))
+    with pytest.raises(ValueError, match=r"^assets: front_axis in .*marked must be one of \+Z"):
+        read_manifest_folder(tmp_path)
+    (tmp_path / "fronts.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"^assets: .*fronts.json is not an object"):
+        read_manifest_folder(tmp_path)

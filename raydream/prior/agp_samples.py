@@ -130,7 +130,7 @@ def samples_of(rows: Mapping[str, Column], views: ViewConfig, latent_px: int) ->
     fov, azimuth, elevation = (torch.from_numpy(np.array(rows[name], np.float32)) for name in COLUMNS[6:9])
     about = zip(*(rows[name] for name in COLUMNS[:5]))
     cards = tuple(
-        ObjectCard(str(uid), tuple(captions or ()), tuple(nouns or ()), str(licence or "unknown"), front == "+Z")
+        ObjectCard(str(uid), tuple(captions or ()), tuple(nouns or ()), str(licence or "unknown"), front is not None)
         for uid, captions, nouns, licence, front in about
     )
     return Samples(latents_of(images["ccm"], images["alpha"], latent_px), c2w, fov, azimuth, elevation, cards)

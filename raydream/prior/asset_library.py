@@ -5,18 +5,22 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 MANIFEST, SUBSETS = "manifest.jsonl", "subsets.json"
 OBJECT_PATHS, LVIS, METADATA = "object-paths.json.gz", "lvis-annotations.json.gz", "metadata"
+FRONTS = "fronts.json"
+_MARKED_FRONTS = Path(__file__).with_name("marked_fronts.json")
+FRONT_AXES = ("+Z", "+X", "-Z", "-X")
 POINT_CLOUD_WORDS = frozenset({"pointcloud", "point-cloud", "point cloud", "lidar"})
 
 
 @dataclass(frozen=True)
 class AssetRecord:
-    """What is known of an asset before its file is opened. ``front_axis`` None means unknown or symmetric.
+    """What is known of an asset before its file is opened. ``front_axis``, one of ``FRONT_AXES``, is where the file's
+    front looks (None: unknown or symmetric); a loaded asset is turned so that its front looks along +Z, as in glTF.
 
     ``licence`` is the source's own word for it (an SPDX name, or Objaverse's "by", "cc0", ...). ``nouns`` are category
     words that name the object; ``front_axis`` "+Z" is glTF's front. ``path`` is relative to ``root`` where that, a
@@ -58,7 +62,12 @@ class AssetFilter:
 
 
 def read_manifest_folder(folder: Path) -> list[AssetRecord]:
-    """The records of a folder with a ``manifest.jsonl``, by uid; ValueError naming ``assets`` if it is broken."""
+    """The records of a folder with a ``manifest.jsonl``, by uid; ValueError naming ``assets`` if it is broken.
+
+    A front that the manifest does not tell, or tells wrongly, may stand in a ``fronts.json`` beside it: uid -> axis, or
+    null for none. Raydream brings such marks for the public assets that it is trained on.
+    """
+    fronts = read_fronts(_MARKED_FRONTS) | (read_fronts(folder / FRONTS) if (folder / FRONTS).is_file() else {})
     records = []
     path = folder / MANIFEST
     if not path.is_file():
@@ -68,13 +77,30 @@ def read_manifest_folder(folder: Path) -> list[AssetRecord]:
             continue
         try:
             row = json.loads(line)
-            records.append(_manifest_record(folder, row))
+            records.append(_manifest_record(folder, row, fronts))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"assets: line {number} of {path} is not a manifest row: {error!r}") from error
     return sorted(records, key=lambda record: record.uid)
 
 
-def _manifest_record(folder: Path, row: dict) -> AssetRecord:
+def read_fronts(path: Path) -> dict[str, str | None]:
+    """uid -> the axis that an object's front looks along; ValueError naming ``assets`` where the file is another."""
+    try:
+        fronts = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"assets: {path} is not an object of uid: axis ({error})") from error
+    for uid, axis in fronts.items():
+        _check_axis(axis, f"{path}, {uid}")
+    return fronts
+
+
+def _check_axis(axis: str | None, place: str) -> str | None:
+    if axis is not None and axis not in FRONT_AXES:
+        raise ValueError(f"assets: front_axis in {place} must be one of {', '.join(FRONT_AXES)} or null, got {axis!r}")
+    return axis
+
+
+def _manifest_record(folder: Path, row: dict, fronts: Mapping[str, str | None]) -> AssetRecord:
     captions = [row.get("caption_colour"), row.get("caption"), row.get("name")]
     return AssetRecord(
         uid=row["uid"],
@@ -85,7 +111,7 @@ def _manifest_record(folder: Path, row: dict) -> AssetRecord:
         colours=tuple(name for name, _ in row.get("colours", [])),
         licence=row.get("license"),
         category=row.get("category"),
-        front_axis=row.get("front_axis"),
+        front_axis=_check_axis(fronts.get(row["uid"], row.get("front_axis")), row["uid"]),
         split=row.get("split"),
         sha256=row.get("sha256"),
         num_faces=row.get("triangles"),

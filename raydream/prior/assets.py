@@ -8,7 +8,7 @@ import trimesh
 from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 
-from raydream.prior.asset import Asset, AssetError
+from raydream.prior.asset import Asset, AssetError, turn_front
 from raydream.prior.asset_library import AssetRecord
 from raydream.prior.asset_parts import IMAGE_FORMATS, Material, Part, build_asset, linear_from_srgb, reduce_image
 from raydream.prior.gltf import load_gltf_parts
@@ -37,12 +37,15 @@ def load_asset(path: Path, uid: str | None = None, caption: str = "", limits: As
 
 
 def load_record(record: AssetRecord, limits: AssetLimits = DEFAULT_LIMITS) -> Asset:
-    """The asset of a record, from its file or of the project's own making; raises as ``load_asset`` does."""
+    """The asset of a record, from its file or of the project's own making, its front along +z where that is known.
+
+    Raises as ``load_asset`` does.
+    """
     caption = record.captions[0] if record.captions else ""
     if record.path.parts[:1] == (PROCEDURAL,):
         _, noun, variant = record.path.parts
         return replace(procedural_asset(noun, int(variant)), uid=record.uid)
-    return load_asset(record.path, record.uid, caption, limits)
+    return turn_front(load_asset(record.path, record.uid, caption, limits), record.front_axis)
 
 
 class _FolderResolver:

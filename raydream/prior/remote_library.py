@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from raydream.prior.asset_error import AssetError
-from raydream.prior.asset_library import LVIS, MANIFEST, METADATA, OBJECT_PATHS, SUBSETS, AssetRecord
+from raydream.prior.asset_library import FRONTS, LVIS, MANIFEST, METADATA, OBJECT_PATHS, SUBSETS, AssetRecord
 from raydream.storage import LocalFiles, RemoteFiles, resolve
 
 _LONELY = (".glb",)  # all other kinds may name files beside them
@@ -68,7 +68,7 @@ def local_asset(record: AssetRecord, max_bytes: int) -> Iterator[AssetRecord]:
 
 
 def _index_names(files: LocalFiles | RemoteFiles) -> list[str]:
-    names = [name for name in (MANIFEST, SUBSETS, OBJECT_PATHS, LVIS) if files.exists(name)]
+    names = [name for name in (MANIFEST, FRONTS, SUBSETS, OBJECT_PATHS, LVIS) if files.exists(name)]
     if not {MANIFEST, OBJECT_PATHS} & set(names):
         raise ValueError(f"neither {MANIFEST} nor {OBJECT_PATHS} in it")
     if OBJECT_PATHS in names:
