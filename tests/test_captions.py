@@ -22,6 +22,7 @@ from raydream.prior.captions import (
     phrase,
     side_of,
     split_subjects,
+    split_views,
 )
 from raydream.prior.nouns import head_noun
 from raydream.prior.recolour import (
@@ -269,3 +270,16 @@ def test_the_most_typical_objects_of_a_noun_have_the_mean_size_and_no_copies() -
     others = [Subject(i, "crate", None, (), False) for i in range(6, 12)]
     both = most_typical([*balls, *others], views, 2)
     assert Counter(subject.noun for subject in both) == {"ball": 2, "crate": 2}
+
+
+def test_held_out_views_are_never_trained_and_stay_even() -> None:
+    views, config = small_views(), small_config(1, 1)
+    config = replace(config, words=replace(config.words, held_out_views=0.25))
+    sets = make_sets(views, config, torch.device("cpu"))
+    assert sets.held_out_views.azimuth_deg[0].tolist() == [60.0, 180.0, 300.0]
+    assert not set(sets.train.azimuth_deg[0].tolist()) & {60.0, 180.0, 300.0}
+    assert sets.train.pixels.shape[1] == 9
+    assert sets.train.subjects == sets.held_out_views.subjects
+    assert split_views(12, 0.0) == (list(range(12)), [])
+    with pytest.raises(ValueError, match=r"^held_out_views: a share of 0\.1 needs 10 views"):
+        split_views(8, 0.1)

@@ -12,15 +12,16 @@ from PIL import Image
 from small_views import SIZE_PX, small_config, small_views
 from torch import Tensor, nn
 
-from raydream import config_io
+from raydream import config_io, seeds
 from raydream.diffusion.denoiser import DiffusersDenoiser
-from raydream.diffusion.prior_files import check_prior, native_image_px
+from raydream.diffusion.prior_files import LEXICON, check_prior, native_image_px
 from raydream.diffusion.text import encode_prompts
 from raydream.prior import gate, train_job
+from raydream.prior.captions import Lexicon
 from raydream.prior.learner import Learner, Team, learning_rate, progress, read_tensors
 from raydream.prior.prior_models import build_vae, load_models, normalise_latents, sample_latents
-from raydream.prior.train import METRICS, PRIOR, make_sets, train_prior
-from raydream.prior.train_config import GateConfig, StageSettings, TrainConfig
+from raydream.prior.train import METRICS, PRIOR, make_sets, stratified_timesteps, train_prior
+from raydream.prior.train_config import GateConfig, StageSettings, TrainConfig, UnetConfig
 from raydream.prior.view_set import pack, unpack
 
 CPU = torch.device("cpu")
@@ -76,8 +77,18 @@ def test_a_training_goes_on_from_a_finished_prior(trained: Path, tmp_path: Path)
     assert sum(more) / len(more) < sum(first[:6]) / 6 - 0.5 * (sum(first[:6]) - sum(first[-6:])) / 6
     with pytest.raises(ValueError, match=r"^start: its unet has other layers"):
         _train(replace(config, unet=replace(config.unet, channels=(32, 96))), tmp_path / "wider")
-    with pytest.raises(ValueError, match=r"^start: .* other words"):
-        _train(replace(config, words=replace(config.words, nouns=("ball", "sword"))), tmp_path / "fewer")
+
+
+def test_a_training_that_goes_on_keeps_the_words_of_its_start(trained: Path, tmp_path: Path) -> None:
+    """Tokens must keep their meaning, whatever words the new settings would choose."""
+    config = replace(small_config(VAE_STEPS, 2), start=str(trained / PRIOR))
+    lexicon = (trained / LEXICON).read_text()
+    assert _train(replace(config, words=replace(config.words, nouns=("ball", "sword"))), tmp_path / "fewer")
+    assert (tmp_path / "fewer" / LEXICON).read_text() == lexicon
+    views = small_views()
+    without = views.select([i for i, card in enumerate(views.objects) if not card.uid.startswith("ball")])
+    with pytest.raises(ValueError, match=r"^views: .* called ball$"):
+        make_sets(without, config, CPU, Lexicon.loads(lexicon))
 
 
 def test_the_folder_is_a_stable_diffusion_pipeline(trained: Path) -> None:
@@ -272,7 +283,7 @@ def test_evaluation_of_a_whole_folder_writes_its_model_card(trained: Path, capsy
     words = ["--views", str(trained / "views.zip"), "--out", str(trained), "--config", str(path), "--evaluate"]
     assert train_job.main("", [*words, "--device", "cpu"]) in (0, 1)
     results = json.loads((trained / PRIOR / "gate.json").read_text())
-    assert 0 <= results["held_out_objects"]["noun"]["all"] <= 1
+    assert 0 <= results["held_out_views"]["noun"]["all"] <= 1
     assert results["composed"]["samples"] == 3
     assert Image.open(trained / "samples" / "sheet.png").size == (10 * SIZE_PX, 10 * SIZE_PX)
     card = (trained / PRIOR / "README.md").read_text()
@@ -299,3 +310,17 @@ def test_samples_follow_their_generator(trained: Path) -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.isfinite(first).all()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (0.4, 1.2), (-1.0, 0.5)])
+def test_timesteps_follow_their_distribution(mean: float, std: float) -> None:
+    """Against the closed form of the distribution function; one step in each equal part of it."""
+    generator = seeds.generator(0, "test", 0, 0)
+    t = stratified_timesteps(20_000, UnetConfig(t_logit_mean=mean, t_logit_std=std), generator)
+    levels = torch.tensor([0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
+    expected = torch.special.ndtr((torch.logit(levels) - mean) / std) if std else levels
+    measured = (t.double()[:, None] < 1000 * levels).double().mean(0)
+    assert torch.allclose(measured, expected, atol=2e-3)
+    assert t.min() >= 0
+    assert t.max() <= 999
+    assert torch.equal(t, t.sort().values)

@@ -161,6 +161,22 @@ def split_subjects(subjects: Sequence[Subject], views: ViewSet, share: float) ->
     )
 
 
+def split_views(num_views: int, share: float) -> tuple[list[int], list[int]]:
+    """Numbers of the views to train and of those to hold out: every so many-th, so that stratified azimuths stay even.
+
+    Raises ValueError naming ``held_out_views`` where an object has too few views for it.
+    """
+    if not share:
+        return list(range(num_views)), []
+    stride = max(2, round(1 / share))
+    if num_views < stride:
+        raise ValueError(
+            f"held_out_views: a share of {share} needs {stride} views of each object, there are {num_views}"
+        )
+    held_out = list(range(stride // 2, num_views, stride))
+    return [index for index in range(num_views) if index not in held_out], held_out
+
+
 def most_typical(subjects: Sequence[Subject], views: ViewSet, count: int) -> list[Subject]:
     """Up to ``count`` objects of each noun: those whose silhouettes, as a mean over all views, are nearest to the
     noun's own mean. Of near copies one is taken.

@@ -1,8 +1,8 @@
 """Does a prior know its words? Measured on renders that it was never trained on, before anything is distilled from it.
 
 P[loss(right caption) < loss(wrong caption)] with the same noise: 0.5 knows nothing, 1 knows the word. Two kinds of
-render are judged: objects that were never seen, which decide, and fresh finishes of seen ones, which tell a prior that
-has not learned from one that does not generalise.
+held-out render are judged: trained objects from angles, in colours and under a light that were never trained, which
+decide; and objects that were never trained, which tell a prior that has not learned from one that does not generalise.
 """
 
 from collections.abc import Sequence
@@ -60,17 +60,19 @@ def prior_loss(models: PriorModels) -> CaptionLoss:
     return loss
 
 
-def evaluate(models: PriorModels, held_out: BatchMaker, seen: BatchMaker, config: GateConfig) -> dict[str, object]:
-    """All figures of the gate as JSON values, with the thresholds and whether each was reached on held-out objects."""
+def evaluate(models: PriorModels, views: BatchMaker, objects: BatchMaker, config: GateConfig) -> dict[str, object]:
+    """All figures of the gate as JSON values over held-out ``views`` of trained objects and held-out ``objects``, with
+    the thresholds and whether each was reached on the held-out views.
+    """
     loss = prior_loss(models)
     results: dict[str, object] = {}
-    for name, maker in (("held_out_objects", held_out), ("seen_objects", seen)):
+    for name, maker in (("held_out_views", views), ("held_out_objects", objects)):
         rows: dict[str, object] = {"psnr_db": round(psnr_db(models, maker, config.num_renders), 2)}
         for test, pairs in make_pairs(maker, config.num_renders).items():
             latents = torch.cat([models.encode_images(part) for part in pairs.images.split(_CHUNK)])
             rows[test] = preference(loss, latents, pairs, config) | {"renders": len(pairs.right)}
         results[name] = rows
-    results["composed"] = classify_own_samples(models, loss, config, held_out.seed)
+    results["composed"] = classify_own_samples(models, loss, config, views.seed)
     results["thresholds"] = dict(THRESHOLDS)
     results["passed"] = _verdict(results)
     return results
@@ -216,8 +218,8 @@ def classify(
 
 def table(results: dict[str, object]) -> str:
     """The gate as a Markdown table."""
-    lines = ["| test | needed | held-out objects | seen objects, fresh renders |", "|---|---|---|---|"]
-    columns = [results["held_out_objects"], results["seen_objects"]]
+    lines = ["| test | needed | held-out views of trained objects | objects never trained |", "|---|---|---|---|"]
+    columns = [results["held_out_views"], results["held_out_objects"]]
     for test, needed in THRESHOLDS.items():
         if test == "composed":
             continue
@@ -233,7 +235,7 @@ def table(results: dict[str, object]) -> str:
 
 
 def _verdict(results: dict[str, object]) -> dict[str, bool]:
-    rows, composed = results["held_out_objects"], results["composed"]
+    rows, composed = results["held_out_views"], results["composed"]
     assert isinstance(rows, dict)
     assert isinstance(composed, dict)
     values = {test: rows[test]["all"] if test in rows else None for test in ("noun", "colour", "side")}

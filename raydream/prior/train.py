@@ -25,7 +25,16 @@ from raydream.diffusion.denoiser import suit_attention
 from raydream.diffusion.prior_files import LEXICON, resolve_prior
 from raydream.precision import arithmetic
 from raydream.prior.batches import BatchMaker
-from raydream.prior.captions import Lexicon, describe, make_lexicon, most_typical, object_palette, split_subjects
+from raydream.prior.captions import (
+    Lexicon,
+    Subject,
+    describe,
+    make_lexicon,
+    most_typical,
+    object_palette,
+    split_subjects,
+    split_views,
+)
 from raydream.prior.learner import Learner, ModuleT, Team
 from raydream.prior.prefetch import Prefetch
 from raydream.prior.prior_export import export_prior, save_grid
@@ -38,7 +47,7 @@ from raydream.prior.prior_models import (
     normalise_latents,
     sample_latents,
 )
-from raydream.prior.train_config import StageSettings, TrainConfig
+from raydream.prior.train_config import StageSettings, TrainConfig, UnetConfig
 from raydream.prior.view_set import ViewSet
 
 CONFIG, METRICS, SAMPLES, PRIOR = "config.json", "metrics.jsonl", "samples", "prior"
@@ -50,9 +59,12 @@ Report = Callable[[Mapping[str, float | str]], None]
 
 @dataclass(frozen=True)
 class TrainSets:
-    """Makers of training and of held-out batches, over different objects."""
+    """Makers of training and of two kinds of held-out batches: of trained objects from angles that were never trained
+    (of all angles where none is held out), and of other objects.
+    """
 
     train: BatchMaker
+    held_out_views: BatchMaker
     held_out: BatchMaker
 
 
@@ -77,19 +89,26 @@ class NoisedBatch:
     noise: Float[Tensor, "view 4 h w"]
 
 
-def make_sets(views: ViewSet, config: TrainConfig, device: torch.device) -> TrainSets:
-    """Chooses words and splits the objects; the same views and settings give the same sets anywhere."""
+def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon: Lexicon | None = None) -> TrainSets:
+    """Splits the objects and their views, and chooses the words if no ``lexicon`` is given; the same views and settings
+    give the same sets anywhere. ValueError names ``views`` where they have no object of a given lexicon's noun.
+    """
     palette = object_palette(views)
-    lexicon = make_lexicon(views, palette, config.words)
+    lexicon = lexicon or make_lexicon(views, palette, config.words)
     subjects = describe(views, palette, lexicon, config.words)
     train, held_out = split_subjects(subjects, views, config.words.held_out_assets)
     if config.words.assets_per_noun:
         train = most_typical(train, views, config.words.assets_per_noun)
+    missing = set(lexicon.nouns) - {subject.noun for subject in train}
+    if missing:
+        raise ValueError(f"views: no two objects that may be trained are called {', '.join(sorted(missing))}")
+    kept, spare = split_views(views.num_views, config.words.held_out_views)
 
-    def maker(chosen: list) -> BatchMaker:
-        return BatchMaker.build(views, chosen, palette, lexicon, config.look, config.words, config.seed, device)
+    def maker(chosen: list[Subject], angles: list[int]) -> BatchMaker:
+        some = views.take_views(angles)
+        return BatchMaker.build(some, chosen, palette, lexicon, config.look, config.words, config.seed, device)
 
-    return TrainSets(maker(train), maker(held_out))
+    return TrainSets(maker(train, kept), maker(train, spare or kept), maker(held_out, kept + spare))
 
 
 def train_prior(
@@ -111,19 +130,11 @@ def train_prior(
     with _lock(out) if team.rank == 0 else nullcontext():
         config = _checked(config, out, team)
         session = Session(out, device, team, report, should_stop)
-        sets = make_sets(views, config, device)
+        given = load_models(resolve_prior(config.start), device) if config.start else None
+        sets = make_sets(views, config, device, given.lexicon if given else None)
         _check_lexicon(sets.train.lexicon, out, team)
-        given = _given(config.start, sets.train.lexicon, device) if config.start else None
         vae = given.vae if given else _train_vae(sets, config, session)
         return vae is not None and _train_unet(vae, sets, config, session, given)
-
-
-def _given(start: str, lexicon: Lexicon, device: torch.device) -> PriorModels:
-    """The prior to go on from; ValueError naming ``start`` where its words are others."""
-    models = load_models(resolve_prior(start), device)
-    if models.lexicon != lexicon:
-        raise ValueError(f"start: {start} was trained on other words than these views and settings give")
-    return models
 
 
 @contextmanager
@@ -278,12 +289,19 @@ def _noised(models: PriorModels, sets: TrainSets, config: TrainConfig, session: 
     size, rank = config.unet.stage.batch_size, session.team.rank
     batch = sets.train.batch(size, "unet batch", rank, step)
     generator = seeds.generator(config.seed, "unet noise", rank, step)
-    # stratified: each batch covers all noise levels, which takes most of the scatter out of the loss
-    t = ((torch.arange(size) + torch.rand(size, generator=generator)) * (1000 / size)).long().clamp_max(999)
+    t = stratified_timesteps(size, config.unet, generator)
     with arithmetic(config.bfloat16, session.device):
         latents = models.encode_images(batch.images)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     return NoisedBatch(latents, batch.captions, t.to(session.device), noise)
+
+
+def stratified_timesteps(size: int, config: UnetConfig, generator: torch.Generator) -> Int[Tensor, " view"]:
+    """Timesteps in 0..999, one from each equal part of their distribution: that takes most scatter out of the loss."""
+    quantile = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+    if config.t_logit_std:
+        quantile = torch.sigmoid(config.t_logit_mean + config.t_logit_std * torch.special.ndtri(quantile))
+    return (1000 * quantile).long().clamp_max(999)
 
 
 def _unet_loss(models: PriorModels, batch: NoisedBatch, config: TrainConfig, session: Session) -> Tensor:

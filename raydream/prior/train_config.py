@@ -40,8 +40,9 @@ class WordsConfig:
 
     ``nouns`` names the objects; empty takes every noun of at least ``min_assets`` assets but those ``left_out``, the
     most frequent ``max_nouns`` of them (0: all). ``held_out_per_noun`` colours of each noun are never trained together
-    with it, ``held_out_assets`` of its assets (but at least one) not at all. ``assets_per_noun`` trains only so many,
-    the most typical ones of each noun (0: all): where compute is short, few objects well drawn beat many blobs.
+    with it, ``held_out_assets`` of its assets (but at least one) not at all, nor a share ``held_out_views`` of the
+    angles. ``assets_per_noun`` trains only so many, the most typical ones of each noun (0: all): where compute is
+    short, few objects well drawn beat many blobs.
     """
 
     nouns: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class WordsConfig:
     licences: tuple[str, ...] = ("CC0-1.0",)
     held_out_per_noun: int = 1
     held_out_assets: float = 0.1
+    held_out_views: float = 0.0
     assets_per_noun: int = 0
     natural_colour_probability: float = 0.6
     view_probability: float = 0.5
@@ -67,7 +69,7 @@ class WordsConfig:
         require(0 < self.held_out_assets < 1, "held_out_assets", f"must lie in (0, 1), got {self.held_out_assets}")
         for name in (
             "natural_colour_probability", "view_probability", "own_caption_probability", "template_probability",
-            "dropout",
+            "dropout", "held_out_views",
         ):  # fmt: skip
             _require_probability(getattr(self, name), name)
 
@@ -131,7 +133,9 @@ class UnetConfig:
     """A ``UNet2DConditionModel`` and its ``CLIPTextModel``; ``attention`` are the levels that read the text.
 
     ``pooled_text`` adds the pooled text to the time embedding, which reaches every level: a small UNet learns its nouns
-    sooner than by attention alone.
+    sooner than by attention alone. Timesteps are trained uniformly or, with ``t_logit_std`` above 0, so that the logit
+    of t / 1000 is normal (arXiv 2403.03206): shapes are decided in the middle, and there a short training is best
+    spent.
     """
 
     channels: tuple[int, ...] = (64, 128, 192)
@@ -144,11 +148,14 @@ class UnetConfig:
     num_tokens: int = 24
     pooled_text: bool = True
     zero_terminal_snr: bool = True
+    t_logit_mean: float = 0.0
+    t_logit_std: float = 0.0
     stage: StageSettings = field(default_factory=lambda: StageSettings(num_steps=30000, batch_size=32, lr=5e-4))
 
     def __post_init__(self) -> None:
         ok = all(0 <= level < len(self.channels) for level in self.attention)
         require(ok, "attention", f"must name levels 0..{len(self.channels) - 1}, got {list(self.attention)}")
+        require(self.t_logit_std >= 0, "t_logit_std", f"must not be negative, got {self.t_logit_std}")
         require(self.num_tokens >= 8, "num_tokens", f"must be at least 8, got {self.num_tokens}")
 
 
@@ -174,8 +181,8 @@ class GateConfig:
 class TrainConfig:
     """One prior: words, look, models, the two stages, and how often it is saved and looked at.
 
-    ``start`` is the folder of a finished prior of the same words and models to go on from, or "embedded": its VAE
-    stays, its UNet and text encoder are the first weights.
+    ``start`` is the folder of a finished prior of the same models to go on from, or "embedded": its words and its VAE
+    stay, its UNet and text encoder are the first weights.
     """
 
     seed: int = 0

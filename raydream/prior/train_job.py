@@ -108,10 +108,9 @@ def evaluate_prior(request: TrainRequest) -> int:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"out: {request.out} has no {PRIOR}/ yet; train first")
     device, views = _device(request.device), open_views(request.views)
-    models, sets = load_models(folder, device), make_sets(views, request.config, device)
-    if models.lexicon != sets.train.lexicon:
-        raise ValueError(f"views: {request.views} and the settings give other words than {folder} was trained with")
-    results = gate.evaluate(models, sets.held_out, sets.train, request.config.gate)
+    models = load_models(folder, device)
+    sets = make_sets(views, request.config, device, models.lexicon)
+    results = gate.evaluate(models, sets.held_out_views, sets.held_out, request.config.gate)
     steps = {}
     for stage in ("vae", "unet"):
         checkpoint = request.out / f"{stage}.safetensors"

@@ -73,6 +73,12 @@ class ViewSet:
             self.elevation_deg[index],
         )
 
+    def take_views(self, numbers: Sequence[int]) -> "ViewSet":
+        """All objects with some of their views, in the given order."""
+        index = torch.tensor(list(numbers), dtype=torch.long)
+        parts = (self.rgb, self.alpha, self.shade, self.azimuth_deg, self.elevation_deg)
+        return ViewSet(self.objects, *(part[:, index] for part in parts))
+
 
 def open_views(source: str) -> ViewSet:
     """The views of a packed file or of the Parquet folder or URI that ``jobs/render_ccm.py`` wrote.
@@ -98,7 +104,7 @@ def read_views(uri: str) -> ViewSet:
             tuple(group["captions"][0] or ()),
             tuple(group["nouns"][0] or ()),
             str(group["licence"][0] or "unknown"),
-            group["front_axis"][0] == "+Z",
+            group["front_axis"][0] is not None,
         )
         for group in groups
     ]
