@@ -292,3 +292,27 @@ def test_a_cost_plan_adds_up() -> None:
     assert plan.epochs == 2
     assert plan.gpu_hours == pytest.approx(4 * plan.train_hours)
     assert "| 3 |" in agp_plan.report(8)
+
+
+def test_low_rank_is_the_nearest_model_of_its_rank(prior: Path, generator: torch.Generator) -> None:
+    """Of full rank it answers as before; of rank 3 its layers' distances are the singular values that are left out."""
+    agp = AgpDenoiser.from_prior(prior, 0, 0, CPU)
+    before = {name: value.detach().clone() for name, value in agp.trainable().items()}
+    with torch.no_grad():
+        for value in agp.trainable().values():
+            value += 0.02 * torch.randn(value.shape, generator=generator)
+    state = {name: value.detach() for name, value in agp.trainable().items()}
+    z, t = torch.randn(2, 4, LATENT_PX, LATENT_PX, generator=generator), torch.tensor([400, 700])
+    cond = _condition(prior, [10.0, 120.0])
+    whole, low = (agp.low_rank(state, prior, rank) for rank in (64, 3))
+    with torch.no_grad():
+        expected = agp.eps(z, t, cond)
+        assert torch.allclose(whole.eps(z, t, cond), expected, atol=1e-3)
+        assert not torch.allclose(low.eps(z, t, cond), expected, atol=1e-2)
+    layers = dict(low.unet.named_modules())
+    for name in ("down_blocks.0.resnets.0.conv1", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"):
+        change = (state[f"{name}.weight"] - before[f"{name}.weight"]).flatten(1)
+        found = layers[name].get_delta_weight("default").flatten(1)
+        left_out = torch.linalg.svdvals(change)[3:].square().sum().sqrt()
+        assert torch.isclose((found - change).norm(), left_out, rtol=1e-3)
+        assert torch.equal(layers[name].get_base_layer().weight, before[f"{name}.weight"])

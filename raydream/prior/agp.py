@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from raydream.diffusion import prior_files
-from raydream.diffusion.denoiser import load_unet
+from raydream.diffusion.denoiser import load_unet, suit_attention
 from raydream.diffusion.guidance import alphas_cumprod, eps_from_v
 from raydream.types import Condition
 
@@ -61,6 +61,7 @@ class AgpDenoiser:
         self.prediction_type = prior_files.prediction_type(scheduler)
         self.alphas_cumprod: Float[Tensor, "1000"] = alphas_cumprod(scheduler).float().to(unet.device)
         self.call: Callable[..., tuple[Tensor]] = unet
+        suit_attention(unet, unet.device)
         unet.requires_grad_(facts.rank == 0)
         if facts.rank:
             _add_updates(unet, facts.rank)
@@ -140,6 +141,26 @@ class AgpDenoiser:
         for name, content in self.files(self.facts).items():
             (folder / name).write_bytes(content)
 
+    def low_rank(self, state: Mapping[str, Tensor], prior: Path, rank: int) -> "AgpDenoiser":
+        """This AGP, with all weights trained to ``state``, as one of updates of a rank: of each layer's change since
+        the prior the nearest matrix of that rank (Eckart and Young 1936), half of each singular value in either factor.
+        """
+        found = AgpDenoiser.from_prior(prior, rank, 0, self.unet.device)
+        values = {
+            name: state[name.replace(".base_layer.", ".")].to(value)
+            for name, value in found.trainable().items()
+            if ".lora_" not in name
+        }
+        for name, module in found.unet.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                base = found.unet.get_parameter(f"{name}.base_layer.weight")
+                change = (state[f"{name}.weight"].to(base) - base.detach()).float()
+                up, down = _factors(change.flatten(1), rank)
+                values[f"{name}.lora_A.{_ADAPTER}.weight"] = down.view(rank, *change.shape[1:])
+                values[f"{name}.lora_B.{_ADAPTER}.weight"] = up.view(-1, rank, *(1,) * (change.dim() - 2))
+        found.load_state(values)
+        return found
+
     def _initialise(self, generator: torch.Generator) -> None:
         """Zero for each new part's last layer; its first uniform within 1 / sqrt(fan-in)."""
         with torch.no_grad():
@@ -204,3 +225,19 @@ def _add_updates(unet: UNet2DConditionModel, rank: int) -> None:
     for name, module in unet.named_modules():
         if name in ends or isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.requires_grad_(True)
+        elif isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None and name.endswith(".base_layer"):
+            module.bias.requires_grad_(True)
+
+
+def _factors(
+    matrix: Float[Tensor, "row column"], rank: int
+) -> tuple[Float[Tensor, "row rank"], Float[Tensor, "rank column"]]:
+    """Two factors whose product is the nearest matrix of a rank; zeros fill them up where the matrix has a lower
+    one.
+    """
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    count, root = min(rank, len(values)), values.sqrt()
+    up, down = matrix.new_zeros(len(matrix), rank), matrix.new_zeros(rank, matrix.shape[1])
+    up[:, :count] = left[:, :count] * root[:count]
+    down[:count] = root[:count, None] * right[:count]
+    return up, down

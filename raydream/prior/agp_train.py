@@ -255,7 +255,9 @@ class _Trainer:
             self._shown.unet.eval()
         self._shown.load_state(averaged)
         facts = replace(self._facts, num_steps=self._learner.step)
-        for name, content in self._shown.files(facts).items():
+        rank = config.model.export_rank
+        written = self._shown.low_rank(averaged, self._session.prior, rank) if rank else self._shown
+        for name, content in written.files(replace(facts, rank=rank or facts.rank)).items():
             run.write_bytes(f"{AGP}/{name}", content)
         grid = config.grid
         prompts = grid.prompts or tuple(phrase(noun) for noun in self._session.source.nouns()[:_GRID_PROMPTS])
