@@ -10,8 +10,9 @@ import threading
 from ray import serve
 
 from raydream.ray_runtime import connect
-from serve.app import app
+from serve.app import listening
 from serve.keys import Keys
+from serve.listener import open_door
 from serve.settings import Settings, is_loopback
 
 
@@ -24,16 +25,16 @@ def main() -> int:
                 f"RAYDREAM_SERVE_HOST: {settings.host} is reachable by others, which needs API keys; "
                 "make one by `python -m serve.keys add NAME`, or stay at 127.0.0.1"
             )
+        open_door(settings, is_shared=False).close()  # a replica's share of somebody else's port would be no error
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    application = app({})  # before Ray, which takes its patience from it
     connect()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes them for itself
         signal.signal(number, lambda *_: stop.set())
-    serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
-    serve.run(application, name="raydream", route_prefix="/")
+    serve.start(proxy_location="Disabled")
+    serve.run(listening(settings), name="raydream", route_prefix=None)
     print(f"raydream answers at http://{settings.host}:{settings.port}", file=sys.stderr)
     stop.wait()
     serve.shutdown()

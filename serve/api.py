@@ -5,6 +5,7 @@ import base64
 import binascii
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from raydream import __version__
 from raydream.store import MESH, PREVIEW, REPORT, TURNTABLE, particle_file
 from serve import plan
-from serve.artefacts import Artefacts, send_file
+from serve.artefacts import Artefacts, has_already, send_file
 from serve.guard import PAGE_POLICY, REPORT_POLICY, Guard, owner_of
 from serve.keys import Keys
 from serve.live import Live, Sight, path_of
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 _STATIC = Path(__file__).parent / "static"
 _LOOK_AFTER_EVERY_S = 2.0
 _SILENCE_S = 60.0
+_ID = re.compile("[0-9a-f]{32}")
 
 LookAfter = Callable[[], float]
 
@@ -64,7 +66,7 @@ async def service_of(request: Request) -> Service:
 
 Shared = Annotated[Service, Depends(service_of)]
 Owner = Annotated[str, Depends(owner_of)]
-Id = Annotated[str, InPath(alias="id", pattern="^[0-9a-f]{32}$")]
+Id = Annotated[str, InPath(alias="id", pattern=f"^{_ID.pattern}$")]
 Index = Annotated[int, InPath(ge=0, le=1023)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
@@ -117,10 +119,12 @@ def newest(
     )
 
 
-@router.get("/generations/{id}", response_model=Generation, responses=_NOT_THEIRS)
-async def one(sight: Theirs) -> Response:
+@router.get("/generations/{id}", response_model=Generation, responses=_NOT_THEIRS | {304: {}})
+async def one(request: Request, sight: Theirs) -> Response:
     """A generation as it stands."""
-    return _told(sight, 200)
+    if has_already(request, sight.tag):
+        return Response(status_code=304, headers={"ETag": sight.tag})
+    return _told(sight, 200, {"ETag": sight.tag})
 
 
 @router.delete("/generations/{id}", status_code=202, response_model=Generation, responses=_NOT_THEIRS)
@@ -274,6 +278,8 @@ def _told(sight: Sight, status: int, headers: dict[str, str] | None = None) -> R
 def _read_cursor(cursor: str) -> tuple[float, str]:
     try:
         created_at, _, last_id = base64.urlsafe_b64decode(cursor.encode("ascii")).decode("ascii").partition(" ")
+        if not _ID.fullmatch(last_id):
+            raise ValueError("no id of ours")
         return float(created_at), last_id
     except (binascii.Error, ValueError) as error:
         raise ValueError("cursor: must be a next_cursor that this service gave") from error

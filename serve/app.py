@@ -1,11 +1,12 @@
 """The service on Ray Serve: ``serve run serve.app:app``, on this machine at port 8000.
 
-A Ray that this starts is patient with its HTTP proxy, as ``python -m serve`` is. One that runs already has the patience
-of its own environment: give its nodes RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60 where they compute on all their cores.
+A Ray that this starts is patient with its HTTP proxy. One that runs already has the patience of its own environment:
+give its nodes RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60 where they compute on all their cores.
 """
 
 import os
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -13,11 +14,15 @@ from ray.serve import Application
 
 from serve.api import build_api
 from serve.crew import look_after_supervisor
+from serve.listener import Listener
 from serve.settings import PREFIX, Settings
 
 _MAX_ONGOING = 1000  # most of them event streams
 # Processes of a machine that computes on all its cores answer late; Ray Serve gives up on its proxy after 5 s.
 _PATIENCE_S = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+# Ray's workers stand back by 15; who answers does not, so that no answer waits for a step of a generation.
+_PRIORITY = {"env_vars": {"RAY_worker_niceness": "0"}}
+_HEAD = {"node:__internal_head__": 0.001}
 
 
 class Replica:
@@ -31,7 +36,8 @@ class Replica:
 
 
 def app(arguments: dict[str, str]) -> Application:
-    """The application for ``serve run``; ``arguments`` are settings by name (``max_n=4``), before the environment's.
+    """The application for ``serve run``, behind Ray Serve's own proxies; ``arguments`` are settings by name
+    (``max_n=4``), before the environment's.
 
     Sets the patience of a Ray that this process has yet to start, where the environment says nothing about it.
     """
@@ -39,14 +45,24 @@ def app(arguments: dict[str, str]) -> Application:
     settings = Settings.from_environment(dict(os.environ) | given)
     for name, seconds in _PATIENCE_S.items():
         os.environ.setdefault(name, seconds)
+    return _deployed(serve.ingress()(Replica), settings, {})
+
+
+def listening(settings: Settings) -> Application:
+    """The application that listens at the settings' address, on the head node, and needs no proxy."""
+    return _deployed(Listener, settings, _HEAD)
+
+
+def _deployed(replica: type, settings: Settings, resources: dict[str, float]) -> Application:
+    options: dict[str, Any] = {"num_cpus": 0, "resources": resources, "runtime_env": _PRIORITY}
     deployment = serve.deployment(
         name="raydream",
         num_replicas=settings.num_replicas,
         max_ongoing_requests=_MAX_ONGOING,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=options,
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=5,
         logging_config={"enable_access_log": False},  # a line for each poll is no news; /metrics counts them
     )
-    return deployment(serve.ingress()(Replica)).bind(settings)
+    return deployment(replica).bind(settings)

@@ -77,14 +77,19 @@ class Artefacts:
             return None
 
 
+def has_already(request: Request, tag: str) -> bool:
+    """Whether a client says that it knows what bears this ETag."""
+    known = {each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")}
+    return tag in known or "*" in known
+
+
 def send_file(request: Request, path: Path, download_as: str | None, policy: str | None = None) -> Response:
     """A file with its ETag; answers ranges, and 304 to who has it already."""
     found = path.stat()
     headers = {"ETag": f'"{found.st_mtime_ns:x}-{found.st_size:x}"'}
     if policy is not None:
         headers["Content-Security-Policy"] = policy
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if headers["ETag"] in known or "*" in known:
+    if has_already(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if download_as is not None:
         headers["Content-Disposition"] = f'attachment; filename="{download_as}"'

@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.25
 _ANSWER_S = 30.0
 _SUPERVISOR = "supervisor"
+# Ray's own; without it they and all that they start would have that of the replica that starts them.
+_PRIORITY = {"env_vars": {"RAY_worker_niceness": "15"}}
 
 Handle = Any  # of an actor; Ray's own type knows none of its methods
 
@@ -201,4 +203,4 @@ def _find(settings: Settings, name: str) -> Handle | None:
 def _start(cls: type, name: str, settings: Settings, max_restarts: int) -> Handle:
     actor: Handle = ray.remote(num_cpus=0, max_restarts=max_restarts, max_task_retries=0)(cls)
     where = {"name": name, "namespace": settings.namespace}
-    return actor.options(lifetime="detached", get_if_exists=True, **where).remote(settings)
+    return actor.options(lifetime="detached", get_if_exists=True, runtime_env=_PRIORITY, **where).remote(settings)

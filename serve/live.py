@@ -1,16 +1,18 @@
-"""Generations as clients see them, read once for however many ask at the same time."""
+"""Generations as clients see them, read and written out once for however many ask or listen."""
 
 import asyncio
 import datetime
+import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from serve.records import Record, Records
 from serve.schema import FINAL_STATES, Failure, Generation, Links, ParticleLinks, Progress
 
-_MAX_AGE_S = 0.25
-_LOOK_EVERY_S = 1.0
+_MAX_AGE_S = 0.5  # a run tells its news no more often
+_EVENT_EVERY_S = 1.0  # a stream's events, at most
+_EVENTS_PER_S = 50.0  # those of all streams: the more listen, the less often each one hears of a change
 _HEARTBEAT_S = 15.0
 _MAX_KEPT = 1000
 
@@ -65,24 +67,32 @@ def present(record: Record, queue_position: int | None) -> Generation:
 
 @dataclass(frozen=True)
 class Sight:
-    """A generation at a moment, and its JSON text."""
+    """A generation at a moment: its JSON text, the tag by which clients know it again, and the event that tells it."""
 
     record: Record
     generation: Generation
-    body: str
+    body: bytes
+    tag: str
+    event: bytes
 
 
 class Live:
-    """Answers from memory what was read less than a quarter of a second ago; asks the record for the rest, once."""
+    """Answers from memory what was read less than half a second ago; asks the record for the rest, once."""
 
-    def __init__(self, records: Records, clock: Callable[[], float] = time.monotonic) -> None:
-        self._records, self._clock = records, clock
+    def __init__(
+        self,
+        records: Records,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._records, self._clock, self._sleep = records, clock, sleep
+        self._num_streams = 0
         self._seen: dict[str, tuple[float, Sight | None]] = {}
         self._asked: dict[str, asyncio.Task[Sight | None]] = {}
         self._queue: tuple[float, dict[str, int]] = (float("-inf"), {})
 
     async def get(self, generation_id: str) -> Sight | None:
-        """One generation, at most a quarter of a second old."""
+        """One generation, at most half a second old."""
         read_at, sight = self._seen.get(generation_id, (float("-inf"), None))
         if self._clock() - read_at < _MAX_AGE_S:
             return sight
@@ -101,26 +111,36 @@ class Live:
     def see(self, record: Record) -> Sight:
         """How a record looks to clients."""
         generation = present(record, self._position(record))
-        return Sight(record, generation, generation.model_dump_json())
+        body = generation.model_dump_json().encode()
+        tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+        return Sight(record, generation, body, tag, b"event: generation\ndata: %b\n\n" % body)
 
     def forget(self, generation_id: str) -> None:
         """The next one who asks gets what is true now."""
         self._seen.pop(generation_id, None)
 
-    async def events(self, generation_id: str, last_event: int) -> AsyncIterator[str]:
-        """Server-sent events, one for each change, until the generation has ended."""
-        number, told, told_at = last_event, "", self._clock()
-        yield "retry: 2000\n\n"
-        while (sight := await self.get(generation_id)) is not None:
-            if sight.body != told:
-                number, told, told_at = number + 1, sight.body, self._clock()
-                yield f"id: {number}\nevent: generation\ndata: {told}\n\n"
-            elif self._clock() - told_at > _HEARTBEAT_S:
-                told_at = self._clock()
-                yield ": still here\n\n"
-            if sight.generation.state in FINAL_STATES:
-                return
-            await asyncio.sleep(_LOOK_EVERY_S)
+    async def events(self, generation_id: str, last_event: int) -> AsyncGenerator[bytes, None]:
+        """Server-sent events until the generation has ended: the end at once, other changes as often as there is room
+        for this stream among all; each tells how things stand then.
+        """
+        number, told, told_at = last_event, b"", float("-inf")
+        self._num_streams += 1
+        try:
+            yield b"retry: 2000\n\n"
+            while (sight := await self.get(generation_id)) is not None:
+                has_ended, silent_s = sight.generation.state in FINAL_STATES, self._clock() - told_at
+                pause_s = min(max(_EVENT_EVERY_S, self._num_streams / _EVENTS_PER_S), _HEARTBEAT_S)
+                if sight.body != told and (has_ended or silent_s >= pause_s):
+                    number, told, told_at = number + 1, sight.body, self._clock()
+                    yield b"id: %d\n%b" % (number, sight.event)
+                elif silent_s > _HEARTBEAT_S:
+                    told_at = self._clock()
+                    yield b": still here\n\n"
+                if has_ended:
+                    return
+                await self._sleep(_MAX_AGE_S)
+        finally:
+            self._num_streams -= 1
 
     def _keep(self, generation_id: str, done: "asyncio.Task[Sight | None]") -> None:
         del self._asked[generation_id]

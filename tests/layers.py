@@ -114,6 +114,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("serve.generation", "numpy"),
         ("serve.crew", "ray"),
         ("serve.api", "fastapi"),
+        ("serve.listener", "uvicorn"),
         ("serve.app serve.__main__", "fastapi ray"),
     ],
 }
