@@ -24,7 +24,7 @@ from raydream.storage import LocalFiles, resolve
 from raydream.store import MESH, PREVIEW, RunFolder, particle_file
 from raydream.tensorboard import TensorboardLog
 from serve.plan import config_of
-from serve.records import Records
+from serve.records import Records, RecordsAway
 from serve.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -104,6 +104,8 @@ class GenerationRun:
         except (RunFailed, ValueError) as error:
             _log.warning("generation %s failed: %s", self._id, error)
             self._fail("The run failed", str(error))
+        except RecordsAway as error:  # it is nobody's then, and the next runner goes on from the last checkpoint
+            _log.warning("generation %s cannot be told of: %s", self._id, error)
         except Exception as error:  # the record must not wait for a runner that is gone
             _log.exception("generation %s failed", self._id)
             self._fail("Internal error", f"{type(error).__name__}; the service's log says more")
@@ -138,7 +140,11 @@ class GenerationRun:
         return reached == config.stages[0].num_steps and not self._watch.stop.is_set()
 
     def _tell(self, values: dict[str, object]) -> bool:
-        return self._records.progress(self._id, self._attempt, values)
+        try:
+            return self._records.progress(self._id, self._attempt, values)
+        except RecordsAway as error:  # for a moment, it may be: the next news may arrive
+            _log.warning("generation %s: its news were lost: %s", self._id, error)
+            return True
 
     def _fail(self, title: str, detail: str) -> None:
         values = {"phase": "failed", "error_title": title, "error_detail": detail}

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import OperationalError as RecordsAway  # the database does not answer
+
+__all__ = ["KeyUsedForOther", "Quota", "QuotaUsedUp", "Record", "Records", "RecordsAway", "Wish"]
 
 _METADATA = sa.MetaData()
 _OWNERS = sa.Table(
@@ -56,6 +59,7 @@ _GENERATIONS = sa.Table(
     sa.Index("by_state", "state"),
 )
 _DAY_S = 86_400.0
+_EVERYBODY = ""  # no owner's name
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,12 @@ class Records:
         self._engine = sa.create_engine(url, pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
-        _METADATA.create_all(self._engine)
+        for table in _METADATA.sorted_tables:
+            try:
+                table.create(self._engine, checkfirst=True)
+            except DBAPIError:  # another process was making it at the same moment
+                table.create(self._engine, checkfirst=True)
+        self._make_owner(_EVERYBODY)
 
     def close(self) -> None:
         """Gives all connections back."""
@@ -146,8 +155,8 @@ class Records:
         fingerprint = hashlib.sha256(json.dumps(vars(wish), sort_keys=True).encode()).hexdigest()
         self._make_owner(owner)
         with self._engine.begin() as connection:
-            # first of all a write to the owner's row: his posts come one after the other on every kind of database
-            touch = sa.update(_OWNERS).where(_OWNERS.c.name == owner).values(num_posts=_OWNERS.c.num_posts + 1)
+            # first of all a write to one row: posts come one after the other on every kind of database
+            touch = sa.update(_OWNERS).where(_OWNERS.c.name == _EVERYBODY).values(num_posts=_OWNERS.c.num_posts + 1)
             connection.execute(touch)
             known = self._by_idempotency_key(connection, owner, idempotency_key)
             if known is not None:

@@ -4,15 +4,18 @@ scenes.
 
 import json
 import os
+import re
 import shutil
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import trimesh
 from service_fake import FakeService, make_run, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
@@ -141,11 +144,11 @@ def _told(message: Any, expected: str) -> str:
     return message.text if message.type in ("error", "warning") and not is_driver and not is_expected else ""
 
 
-def order(page: Any, num_particles: int = NUM_PARTICLES) -> None:
+def order(page: Any, num_particles: int = NUM_PARTICLES, steps: int = STEPS) -> None:
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("How many").fill(str(num_particles))
     page.get_by_text("More", exact=True).click()
-    page.get_by_label("Steps").fill(str(STEPS))
+    page.get_by_label("Steps").fill(str(steps))
     page.get_by_role("button", name="Create").click()
     page.get_by_role("heading", name=PROMPT, level=1).wait_for()
 
@@ -159,3 +162,33 @@ def wait_for_pictures(page: Any, num_pictures: int) -> None:
         "n => [...document.querySelectorAll('main img')].filter(i => i.naturalWidth > 1).length === n",
         arg=num_pictures,
     )
+
+
+def turn_in_3d(page: Any) -> None:
+    """Opens the first particle's model, which shows itself and turns."""
+    first_turn_button(page).click()
+    page.get_by_text(re.compile("triangles")).wait_for()
+    page.get_by_role("button", name="Spin").click()
+    still = page.locator("canvas").screenshot()
+    assert page.locator("canvas").screenshot() == still
+    page.get_by_role("application").press("ArrowRight")
+    page.wait_for_timeout(200)
+    assert page.locator("canvas").screenshot() != still, "the model turned"
+
+
+def take_away(page: Any, folder: Path, num_meshes: int) -> None:
+    """Downloads the model that is open, which has the triangles that were told, and then everything."""
+    num_triangles = int(page.get_by_text(re.compile("triangles")).inner_text().split()[0].replace(",", ""))
+    with page.expect_download() as coming:
+        page.get_by_role("dialog").get_by_role("link", name="GLB").click()
+    glb = folder / coming.value.suggested_filename
+    coming.value.save_as(glb)
+    assert glb.suffix == ".glb"
+    assert len(trimesh.load_mesh(glb).faces) == num_triangles > 0
+    page.get_by_role("button", name="Close").click()
+    with page.expect_download() as coming:
+        page.get_by_role("link", name="Everything as zip").click()
+    coming.value.save_as(folder / "all.zip")
+    with zipfile.ZipFile(folder / "all.zip") as packed:
+        assert packed.testzip() is None
+        assert len([name for name in packed.namelist() if name.endswith("mesh.glb")]) == num_meshes

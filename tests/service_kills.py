@@ -1,19 +1,25 @@
-"""kill -9 in the middle of generations: of the HTTP replica, of the supervisor, of a particle, of a runner.
+"""kill -9 in the middle of generations: of the HTTP replica, the supervisor, particles and score models, the runner.
 
-PYTHONPATH=. python tests/service_kills.py 20   that many generations, all four deaths in each
+PYTHONPATH=. python tests/service_kills.py 20   that many generations, four deaths in each and in every fifth the
+runner's too
 """
 
 import argparse
 import contextlib
 import json
 import os
+import random
+import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +29,12 @@ from service_cases import OVERRIDES
 
 from raydream.store import RunFolder
 from serve.records import Records
+from serve.schema import FINAL_STATES
 
 ROOT = Path(__file__).resolve().parents[1]
-VICTIMS = ("ServeReplica:raydream", "_Host", "SupervisorActor", "Runner")
-NUM_STEPS = 400
+REPLICA, ACTOR, SUPERVISOR, RUNNER = "ServeReplica:raydream", "_Host", "SupervisorActor", "Runner"
+VICTIMS = (REPLICA, ACTOR, SUPERVISOR, RUNNER)
+NUM_STEPS = 180
 LONG = {"prompt": "a chair", "n": 2, "method": "vsd", "steps": NUM_STEPS}
 SPARSE = ("output.checkpoint_every=10", "output.preview_every=40", "cluster.max_restarts=100")
 _PATIENCE_S = 300.0
@@ -74,14 +82,19 @@ def look(client: httpx.Client, path: str) -> dict[str, Any]:
         time.sleep(0.2)
 
 
-def kill(server: psutil.Process, victim: str) -> int:
-    """kill -9 of one process of that name among the service's own; its pid."""
-    for process in server.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if " ".join(process.cmdline()).startswith(f"ray::{victim}"):
-                os.kill(process.pid, signal.SIGKILL)
-                return process.pid
-    raise AssertionError(f"there is no process of {victim}")
+def kill(server: psutil.Process, victim: str, draw: random.Random) -> None:
+    """kill -9 of a process of that name among the service's own, as soon as there is one."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        found = []
+        for process in server.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if " ".join(process.cmdline()).startswith(f"ray::{victim}"):
+                    found.append(process.pid)
+        if found:
+            return os.kill(draw.choice(found), signal.SIGKILL)
+        assert time.monotonic() < deadline, f"there is no process of {victim}"
+        time.sleep(0.05)
 
 
 def wait_for_step(data: Path, generation_id: str, step: int) -> None:
@@ -95,18 +108,67 @@ def wait_for_step(data: Path, generation_id: str, step: int) -> None:
     records.close()
 
 
-def generation_with_deaths(client: httpx.Client, server: psutil.Process, seed: int, data: Path) -> dict[str, Any]:
-    """One generation in which all die, one after the other; every step is in its metrics, once."""
+@dataclass(frozen=True)
+class Toll:
+    """What the deaths in one generation came to. ``deaths``: of whom, as the loop called them where it noticed."""
+
+    deaths: Counter[str]
+    starts: int
+    ends: int
+    steps_doubled: int
+    steps_missing: int
+
+
+def generation_with_deaths(
+    client: httpx.Client, server: psutil.Process, seed: int, data: Path, victims: Sequence[str] = VICTIMS
+) -> Toll:
+    """One generation in which all die, in an order and at steps that follow from the seed; it ends well, once, with
+    every step in its metrics, once.
+    """
+    _keep_history(data)
+    draw = random.Random(seed)
     path = client.post("/v1/generations", json=LONG | {"seed": seed}).raise_for_status().headers["location"]
-    for place, victim in enumerate(VICTIMS, 1):
-        wait_for_step(data, path.rpartition("/")[2], place * NUM_STEPS // (len(VICTIMS) + 2))
-        kill(server, victim)
+    generation_id = path.rpartition("/")[2]
+    span = NUM_STEPS // (len(victims) + 2)  # steps in which there is time to come back
+    for place, victim in enumerate(draw.sample(victims, len(victims)), 1):
+        wait_for_step(data, generation_id, place * span + draw.randrange(span // 2))
+        kill(server, victim, draw)
     while (now := look(client, path))["ended_at"] is None:
         time.sleep(0.1)
     assert now["state"] == "finished", now["error"]
-    run = RunFolder.open(str(data / "runs" / now["id"]))
-    assert [row["step"] for row in run.read_metrics()] == list(range(NUM_STEPS))
-    return now
+    toll = _toll(data, generation_id, Counter(victims))
+    assert (toll.ends, toll.steps_doubled, toll.steps_missing) == (1, 0, 0), toll
+    return toll
+
+
+def _keep_history(data: Path) -> None:
+    """Has the database itself write down how generations change, beside and unknown to the service."""
+    with contextlib.closing(sqlite3.connect(data / "records.sqlite3", timeout=30)) as database, database:
+        database.execute("CREATE TABLE IF NOT EXISTS history (id, old_state, state, old_attempt, attempt, phase)")
+        database.execute(
+            "CREATE TRIGGER IF NOT EXISTS keep_history AFTER UPDATE ON generations BEGIN INSERT INTO history "
+            "VALUES (NEW.id, OLD.state, NEW.state, OLD.attempt, NEW.attempt, NEW.phase); END"
+        )
+
+
+def _toll(data: Path, generation_id: str, victims: Counter[str]) -> Toll:
+    with contextlib.closing(sqlite3.connect(data / "records.sqlite3", timeout=30)) as database:
+        changes = database.execute("SELECT * FROM history WHERE id = ?", (generation_id,)).fetchall()
+    lost = {
+        match.group()
+        for change in changes
+        if (match := re.match(r"(particle|score) \d+ failed at step \d+", change[5]))
+    }
+    deaths = Counter({victim: count for victim, count in victims.items() if victim != ACTOR})
+    deaths.update(words.split()[0] for words in lost)
+    steps = Counter(row["step"] for row in RunFolder.open(str(data / "runs" / generation_id)).read_metrics())
+    return Toll(
+        deaths,
+        starts=sum(old != new for _, _, _, old, new, _ in changes),
+        ends=sum(new in FINAL_STATES for _, old, new, *_ in changes if old != new),
+        steps_doubled=steps.total() - len(steps),
+        steps_missing=len(set(range(NUM_STEPS)) - set(steps)),
+    )
 
 
 def _wait_until_ready(client: httpx.Client, server: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -121,19 +183,27 @@ def _wait_until_ready(client: httpx.Client, server: "subprocess.Popen[bytes]", l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("times", type=int)
     times = parser.parse_args().times
-    data = Path(tempfile.mkdtemp(prefix="rd-kills-"))
+    data, tolls = Path(tempfile.mkdtemp(prefix="rd-kills-")), []
     with running_service(data, "WARM_PARTICLES=2") as (client, server):
-        for seed in range(times):
+        for number in range(1, times + 1):
             started = time.monotonic()
-            generation_with_deaths(client, server, seed, data)
-            print(f"{seed + 1}: all {len(VICTIMS)} died, it finished; {time.monotonic() - started:.0f} s", flush=True)
+            victims = (REPLICA, SUPERVISOR, ACTOR, ACTOR, *((RUNNER,) if number % 5 == 0 else ()))
+            tolls.append(generation_with_deaths(client, server, number, data, victims))
+            print(f"{time.monotonic() - started:.0f} s; in all {_sum(tolls)}", flush=True)
         page = client.get("/v1/generations", params={"limit": 100}).json()
-    states = [item["state"] for item in page["items"]]
-    assert states == ["finished"] * times, states
-    print(f"{times} accepted, {times} finished, none twice")
+    states = Counter(item["state"] for item in page["items"])
+    assert states == {"finished": times}, states
+
+
+def _sum(tolls: Sequence[Toll]) -> str:
+    deaths = sum((toll.deaths for toll in tolls), Counter[str]())
+    figures = (sum(figure) for figure in zip(*((t.starts, t.ends, t.steps_doubled, t.steps_missing) for t in tolls)))
+    words = zip(figures, ("starts of a runner", "ends", "steps doubled", "steps missing"))
+    dead = ", ".join(f"{count} {who}" for who, count in sorted(deaths.items()))
+    return f"{len(tolls)} accepted; dead {dead}; " + ", ".join(f"{figure} {word}" for figure, word in words)
 
 
 if __name__ == "__main__":

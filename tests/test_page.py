@@ -6,7 +6,6 @@ where it asks for one). What needs answers that only the canned service gives is
 
 import re
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from page_visit import (
     order,
     run,
     service,
+    take_away,
+    turn_in_3d,
     visit,
     wait_for_pictures,
 )
@@ -54,31 +55,8 @@ def test_a_prompt_becomes_models_to_turn_and_to_take_away(
     first_turn_button(page).wait_for()
     assert page.get_by_role("img", name=re.compile("running mean")).count() >= 1  # curves
 
-    first_turn_button(page).click()
-    told = page.get_by_text(re.compile("triangles"))
-    told.wait_for()
-    num_triangles = int(told.inner_text().split()[0].replace(",", ""))
-    page.get_by_role("button", name="Spin").click()
-    still = page.locator("canvas").screenshot()
-    assert page.locator("canvas").screenshot() == still
-    page.get_by_role("application").press("ArrowRight")
-    page.wait_for_timeout(200)
-    assert page.locator("canvas").screenshot() != still, "the model turned"
-
-    with page.expect_download() as coming:
-        page.get_by_role("dialog").get_by_role("link", name="GLB").click()
-    glb = tmp_path / coming.value.suggested_filename
-    coming.value.save_as(glb)
-    assert glb.suffix == ".glb"
-    assert len(trimesh.load_mesh(glb).faces) == num_triangles
-    page.get_by_role("button", name="Close").click()
-
-    with page.expect_download() as coming:
-        page.get_by_role("link", name="Everything as zip").click()
-    coming.value.save_as(tmp_path / "all.zip")
-    with zipfile.ZipFile(tmp_path / "all.zip") as packed:
-        assert packed.testzip() is None
-        assert len([name for name in packed.namelist() if name.endswith("mesh.glb")]) == NUM_PARTICLES
+    turn_in_3d(page)
+    take_away(page, tmp_path, NUM_PARTICLES)
 
 
 @needs_chromium

@@ -1,0 +1,149 @@
+"""Replicas and supervisors at once on one record: each with connections of its own, as processes have them."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from service_cases import WISH
+from test_service_records import url
+
+from serve.records import Quota, QuotaUsedUp, Record, Records
+from serve.supervisor import Hand, Job, Supervisor
+
+__all__ = ["url"]  # fixture
+NUM_AT_ONCE = 8
+
+
+def at_once(deed: Callable[[int], None], times: int = NUM_AT_ONCE) -> None:
+    """Does it that many times at the same moment; raises what any of them raised."""
+    barrier, errors = threading.Barrier(times), []
+
+    def run(place: int) -> None:
+        barrier.wait()
+        try:
+            deed(place)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(times)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def in_replicas(url: str, deed: Callable[[int, Records], None], times: int = NUM_AT_ONCE) -> None:
+    replicas = [Records(url) for _ in range(times)]
+    at_once(lambda place: deed(place, replicas[place]), times)
+    for records in replicas:
+        records.close()
+
+
+def test_all_start_at_once_on_an_empty_database(url: str) -> None:
+    counts: list[dict[str, int]] = []
+
+    def start(_place: int) -> None:
+        records = Records(url)
+        counts.append(records.counts())
+        records.close()
+
+    at_once(start)
+    assert counts == [{}] * NUM_AT_ONCE
+
+
+@pytest.mark.parametrize("num_owners", [1, NUM_AT_ONCE])
+def test_all_posts_keep_to_the_limit_of_the_queue(url: str, num_owners: int) -> None:
+    accepted: list[Record] = []
+    refused: list[QuotaUsedUp] = []
+
+    def post(place: int, records: Records) -> None:
+        try:
+            accepted.append(records.add(f"owner {place % num_owners}", WISH, None, Quota(3, 100, 100))[0])
+        except QuotaUsedUp as error:
+            refused.append(error)
+
+    in_replicas(url, post)
+    assert (len(accepted), len(refused)) == (3, NUM_AT_ONCE - 3)
+
+
+def test_a_key_that_comes_to_all_replicas_means_one_generation(url: str) -> None:
+    found: list[tuple[Record, bool]] = []
+    in_replicas(url, lambda _, records: found.append(records.add("ada", WISH, "k", Quota(100, 100, 100))))
+    assert len({record.id for record, _ in found}) == 1
+    assert [is_new for _, is_new in found].count(True) == 1
+
+
+def test_what_all_would_take_up_one_does(url: str) -> None:
+    first = Records(url)
+    waiting = [first.add("ada", WISH, None, Quota(100, 100, 100))[0] for _ in range(5)]
+    taken: list[str] = []
+
+    def take_all(_place: int, records: Records) -> None:
+        taken.extend(record.id for record in waiting if records.take_up(record) == 1)
+
+    in_replicas(url, take_all)
+    assert sorted(taken) == sorted(record.id for record in waiting)
+    assert {record.attempt for record in first.running()} == {1}
+    first.close()
+
+
+class SharedCrew:
+    """Runners that two supervisors command; each works on what it took until ``finish``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: dict[int, Job | None] = {}
+
+    def hands(self) -> dict[int, Hand]:
+        with self._lock:
+            return {slot: Hand(job, job is None) for slot, job in self._jobs.items()}
+
+    def open(self, slot: int) -> None:
+        with self._lock:
+            self._jobs.setdefault(slot, None)
+
+    def has_room(self, slot: int, num_particles: int) -> bool:
+        return True
+
+    def start(self, slot: int, job: Job) -> bool:
+        with self._lock:
+            if self._jobs.get(slot, job) is not None:
+                return False
+            self._jobs[slot] = job
+            return True
+
+    def stop(self, slot: int) -> None:
+        with self._lock:
+            self._jobs[slot] = None
+
+    def kill(self, slot: int) -> None:
+        with self._lock:
+            self._jobs.pop(slot, None)
+
+    def finish(self, job: Job) -> None:
+        with self._lock:
+            self._jobs = {slot: None if at == job else at for slot, at in self._jobs.items()}
+
+
+def test_two_supervisors_end_every_generation_once(url: str) -> None:
+    """They act on the same runners with stale looks; whoever comes second finds the fence of the attempt."""
+    first, crew, ended = Records(url), SharedCrew(), []
+    ids = [first.add("ada", WISH, None, Quota(100, 100, 100))[0].id for _ in range(6)]
+
+    def supervise(_place: int, records: Records) -> None:
+        supervisor = Supervisor(records, crew, num_slots=2)
+        for _ in range(500):
+            supervisor.tick()
+            for hand in crew.hands().values():
+                if hand.job is not None:
+                    if records.end(*hand.job, "finished", {}):
+                        ended.append(hand.job[0])
+                    crew.finish(hand.job)
+            if records.counts() == {"finished": len(ids)}:
+                return
+
+    in_replicas(url, supervise, times=2)
+    assert sorted(ended) == sorted(ids)
+    first.close()
