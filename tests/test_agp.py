@@ -18,7 +18,7 @@ from raydream.diffusion.guidance import add_noise
 from raydream.diffusion.text import VIEW_WORDS, encode_prompts
 from raydream.prior import agp_plan
 from raydream.prior.agp import AgpDenoiser, AgpFacts, fingerprint, read_facts
-from raydream.prior.agp_config import AgpDataConfig
+from raydream.prior.agp_config import AgpConfig, AgpDataConfig, AgpModelConfig
 from raydream.prior.agp_samples import (
     MemorySamples,
     Samples,
@@ -29,6 +29,7 @@ from raydream.prior.agp_samples import (
     samples_of,
 )
 from raydream.prior.agp_texts import AgpTexts
+from raydream.prior.agp_train import begin_from
 from raydream.prior.ccm import decode_ccm
 from raydream.prior.view_dataset import iterate_views
 from raydream.prior.view_set import ObjectCard
@@ -316,3 +317,27 @@ def test_low_rank_is_the_nearest_model_of_its_rank(prior: Path, generator: torch
         left_out = torch.linalg.svdvals(change)[3:].square().sum().sqrt()
         assert torch.isclose((found - change).norm(), left_out, rtol=1e-3)
         assert torch.equal(layers[name].get_base_layer().weight, before[f"{name}.weight"])
+
+
+@pytest.mark.parametrize("rank", [0, 64])
+def test_an_agp_begins_as_that_of_an_earlier_prior(
+    prior: Path, tmp_path: Path, rank: int, generator: torch.Generator
+) -> None:
+    """The prior has other weights now; the AGP answers as it did."""
+    earlier = AgpDenoiser.from_prior(prior, 0, 0, CPU)
+    _stir(earlier)
+    earlier.save(tmp_path / "agp")
+    later = write_prior(tmp_path / "later", seed=1)
+    config = AgpConfig(model=AgpModelConfig(rank), start=str(tmp_path / "agp"), start_prior=str(prior))
+    begun = begin_from(AgpDenoiser.from_prior(later, rank, 0, CPU), config, later)
+    z, t = torch.randn(2, 4, LATENT_PX, LATENT_PX, generator=generator), torch.tensor([400, 700])
+    cond = _condition(prior, [10.0, 120.0])
+    with torch.no_grad():
+        expected = earlier.eps(z, t, cond)
+        error = (begun.eps(z, t, cond) - expected).abs().max() / expected.abs().max()
+    assert error < 5e-3  # weights are stored in float16
+    assert begun.facts.prior_sha256 != earlier.facts.prior_sha256
+    with pytest.raises(ValueError, match=r"^start, start_prior: agp: .* was made from another prior"):
+        begin_from(begun, replace(config, start_prior=str(later)), later)
+    with pytest.raises(ValueError, match=r"^start_prior: must be given with start"):
+        AgpConfig(start="x")

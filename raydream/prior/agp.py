@@ -141,6 +141,11 @@ class AgpDenoiser:
         for name, content in self.files(self.facts).items():
             (folder / name).write_bytes(content)
 
+    def whole_state(self) -> dict[str, Tensor]:
+        """All weights of a trained AGP as ``load`` gives it, its updates merged, under the names that rank 0 has."""
+        named = self.unet.state_dict().items()
+        return {name.replace(".base_layer.", "."): value for name, value in named if ".lora_" not in name}
+
     def low_rank(self, state: Mapping[str, Tensor], prior: Path, rank: int) -> "AgpDenoiser":
         """This AGP, with all weights trained to ``state``, as one of updates of a rank: of each layer's change since
         the prior the nearest matrix of that rank (Eckart and Young 1936), half of each singular value in either factor.

@@ -72,9 +72,15 @@ class AgpGridConfig:
 
 @dataclass(frozen=True)
 class AgpConfig:
-    """One fine-tuning. ``stage.batch_size`` is that of one worker; checkpoints are ``save_every_steps`` apart."""
+    """One fine-tuning. ``stage.batch_size`` is that of one worker; checkpoints are ``save_every_steps`` apart.
+
+    It begins as the prior, or as the AGP in folder ``start``, which was made from ``start_prior``: after a prior has
+    learned more, its AGP need not begin anew.
+    """
 
     seed: int = 0
+    start: str = ""
+    start_prior: str = ""
     model: AgpModelConfig = field(default_factory=AgpModelConfig)
     data: AgpDataConfig = field(default_factory=AgpDataConfig)
     stage: StageSettings = field(default_factory=lambda: StageSettings(num_steps=20_000, batch_size=32, lr=2e-4))
@@ -87,6 +93,7 @@ class AgpConfig:
     num_threads: int = 1
 
     def __post_init__(self) -> None:
+        require(bool(self.start) == bool(self.start_prior), "start_prior", "must be given with start, and only then")
         for name in ("save_every_steps", "sample_every_steps", "log_every_steps", "num_threads"):
             require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
         require(self.keep_checkpoints >= 2, "keep_checkpoints", f"must be at least 2, got {self.keep_checkpoints}")

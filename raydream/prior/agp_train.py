@@ -20,6 +20,7 @@ from torch import Tensor
 from raydream import config_io, seeds
 from raydream.camera import orbit_cameras
 from raydream.diffusion.guidance import add_noise, classifier_free, lora_target
+from raydream.diffusion.prior_files import resolve_prior
 from raydream.precision import arithmetic
 from raydream.prior.agp import AgpDenoiser, AgpFacts
 from raydream.prior.agp_config import AgpConfig, AgpDataConfig, AgpGridConfig
@@ -80,12 +81,14 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
         denoiser = AgpDenoiser.from_prior(session.prior, config.model.rank, config.seed, session.device)
         facts = replace(denoiser.facts, distance=_scene_distance(session.views), fov_y_deg=session.views.fov_y_deg)
         texts = AgpTexts.load(session.prior, session.device)
+        checkpoint = session.run.latest_checkpoint() if team.rank == 0 else None
+        step = int(team.largest([float(checkpoint.step if checkpoint else -1)], session.device)[0])
+        if config.start and step < 0:
+            denoiser = begin_from(denoiser, config, session.prior)
         if config.model.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
         denoiser.unet.train()
         learner = AgpLearner(denoiser, config.stage, team)
-        checkpoint = session.run.latest_checkpoint() if team.rank == 0 else None
-        step = int(team.largest([float(checkpoint.step if checkpoint else -1)], session.device)[0])
         if step >= 0:
             learner.load(session.run, step)
         if team.rank == 0:
@@ -96,6 +99,21 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
         done = trainer.train()
         session.run.close()
         return done
+
+
+def begin_from(denoiser: AgpDenoiser, config: AgpConfig, prior: Path) -> AgpDenoiser:
+    """An untrained AGP of a prior with the weights of the trained one that ``config.start`` names, as near as its rank
+    allows; ValueError naming ``start`` or ``start_prior`` where they do not fit.
+    """
+    try:
+        found = AgpDenoiser.load(Path(config.start), resolve_prior(config.start_prior), denoiser.unet.device)
+        state = found.whole_state()
+        if config.model.rank:
+            return denoiser.low_rank(state, prior, config.model.rank)
+        denoiser.load_state(state)
+    except ValueError as error:
+        raise ValueError(f"start, start_prior: {error}") from error
+    return denoiser
 
 
 def check_settings(config: AgpConfig, run: RunFolder) -> None:
