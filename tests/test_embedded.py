@@ -28,7 +28,7 @@ def test_it_is_a_whole_prior_of_the_promised_size_and_words() -> None:
     card, gate = (FOLDER / "README.md").read_text(), json.loads((FOLDER / "gate.json").read_text())
     assert "CC0-1.0" in card
     for test in ("noun", "colour", "side"):
-        assert f"{gate['held_out_objects'][test]['all']:.2f} (all)" in card
+        assert f"{gate['held_out_views'][test]['all']:.2f} (all)" in card
 
 
 def test_its_samples_have_the_colours_of_their_words() -> None:

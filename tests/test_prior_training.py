@@ -85,6 +85,8 @@ def test_a_training_that_goes_on_keeps_the_words_of_its_start(trained: Path, tmp
     lexicon = (trained / LEXICON).read_text()
     assert _train(replace(config, words=replace(config.words, nouns=("ball", "sword"))), tmp_path / "fewer")
     assert (tmp_path / "fewer" / LEXICON).read_text() == lexicon
+    written = [path.read_text() for path in (tmp_path / "fewer" / PRIOR).rglob("*.json")]
+    assert not any(str(trained) in text for text in written)
     views = small_views()
     without = views.select([i for i, card in enumerate(views.objects) if not card.uid.startswith("ball")])
     with pytest.raises(ValueError, match=r"^views: .* called ball$"):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from raydream import config_io
@@ -69,7 +70,7 @@ The gate {verdict}. P[loss(right caption) < loss(wrong caption)] with the same n
 {json.dumps(steps)}
 
 ```json
-{config_io.dumps(config)}
+{config_io.dumps(replace(config, start=Path(config.start).name))}
 ```
 """
     (folder / GATE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

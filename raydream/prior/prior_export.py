@@ -36,6 +36,8 @@ def export_prior(models: PriorModels, folder: Path) -> int:
     for module, name in ((models.vae, "vae"), (models.unet, "unet"), (models.text_encoder, "text_encoder")):
         copy.deepcopy(module).half().save_pretrained(part / name)
     _name_dtype(part / "text_encoder" / "config.json")
+    for config in part.glob("*/config.json"):
+        _forget_origin(config)
     save_tokenizer(models.tokenizer, models.lexicon.words, part / "tokenizer")
     models.scheduler.save_pretrained(part / "scheduler")
     (part / LEXICON).write_text(models.lexicon.dumps() + "\n", encoding="utf-8")
@@ -82,6 +84,13 @@ def save_sheet(models: PriorModels, config: GateConfig, path: Path) -> None:
     ]
     save_grid(torch.cat(rows), path, _SHEET_SIDE)
     path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+
+
+def _forget_origin(path: Path) -> None:
+    """A file that is given away does not tell the folders of the machine that wrote it."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if fields.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _name_dtype(path: Path) -> None:
