@@ -10,11 +10,17 @@ from small_runs import SMALL, new_run, train
 from raydream import cli, config_io
 from raydream.diffusion import prior_files
 from raydream.presets import embedded
+from raydream.prior.agp import AgpDenoiser
+from raydream.prior.agp_config import AgpGridConfig
+from raydream.prior.agp_texts import AgpTexts
+from raydream.prior.agp_train import grid_condition, sample_maps
+from raydream.prior.ccm import decode_ccm
 from raydream.prior.prior_export import MAX_BYTES
 from raydream.prior.prior_models import load_models, sample_latents
 from raydream.prior.recolour import COLOURS
 
 FOLDER = prior_files.EMBEDDED
+MAX_AGP_BYTES = 12_000_000
 CPU = torch.device("cpu")
 
 
@@ -53,3 +59,21 @@ def test_the_preset_runs_and_refuses_what_it_does_not_know(tmp_path: Path) -> No
     request = cli.parse("", ["--preset", "embedded", "--prompt", "an astronaut"])
     with pytest.raises(ValueError, match=r"^prompt: 'an astronaut' names no object .* barrel, "):
         prior_files.check_prompt(prior_files.resolve_prior(request.config.prior.source), request.config.prompt)
+
+
+def test_its_geometric_prior_knows_where_a_front_is() -> None:
+    """Maps of nouns seen from four sides: what is near the camera has large coordinates along its direction."""
+    folder = prior_files.resolve_agp("embedded")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_AGP_BYTES
+    agp, texts = AgpDenoiser.load(folder, FOLDER, CPU), AgpTexts.load(FOLDER, CPU)
+    grid = AgpGridConfig(azimuths_deg=(0.0, 90.0, 180.0, 270.0))
+    distance, fov_y_deg = (sum(low_high) / 2 for low_high in (agp.facts.distance, agp.facts.fov_y_deg))
+    cond = grid_condition(texts, ("a chair", "a car", "a table"), grid, distance, fov_y_deg)
+    maps = sample_maps(agp, cond, texts.encode([""])[0], 4.0, 12, torch.Generator().manual_seed(0))
+    coordinates, opacity = decode_ccm(maps)
+    seen = (opacity > 0.5).float()
+    mean = ((coordinates * seen).sum((1, 2)) / seen.sum((1, 2))).view(3, 4, 3).mean(0)
+    front, right, back, left = mean
+    assert front[2] > back[2] + 0.2
+    assert right[0] > left[0] + 0.2
+    assert (right[2] - left[2]).abs() < 0.2
