@@ -5,6 +5,7 @@ from collections.abc import Callable
 from raydream.config import (
     CameraConfig,
     ClusterConfig,
+    GeometryConfig,
     GuidanceConfig,
     HashGridConfig,
     LearnerConfig,
@@ -84,6 +85,11 @@ def embedded(steps: int = 600) -> RunConfig:
             scale=7.5, t_min=Constant(0.02), t_max=Linear(0.98, 0.5, int(0.1 * steps), int(0.8 * steps))
         ),
         learner=LearnerConfig(rank=8, lr=1e-3, lr_warm_up_steps=20),
+        # the prior knows what, its AGP (if asked for) from where: shapes first, then pictures beside them
+        geometry=GeometryConfig(
+            ori_weight=Linear(0.2, 1.0, int(0.3 * steps), int(0.8 * steps)),
+            align_weight=Linear(100.0, 40.0, int(0.3 * steps), int(0.8 * steps)),
+        ),
     )
     every = max(1, steps // 6)
     output = OutputConfig(checkpoint_every=every, preview_every=every)
