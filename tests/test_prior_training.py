@@ -18,10 +18,10 @@ from raydream.diffusion.prior_files import LEXICON, check_prior, native_image_px
 from raydream.diffusion.text import encode_prompts
 from raydream.prior import gate, train_job
 from raydream.prior.captions import Lexicon
-from raydream.prior.learner import Learner, Team, learning_rate, progress, read_tensors
+from raydream.prior.learner import Learner, Team, learning_rate, progress, read_tensors, stratified_timesteps
 from raydream.prior.prior_models import build_vae, load_models, normalise_latents, sample_latents
-from raydream.prior.train import METRICS, PRIOR, make_sets, stratified_timesteps, train_prior
-from raydream.prior.train_config import GateConfig, StageSettings, TrainConfig, UnetConfig
+from raydream.prior.train import METRICS, PRIOR, make_sets, train_prior
+from raydream.prior.train_config import GateConfig, StageSettings, TrainConfig
 from raydream.prior.view_set import pack, unpack
 
 CPU = torch.device("cpu")
@@ -318,7 +318,7 @@ def test_samples_follow_their_generator(trained: Path) -> None:
 def test_timesteps_follow_their_distribution(mean: float, std: float) -> None:
     """Against the closed form of the distribution function; one step in each equal part of it."""
     generator = seeds.generator(0, "test", 0, 0)
-    t = stratified_timesteps(20_000, UnetConfig(t_logit_mean=mean, t_logit_std=std), generator)
+    t = stratified_timesteps(20_000, generator, mean, std)
     levels = torch.tensor([0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
     expected = torch.special.ndtr((torch.logit(levels) - mean) / std) if std else levels
     measured = (t.double()[:, None] < 1000 * levels).double().mean(0)

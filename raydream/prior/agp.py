@@ -146,25 +146,19 @@ class AgpDenoiser:
         named = self.unet.state_dict().items()
         return {name.replace(".base_layer.", "."): value for name, value in named if ".lora_" not in name}
 
-    def low_rank(self, state: Mapping[str, Tensor], prior: Path, rank: int) -> "AgpDenoiser":
-        """This AGP, with all weights trained to ``state``, as one of updates of a rank: of each layer's change since
-        the prior the nearest matrix of that rank (Eckart and Young 1936), half of each singular value in either factor.
+    def load_nearest(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the weights of an AGP of rank 0 as near as this one's rank allows: of each layer's change since the
+        prior the nearest matrix of that rank (Eckart and Young 1936), half of each singular value in either factor.
         """
-        found = AgpDenoiser.from_prior(prior, rank, 0, self.unet.device)
-        values = {
-            name: state[name.replace(".base_layer.", ".")].to(value)
-            for name, value in found.trainable().items()
-            if ".lora_" not in name
-        }
-        for name, module in found.unet.named_modules():
+        values = {name: state[name.replace(".base_layer.", ".")] for name in self.trainable() if ".lora_" not in name}
+        for name, module in self.unet.named_modules():
             if isinstance(module, BaseTunerLayer):
-                base = found.unet.get_parameter(f"{name}.base_layer.weight")
+                base = self.unet.get_parameter(f"{name}.base_layer.weight")
                 change = (state[f"{name}.weight"].to(base) - base.detach()).float()
-                up, down = _factors(change.flatten(1), rank)
-                values[f"{name}.lora_A.{_ADAPTER}.weight"] = down.view(rank, *change.shape[1:])
-                values[f"{name}.lora_B.{_ADAPTER}.weight"] = up.view(-1, rank, *(1,) * (change.dim() - 2))
-        found.load_state(values)
-        return found
+                up, down = _factors(change.flatten(1), self.facts.rank)
+                values[f"{name}.lora_A.{_ADAPTER}.weight"] = down.view(-1, *change.shape[1:])
+                values[f"{name}.lora_B.{_ADAPTER}.weight"] = up.view(*up.shape, *(1,) * (change.dim() - 2))
+        self.load_state(values)
 
     def _initialise(self, generator: torch.Generator) -> None:
         """Zero for each new part's last layer; its first uniform within 1 / sqrt(fan-in)."""

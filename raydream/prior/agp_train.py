@@ -29,7 +29,7 @@ from raydream.prior.agp_samples import SCENE_UNITS, Samples, SampleSource, camer
 from raydream.prior.agp_texts import AgpTexts
 from raydream.prior.captions import phrase
 from raydream.prior.ccm import decode_ccm
-from raydream.prior.learner import Team
+from raydream.prior.learner import Team, stratified_timesteps
 from raydream.prior.render_config import ViewConfig
 from raydream.store import CONFIG, RunFolder
 from raydream.types import Condition
@@ -84,7 +84,7 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
         checkpoint = session.run.latest_checkpoint() if team.rank == 0 else None
         step = int(team.largest([float(checkpoint.step if checkpoint else -1)], session.device)[0])
         if config.start and step < 0:
-            denoiser = begin_from(denoiser, config, session.prior)
+            begin_from(denoiser, config)
         if config.model.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
         denoiser.unet.train()
@@ -101,19 +101,15 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
         return done
 
 
-def begin_from(denoiser: AgpDenoiser, config: AgpConfig, prior: Path) -> AgpDenoiser:
-    """An untrained AGP of a prior with the weights of the trained one that ``config.start`` names, as near as its rank
-    allows; ValueError naming ``start`` or ``start_prior`` where they do not fit.
+def begin_from(denoiser: AgpDenoiser, config: AgpConfig) -> None:
+    """Gives an untrained AGP the weights of the trained one that ``config.start`` names, as near as its rank allows;
+    ValueError naming ``start`` or ``start_prior`` where they do not fit.
     """
     try:
         found = AgpDenoiser.load(Path(config.start), resolve_prior(config.start_prior), denoiser.unet.device)
-        state = found.whole_state()
-        if config.model.rank:
-            return denoiser.low_rank(state, prior, config.model.rank)
-        denoiser.load_state(state)
+        denoiser.load_nearest(found.whole_state())
     except ValueError as error:
         raise ValueError(f"start, start_prior: {error}") from error
-    return denoiser
 
 
 def check_settings(config: AgpConfig, run: RunFolder) -> None:
@@ -141,8 +137,7 @@ def make_batch(
     there.
     """
     size, device = len(samples.cards), denoiser.unet.device
-    # stratified: each batch covers all noise levels, which takes most of the scatter out of the loss
-    t = ((torch.arange(size) + torch.rand(size, generator=generator)) * (1000 / size)).long().clamp_max(999)
+    t = stratified_timesteps(size, generator)
     noise = torch.randn(samples.latents.shape, generator=generator).to(device)
     text = texts.encode(draw_captions(samples, data, generator))
     weights = camera_weights(size, data, generator).to(device)
@@ -268,14 +263,16 @@ class _Trainer:
         if self._session.team.rank:
             return
         run, config, device = self._session.run, self._config, self._session.device
+        rank = config.model.export_rank or config.model.rank
         if self._shown is None:
-            self._shown = AgpDenoiser.from_prior(self._session.prior, config.model.rank, config.seed, device)
+            self._shown = AgpDenoiser.from_prior(self._session.prior, rank, config.seed, device)
             self._shown.unet.eval()
-        self._shown.load_state(averaged)
-        facts = replace(self._facts, num_steps=self._learner.step)
-        rank = config.model.export_rank
-        written = self._shown.low_rank(averaged, self._session.prior, rank) if rank else self._shown
-        for name, content in written.files(replace(facts, rank=rank or facts.rank)).items():
+        if config.model.export_rank:
+            self._shown.load_nearest(averaged)
+        else:
+            self._shown.load_state(averaged)
+        facts = replace(self._facts, num_steps=self._learner.step, rank=rank)
+        for name, content in self._shown.files(facts).items():
             run.write_bytes(f"{AGP}/{name}", content)
         grid = config.grid
         prompts = grid.prompts or tuple(phrase(noun) for noun in self._session.source.nouns()[:_GRID_PROMPTS])

@@ -23,7 +23,7 @@ class AssetRecord:
     front looks (None: unknown or symmetric); a loaded asset is turned so that its front looks along +Z, as in glTF.
 
     ``licence`` is the source's own word for it (an SPDX name, or Objaverse's "by", "cc0", ...). ``nouns`` are category
-    words that name the object; ``front_axis`` "+Z" is glTF's front. ``path`` is relative to ``root`` where that, a
+    words that name the object. ``path`` is relative to ``root`` where that, a
     ``pyarrow.fs`` URI, is not empty.
     """
 

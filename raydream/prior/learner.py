@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import safetensors.torch
 import torch
 import torch.distributed as distributed
+from jaxtyping import Int
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -58,6 +59,18 @@ def progress(settings: StageSettings, step: int, elapsed_s: float) -> float:
     """The finished share of a stage, by steps or by its minutes, whichever is further; 1 and more is done."""
     by_time = elapsed_s / (60 * settings.minutes) if settings.minutes else 0.0
     return max(step / settings.num_steps, by_time)
+
+
+def stratified_timesteps(
+    size: int, generator: torch.Generator, logit_mean: float = 0.0, logit_std: float = 0.0
+) -> Int[Tensor, " view"]:
+    """Timesteps in 0..999, one from each equal part of their distribution: that takes most scatter out of a loss. It is
+    uniform or, with ``logit_std`` above 0, such that the logit of t / 1000 is normal.
+    """
+    quantile = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+    if logit_std:
+        quantile = torch.sigmoid(logit_mean + logit_std * torch.special.ndtri(quantile))
+    return (1000 * quantile).long().clamp_max(999)
 
 
 class Learner(Generic[ModuleT]):

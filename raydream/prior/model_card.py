@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raydream import config_io
 from raydream.prior.batches import BatchMaker
-from raydream.prior.captions import Lexicon, split_views
+from raydream.prior.captions import Lexicon
 from raydream.prior.gate import table
 from raydream.prior.train_config import TrainConfig
 from raydream.prior.view_set import ViewSet
@@ -25,7 +25,6 @@ def write_card(
     steps: dict[str, str],
 ) -> None:
     """Writes ``README.md`` and ``gate.json`` into a prior's folder."""
-    _, spare = split_views(views.num_views, config.words.held_out_views)
     licences = Counter(views.objects[subject.index].licence for subject in train.subjects)
     passed = results["passed"]
     assert isinstance(passed, dict)
@@ -59,7 +58,7 @@ Other words mean: {", ".join(f"{alias} = {noun}" for alias, noun in lexicon.alia
 {len(train.subjects)} 3D models, {views.num_views} views each, by licence: {dict(licences)}. No image from the web.
 Half of the renders are recoloured while training; light, grey level and mirroring are drawn each time. Never trained:
 the pairs {", ".join(f"{colour} {noun}" for noun, colour in lexicon.held_out)}, one object in ten, and
-{len(spare)} of the {views.num_views} angles of each trained one.
+{views.num_views - train.pixels.shape[1]} of the {views.num_views} angles of each trained one.
 
 ## Quality
 The gate {verdict}. P[loss(right caption) < loss(wrong caption)] with the same noise; VAE as PSNR in dB:

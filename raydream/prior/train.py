@@ -35,7 +35,7 @@ from raydream.prior.captions import (
     split_subjects,
     split_views,
 )
-from raydream.prior.learner import Learner, ModuleT, Team
+from raydream.prior.learner import Learner, ModuleT, Team, stratified_timesteps
 from raydream.prior.prefetch import Prefetch
 from raydream.prior.prior_export import export_prior, save_grid
 from raydream.prior.prior_models import (
@@ -47,7 +47,7 @@ from raydream.prior.prior_models import (
     normalise_latents,
     sample_latents,
 )
-from raydream.prior.train_config import StageSettings, TrainConfig, UnetConfig
+from raydream.prior.train_config import StageSettings, TrainConfig
 from raydream.prior.view_set import ViewSet
 
 CONFIG, METRICS, SAMPLES, PRIOR = "config.json", "metrics.jsonl", "samples", "prior"
@@ -289,19 +289,11 @@ def _noised(models: PriorModels, sets: TrainSets, config: TrainConfig, session: 
     size, rank = config.unet.stage.batch_size, session.team.rank
     batch = sets.train.batch(size, "unet batch", rank, step)
     generator = seeds.generator(config.seed, "unet noise", rank, step)
-    t = stratified_timesteps(size, config.unet, generator)
+    t = stratified_timesteps(size, generator, config.unet.t_logit_mean, config.unet.t_logit_std)
     with arithmetic(config.bfloat16, session.device):
         latents = models.encode_images(batch.images)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     return NoisedBatch(latents, batch.captions, t.to(session.device), noise)
-
-
-def stratified_timesteps(size: int, config: UnetConfig, generator: torch.Generator) -> Int[Tensor, " view"]:
-    """Timesteps in 0..999, one from each equal part of their distribution: that takes most scatter out of the loss."""
-    quantile = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-    if config.t_logit_std:
-        quantile = torch.sigmoid(config.t_logit_mean + config.t_logit_std * torch.special.ndtri(quantile))
-    return (1000 * quantile).long().clamp_max(999)
 
 
 def _unet_loss(models: PriorModels, batch: NoisedBatch, config: TrainConfig, session: Session) -> Tensor:
