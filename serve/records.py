@@ -59,6 +59,7 @@ _GENERATIONS = sa.Table(
     sa.Index("by_state", "state"),
 )
 _DAY_S = 86_400.0
+_BUSY_S = 30  # how long a writer waits for another
 _EVERYBODY = ""  # no owner's name
 
 
@@ -136,6 +137,7 @@ class Records:
         self._engine = sa.create_engine(url, pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            _write_ahead(self._engine)
         for table in _METADATA.sorted_tables:
             try:
                 table.create(self._engine, checkfirst=True)
@@ -299,8 +301,25 @@ def _record(row: sa.Row[Any]) -> Record:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    """Readers go on while one process writes, and writers wait for each other. What is accepted is on the disk."""
+    """Writers wait for each other. What is accepted is on the disk."""
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "busy_timeout=30000", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={_BUSY_S * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _write_ahead(engine: sa.Engine) -> None:
+    """Readers of the database, from now on, go on while one process writes.
+
+    The one change for which SQLite does not wait by itself where others do the same.
+    """
+    deadline_s = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            return
+        except RecordsAway as error:
+            if getattr(error.orig, "sqlite_errorname", "") != "SQLITE_BUSY" or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.02)

@@ -125,7 +125,7 @@ def visit(browser: Any) -> Iterator[Visit]:
     yield open_page
     for context in contexts:
         context.close()
-    assert not complaints
+    assert not complaints, complaints
 
 
 def _note(complaints: list[str], kind: str, words: str) -> None:

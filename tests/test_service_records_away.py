@@ -47,7 +47,7 @@ def test_a_record_that_is_away_for_a_while_fails_no_generation(
         assert now.error_title is None
         attempt = records.take_up(now)
         assert attempt is not None
-        GenerationRun(records, settings, record.id, attempt).run(lambda _: LocalRuntime())
+        GenerationRun(records, settings, record.id, attempt).run(lambda *_: LocalRuntime())
         attempts += 1
     assert now is not None
     assert (now.state, num_lost, attempts) == ("finished", 0, 1 if method == "progress" else 4)

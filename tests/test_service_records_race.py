@@ -1,7 +1,9 @@
 """Replicas and supervisors at once on one record: each with connections of its own, as processes have them."""
 
+import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from service_cases import WISH
@@ -51,6 +53,18 @@ def test_all_start_at_once_on_an_empty_database(url: str) -> None:
 
     at_once(start)
     assert counts == [{}] * NUM_AT_ONCE
+
+
+def test_start_waits_for_one_who_writes(tmp_path: Path) -> None:
+    path = tmp_path / "records.sqlite3"
+    writer = sqlite3.connect(path, check_same_thread=False)
+    writer.execute("CREATE TABLE other (id)")
+    writer.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.5, writer.commit).start()
+    records = Records(f"sqlite:///{path}")
+    assert records.counts() == {}
+    records.close()
+    writer.close()
 
 
 @pytest.mark.parametrize("num_owners", [1, NUM_AT_ONCE])
