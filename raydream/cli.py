@@ -126,7 +126,10 @@ def _flags(args: argparse.Namespace) -> list[str]:
         "stages.0.geometry.agp": args.agp,
     }
     overrides = [f"{name}={value}" for name, value in named.items() if value is not None]
-    return (["prior.kind=diffusers"] if args.prior is not None else []) + overrides
+    if args.prior is None:
+        return overrides
+    # a preset's AGP is one of its own prior, which knows other words
+    return ["prior.kind=diffusers", "stages.0.geometry.agp=off", *overrides]
 
 
 def _differences(old: object, new: object, path: str) -> list[tuple[str, object, object]]:

@@ -49,8 +49,7 @@ class NerfConfig:
 
     ``initial_density``: ``lambda * (1 - |x| / r)`` is added before the activation. An object starts as a ball with
     (10, 0.5) (Magic3D); (-10, 2.5) leaves the middle empty for a scene seen from inside (ProlificDreamer).
-    With ``random_background_probability`` a view stands before a drawn colour, or grey, within ``random_background``
-    instead.
+    With ``random_background_probability`` a view has a drawn colour, or grey, within ``random_background`` behind it.
     """
 
     radius: float = 1.0
@@ -240,12 +239,12 @@ class PriorConfig:
     """The frozen text-to-image model: ``kind`` "diffusers" (``source`` is an alias or a folder) or "exhibit".
 
     ``image_px`` is the size of a render when it becomes a latent, 0 for the prior's own. ``sample_posterior`` draws the
-    latent from the VAE's posterior instead of taking its mean.
+    latent from the VAE's posterior, not its mean. ``dtype`` "auto": UNets in bfloat16 where that is fast, else float32.
     """
 
     kind: Literal["diffusers", "exhibit"] = "exhibit"
     source: str = ""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"
     image_px: int = 0
     sample_posterior: bool = False
     allow_download: bool = False
@@ -278,8 +277,8 @@ class StageConfig:
 class ClusterConfig:
     """Where things run. Scheduling asks for GPUs; the device is whatever torch then sees.
 
-    ``gpus_per_particle`` and ``gpus_per_score`` of -1 mean "one where the cluster has GPUs, else none"; fractions
-    share a GPU. ``max_restarts`` is the budget of actor restarts of the whole run.
+    -1 GPUs are "one where the cluster has GPUs, else none"; fractions share one. Places are waited for
+    ``nodes_timeout_s`` where an autoscaler starts nodes, else ``placement_timeout_s``. ``max_restarts``: of all actors.
     """
 
     runtime: Literal["ray", "local"] = "ray"
@@ -291,15 +290,16 @@ class ClusterConfig:
     score_replicas: int = 1
     placement: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
     placement_timeout_s: float = 300.0
+    nodes_timeout_s: float = 1800.0
     wire_dtype: Literal["float32", "float16"] = "float32"
     max_restarts: int = 8
     restart_backoff_s: float = 1.0
     step_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        require(self.score_replicas >= 1, "score_replicas", f"must be positive, got {self.score_replicas}")
         require(self.max_restarts >= 0, "max_restarts", f"must not be negative, got {self.max_restarts}")
-        require(self.step_timeout_s > 0, "step_timeout_s", f"must be positive, got {self.step_timeout_s}")
+        for name in ("score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s"):
+            require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

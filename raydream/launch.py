@@ -83,7 +83,7 @@ def _run(config: RunConfig, run: RunFolder) -> int:
         progress = stack.enter_context(Progress(config.stages[0].num_steps, start))
         watch = RunWatch(run, progress, board, config.n)
         try:
-            reached = run_pipeline(config, run, _runtime_factory(config, listen), watch, stop)
+            reached = run_pipeline(config, run, _runtime_factory(config, listen, watch.phase, stop), watch, stop)
         except RunFailed as failure:
             print(f"error: {failure}\n{resume}", file=sys.stderr)
             return _FAILED
@@ -96,20 +96,23 @@ def _run(config: RunConfig, run: RunFolder) -> int:
     return 0
 
 
-def _runtime_factory(config: RunConfig, listen: Callable[[], None]) -> Callable[[], "Runtime"]:
+def _runtime_factory(
+    config: RunConfig, listen: Callable[[], None], tell: Callable[[str], None], stop: threading.Event
+) -> Callable[[], "Runtime"]:
     from raydream.distill.loop import RunFailed
     from raydream.runtime import LocalRuntime
 
     def make() -> "Runtime":
         runtime: "Runtime" = LocalRuntime()
         if config.cluster.runtime == "ray":
-            from raydream.ray_runtime import RayRuntime
+            from raydream.ray_runtime import RayRuntime, connect
 
+            connect()
+            listen()  # again: Ray takes SIGTERM for itself when it starts
             try:
-                runtime = RayRuntime(config.cluster, config.n)
+                runtime = RayRuntime(config.cluster, config.n, tell=tell, stop=stop)
             except ValueError as error:  # the cluster cannot hold what the settings ask for
                 raise RunFailed(str(error)) from error
-        listen()  # again: Ray takes SIGTERM for itself when it starts
         return runtime
 
     return make

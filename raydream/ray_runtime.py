@@ -2,6 +2,7 @@
 store.
 """
 
+import dataclasses
 import logging
 import os
 import stat
@@ -14,23 +15,22 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydream.backend import load_backend
 from raydream.config import ClusterConfig
+from raydream.placement import Cluster, Key, plan_bundles, reserve
 from raydream.runtime import Actor, ActorFailed, Reference
 
 _log = logging.getLogger(__name__)
-
-Key = tuple[str, int]  # of an actor: role and index
 
 # One thread for each actor: eight actors with two threads each are eight times slower than with one.
 _ACTOR_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # Large activations come from the heap again instead of from fresh pages every time.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
 _PING_TIMEOUT_S = 10.0
-ROLE_LABEL = "raydream/role"  # of nodes, as in cluster.yaml and the KubeRay manifests
+_POOL_TIMEOUT_S = 10.0  # a pool takes what is free: where it waited, it would take what a run should have next
 # Views and gradients of a step travel inside the calls instead of through the object store: a fifth less overhead.
 _SMALL_MESSAGES = {"max_direct_call_object_size": 2**20, "task_rpc_inlined_bytes_limit": 100 * 2**20}
 _LANES: dict[str, Any] = {"concurrency_groups": {"ctl": 1}}  # beside the lane that works
@@ -77,9 +77,16 @@ class _Host:
 class _Room:
     """Reserved places for actors, by role and index; each actor that is started in one is a process of its own."""
 
-    def __init__(self, bundles: Mapping[Key, dict[str, float]], config: ClusterConfig) -> None:
+    def __init__(
+        self,
+        bundles: Mapping[Key, dict[str, float]],
+        config: ClusterConfig,
+        cluster: Cluster,
+        tell: Callable[[str], None],
+        stop: threading.Event,
+    ) -> None:
         self._bundles, self._order = bundles, list(bundles)
-        self._group = _reserve(bundles, config) if bundles else None
+        self._group = reserve(bundles, config, cluster, tell, stop) if bundles else None
 
     def __contains__(self, key: Key) -> bool:
         return key in self._bundles
@@ -111,11 +118,16 @@ class HostPool:
     def __init__(
         self, config: ClusterConfig, num_particles: int, factories: Mapping[str, Callable[[], object]]
     ) -> None:
-        """``factories`` by role say what to import beforehand. Raises ``ValueError`` as ``RayRuntime`` does."""
+        """``factories`` by role say what to import beforehand. Starts no nodes: they would stay for as long as it does.
+
+        Raises ``ValueError`` as ``RayRuntime`` does, and where the places are taken.
+        """
         connect()
         _warm_up(config.backend)
-        self._factories, bundles = factories, _plan(config, num_particles)
-        self._room = _Room(bundles, config)
+        cluster = Cluster(Cluster.now().there)
+        self._factories, bundles = factories, _plan(config, num_particles, cluster)
+        at_once = dataclasses.replace(config, placement_timeout_s=_POOL_TIMEOUT_S)
+        self._room = _Room(bundles, at_once, cluster, _log.info, threading.Event())
         self._places = {key: self._room.start(key, factories[key[0]]) for key in bundles}
         try:
             ray.get([place.busy_s.remote() for place in self._places.values()])
@@ -160,15 +172,29 @@ class RayRuntime:
     back.
     """
 
-    def __init__(self, config: ClusterConfig, num_particles: int, pool: HostPool | None = None) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        num_particles: int,
+        pool: HostPool | None = None,
+        tell: Callable[[str], None] = _log.info,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Waits for places, and for nodes where an autoscaler starts them; ``tell`` hears what for.
+
+        ``ValueError`` naming the field for what the cluster can never hold or did not within the time limit,
+        ``Withdrawn`` once ``stop`` is set.
+        """
         connect()
         self._pool = pool
         if pool is None:
             _warm_up(config.backend)
         else:
             pool.settle()
-        bundles = _plan(config, num_particles)
-        self._room = _Room({key: bundles[key] for key in bundles if pool is None or key not in pool}, config)
+        cluster = Cluster.now()
+        bundles = _plan(config, num_particles, cluster)
+        missing = {key: bundles[key] for key in bundles if pool is None or key not in pool}
+        self._room = _Room(missing, config, cluster, tell, stop or threading.Event())
         self._factories: dict[Actor, Callable[[], object]] = {}
         self._started: dict[Actor, Reference] = {}  # answered once the actor's process is up, or has failed to be
 
@@ -239,42 +265,11 @@ def _ask(places: list[Any]) -> list[float | None]:
     return answers
 
 
-def _plan(config: ClusterConfig, num_particles: int) -> dict[Key, dict[str, float]]:
+def _plan(config: ClusterConfig, num_particles: int, cluster: Cluster) -> dict[Key, dict[str, float]]:
     """The bundles of ``plan_bundles`` by role and index."""
-    bundles = plan_bundles(config, num_particles, ray.cluster_resources())
+    bundles = plan_bundles(config, num_particles, cluster)
     particles, scores = enumerate(bundles[:num_particles]), enumerate(bundles[num_particles:])
     return {("particle", i): bundle for i, bundle in particles} | {("score", i): bundle for i, bundle in scores}
-
-
-def plan_bundles(config: ClusterConfig, num_particles: int, cluster: dict[str, float]) -> list[dict[str, float]]:
-    """What each actor asks for: n particles, then k score replicas.
-
-    With GPUs in the cluster that is one each, else an equal share of the cores, a whole one at most. Fractions are
-    rounded down to 0.01 of a core. ``ValueError`` naming the field where the cluster can never hold them.
-    """
-    replicas = config.score_replicas
-    gpus, cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 0.0)
-    share = min(1.0, int(100 * cpus / (num_particles + replicas)) / 100)
-    particle = {
-        "CPU": share if config.cpus_per_particle < 0 else config.cpus_per_particle,
-        "GPU": float(gpus > 0) if config.gpus_per_particle < 0 else config.gpus_per_particle,
-    }
-    score = {
-        "CPU": share if config.cpus_per_score < 0 else config.cpus_per_score,
-        "GPU": float(gpus > 0) if config.gpus_per_score < 0 else config.gpus_per_score,
-    }
-    bundles = [{name: amount for name, amount in particle.items() if amount > 0} for _ in range(num_particles)]
-    bundles += [{name: amount for name, amount in score.items() if amount > 0} for _ in range(replicas)]
-    if not all(bundles):
-        raise ValueError("cpus_per_particle, cpus_per_score: an actor needs a share of a core or of a GPU")
-    for name, field, have in (("GPU", "gpus_per_particle", gpus), ("CPU", "cpus_per_particle", cpus)):
-        need = sum(bundle.get(name, 0) for bundle in bundles)
-        if need > have + 1e-6:
-            raise ValueError(
-                f"{field}: n={num_particles} particles and {replicas} score replicas need {need:g} {name}, the "
-                f"cluster has {have:g}; ask for fractions (cluster.{field}=0.5), for fewer particles, or add nodes"
-            )
-    return bundles
 
 
 def actor_environment(resources: dict[str, float]) -> dict[str, str]:
@@ -314,37 +309,3 @@ def _warm_up(backend: str) -> None:
         from raydream.backend.cpu import warm_up
 
         warm_up()
-
-
-def label_selectors(
-    bundles: Mapping[Key, dict[str, float]], nodes: Sequence[Mapping[str, Any]]
-) -> list[dict[str, str]]:
-    """On which nodes each bundle may stand: on those labelled with its role where they hold all bundles of that role,
-    else on any. ``nodes`` are those of ``ray.nodes()``.
-    """
-
-    def is_held(role: str) -> bool:
-        asked = [bundle for (of_role, _), bundle in bundles.items() if of_role == role]
-        have = [node["Resources"] for node in nodes if node["Alive"] and node["Labels"].get(ROLE_LABEL) == role]
-        return all(
-            sum(bundle.get(name, 0.0) for bundle in asked) <= sum(node.get(name, 0.0) for node in have) + 1e-6
-            for name in ("CPU", "GPU")
-        )
-
-    held = {role for role in {role for role, _ in bundles} if is_held(role)}
-    return [{ROLE_LABEL: role} if role in held else {} for role, _ in bundles]
-
-
-def _reserve(bundles: Mapping[Key, dict[str, float]], config: ClusterConfig) -> PlacementGroup:
-    selectors = label_selectors(bundles, ray.nodes()) if config.placement != "STRICT_PACK" else []
-    resources = list(bundles.values())
-    group = placement_group(
-        resources, strategy=config.placement, bundle_label_selector=selectors if any(selectors) else None
-    )
-    if group.wait(config.placement_timeout_s):
-        return group
-    remove_placement_group(group)
-    raise ValueError(
-        f"placement_timeout_s: could not place {len(resources)} actors ({resources[0]} each, {config.placement}) "
-        f"within {config.placement_timeout_s:.0f} s; see `ray status`, wait for nodes, or ask for less"
-    )

@@ -48,7 +48,7 @@ class ReportFacts:
     """What the page tells beyond the run folder's own files; durations in seconds.
 
     ``summary`` are the few facts under the title, ``phase_s`` the parts of the run in their order, ``step_part_s``
-    the mean times of the parts of a step, ``particles`` one mapping of statistics for each particle.
+    the mean times of its actors' parts of a step, ``particles`` one mapping of statistics for each particle.
     """
 
     prompt: str
@@ -190,7 +190,7 @@ def _curves(rows: Iterable[Mapping[str, Scalar]]) -> str:
 
 
 def _times(facts: ReportFacts) -> str:
-    tables = _bars("The run", facts.phase_s) + _bars("One step, on average", facts.step_part_s)
+    tables = _bars("The run", facts.phase_s) + _bars("One step, all actors added up", facts.step_part_s)
     return f'<div class="pair">{tables}</div>' if tables else ""
 
 

@@ -36,6 +36,10 @@ class ActorFailed(Exception):
         self.kind, self.message, self.error_type, self.actor = kind, message, error_type, actor
 
 
+class Withdrawn(Exception):
+    """A run was stopped while it still waited for places of its actors."""
+
+
 @runtime_checkable
 class Runtime(Protocol):
     """What the loop asks of a cluster."""

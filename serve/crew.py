@@ -9,9 +9,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from raydream.config import RunConfig
-from raydream.ray_runtime import HostPool, RayRuntime, plan_bundles
+from raydream.placement import Cluster, free_room, plan_bundles
+from raydream.ray_runtime import HostPool, RayRuntime
 from raydream.runtime import Runtime
-from serve.generation import GenerationRun, shared_cluster
+from serve.generation import GenerationRun, GenerationWatch, shared_cluster
 from serve.records import Records
 from serve.settings import Settings
 from serve.supervisor import Hand, Job, Supervisor
@@ -37,12 +38,14 @@ class Runner:
         self._job: Job | None = None
         self._run: GenerationRun | None = None
         self._is_ready = False
+        self._is_new = False  # it has a job that has yet to ask for places
         threading.Thread(target=self._begin, daemon=True).start()
 
     def hand(self, settings: Settings) -> Hand:
         """What it is at."""
         with self._lock:
-            return Hand(self._job, self._is_ready and self._job is None, settings != self._settings)
+            is_ready = self._is_ready and self._job is None
+            return Hand(self._job, is_ready, settings != self._settings, self._is_new)
 
     def num_warm(self) -> int:
         """For how many particles there are processes."""
@@ -54,6 +57,7 @@ class Runner:
             if self._job is not None or not self._is_ready:
                 return False
             self._job, self._run = job, GenerationRun(self._records, self._settings, *job)
+            self._is_new = True
         threading.Thread(target=self._work, args=(self._run,), daemon=True).start()
         return True
 
@@ -88,10 +92,18 @@ class Runner:
         finally:
             with self._lock:
                 self._job = self._run = None
+                self._is_new = False
 
-    def _make_runtime(self, config: RunConfig) -> Runtime:
-        cluster = shared_cluster(config.cluster, self._settings, ray.cluster_resources().get("CPU", 0.0))
-        return RayRuntime(cluster, config.n, self._pool)
+    def _make_runtime(self, config: RunConfig, watch: GenerationWatch) -> Runtime:
+        def tell(message: str) -> None:  # it waits, so it has asked
+            self._is_new = False
+            watch.phase(message)
+
+        cluster = shared_cluster(config.cluster, self._settings, Cluster.now().most().get("CPU", 0.0))
+        try:
+            return RayRuntime(cluster, config.n, self._pool, tell, watch.stop)
+        finally:
+            self._is_new = False
 
 
 class RayCrew:
@@ -120,17 +132,18 @@ class RayCrew:
         _start(Runner, _runner_name(slot), self._settings, max_restarts=0)
 
     def has_room(self, slot: int, num_particles: int) -> bool:
-        have, free = ray.cluster_resources(), ray.available_resources()
         base = self._settings.base_config(self._settings.presets[0], None).cluster
         try:
-            bundles = plan_bundles(shared_cluster(base, self._settings, have.get("CPU", 0.0)), num_particles, have)
+            cluster = Cluster.now()
+            config = shared_cluster(base, self._settings, cluster.most().get("CPU", 0.0))
+            bundles = plan_bundles(config, num_particles, cluster)
         except ValueError:
             return True  # it never will have: the run says so in words
         runner = self._runner(slot)
         num_warm = 0 if runner is None else ray.get(runner.num_warm.remote(), timeout=_ANSWER_S)
         missing = bundles[num_warm:num_particles] if num_warm else bundles
-        names = {name for bundle in missing for name in bundle}
-        return all(sum(b.get(name, 0.0) for b in missing) <= free.get(name, 0.0) + 1e-6 for name in names)
+        room, names = free_room(cluster), {name for bundle in missing for name in bundle}
+        return all(sum(b.get(name, 0.0) for b in missing) <= room.get(name, 0.0) + 1e-6 for name in names)
 
     def start(self, slot: int, job: Job) -> bool:
         runner = self._runner(slot)

@@ -31,8 +31,6 @@ _log = logging.getLogger(__name__)
 _NEWS_EVERY_S = 0.5
 _LOCK_PATIENCE_S = 60.0  # until the kernel has taken the lock from a runner that was killed
 
-MakeRuntime = Callable[[RunConfig], Runtime]
-
 
 class GenerationWatch:
     """Tells the record how far the run is and writes each particle's picture; sets ``stop`` once the generation is
@@ -72,6 +70,9 @@ class GenerationWatch:
         self._told_at = time.monotonic()
         if not self._tell(values):
             self.stop.set()
+
+
+MakeRuntime = Callable[[RunConfig, GenerationWatch], Runtime]
 
 
 class GenerationRun:
@@ -136,8 +137,9 @@ class GenerationRun:
             self._watch = GenerationWatch(run, inner, progress, self._tell)
             if self._is_stopped:
                 return False
-            reached = run_pipeline(config, run, lambda: make_runtime(config), self._watch, self._watch.stop)
-        return reached == config.stages[0].num_steps and not self._watch.stop.is_set()
+            watch = self._watch
+            reached = run_pipeline(config, run, lambda: make_runtime(config, watch), watch, watch.stop)
+        return reached == config.stages[0].num_steps and not watch.stop.is_set()
 
     def _tell(self, values: dict[str, object]) -> bool:
         try:

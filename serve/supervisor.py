@@ -22,12 +22,13 @@ Job = tuple[str, int]  # generation and attempt
 @dataclass(frozen=True)
 class Hand:
     """A runner that answers. ``is_ready``: it has nothing to do and has loaded what it keeps; ``is_outdated``: it was
-    started with other settings.
+    started with other settings; ``is_new``: its job has yet to ask for its places.
     """
 
     job: Job | None
     is_ready: bool
     is_outdated: bool = False
+    is_new: bool = False
 
 
 @runtime_checkable
@@ -110,13 +111,15 @@ class Supervisor:
             if all(hand.job is not None for hand in hands.values()):
                 self._open(hands)
             return False
+        if any(hand.is_new or (hand.job is None and not hand.is_ready) for hand in hands.values()):
+            return False  # nobody knows yet what room these leave
         if not self._crew.has_room(slot, record.n):
             self._release_others(slot, hands)
             return False
         attempt = self._records.take_up(record)
         if attempt is not None and self._crew.start(slot, (record.id, attempt)):
             _log.info("generation %s, attempt %d, starts in slot %d", record.id, attempt, slot)
-            hands[slot] = Hand((record.id, attempt), is_ready=False)
+            hands[slot] = Hand((record.id, attempt), is_ready=False, is_new=True)
         return True
 
     def _open(self, hands: dict[int, Hand]) -> None:

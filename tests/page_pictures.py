@@ -1,8 +1,7 @@
 """Pictures of the page for the README, of a service that runs and has no keys: its newest generation.
 
-PYTHONPATH=. python tests/page_pictures.py http://127.0.0.1:8000 docs              page.png, page_dark.png,
-page_phone.png PYTHONPATH=. python tests/page_pictures.py http://127.0.0.1:8000 docs --growing    page_growing.png,
-while one runs
+PYTHONPATH=. python tests/page_pictures.py http://127.0.0.1:8000 docs              page.png, page_dark.png, ..
+PYTHONPATH=. python tests/page_pictures.py http://127.0.0.1:8000 docs --growing    page_growing.png, while one runs
 """
 
 import argparse

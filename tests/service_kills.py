@@ -41,10 +41,15 @@ _PATIENCE_S = 300.0
 
 
 @contextlib.contextmanager
-def running_service(data: Path, *changes: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    """A service in a process of its own with quick generations; ``changes`` are ``NAME=value`` of its environment."""
+def running_service(
+    data: Path, *changes: str, behind_proxy: bool = False, address: str = ""
+) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+    """A service in a process of its own with quick generations; ``changes`` are ``NAME=value`` of its environment.
+
+    Behind Ray Serve's proxy its port is 8000: `serve run` knows no other. With an ``address`` it joins that cluster.
+    """
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 8000 if behind_proxy else 0))
         port = free.getsockname()[1]
     temporary = tempfile.mkdtemp(prefix="rd-")  # short: paths of sockets have to fit into 107 characters
     settings = dict(change.split("=", 1) for change in changes)
@@ -52,9 +57,12 @@ def running_service(data: Path, *changes: str) -> Iterator[tuple[httpx.Client, p
     environment = os.environ | {f"RAYDREAM_SERVE_{name}": value for name, value in settings.items()}
     environment |= {"RAY_TMPDIR": temporary, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
+    environment |= {"RAY_ADDRESS": address} if address else {}
     data.mkdir(parents=True, exist_ok=True)
     with open(data / "service.log", "wb") as log:
         command = [sys.executable, "-m", "serve"]
+        if behind_proxy:
+            command = [str(Path(sys.executable).with_name("serve")), "run", "serve.app:app"]
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60.0) as client:

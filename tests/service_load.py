@@ -2,6 +2,7 @@
 
 PYTHONPATH=. python tests/service_load.py     a service of its own, 200 polling clients, 100 event streams
 PYTHONPATH=. python tests/service_load.py --clients 50 --every 1 --steps 100
+PYTHONPATH=. python tests/service_load.py --behind-proxy      the same by `serve run`, where Ray Serve carries requests
 
 The clients share the machine with the service, so they are made of next to nothing: one process, requests that are
 written beforehand, answers told apart by their length. What they take of the processors is told with the rest.
@@ -27,7 +28,7 @@ from raydream.store import RunFolder
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 REQUEST = {"prompt": "a chair", "n": 2}
 GROUPS = {
-    "answering": ("ray::ServeReplica", "ray::ServeController"),
+    "answering": ("ray::ServeReplica", "ray::ServeController", "ray::ProxyActor"),
     "computing": ("ray::_Host", "ray::Runner", "ray::SupervisorActor"),
 }
 
@@ -148,9 +149,10 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two polls of a client")
     parser.add_argument("--steps", type=int, default=400, help="of each of the three generations")
+    parser.add_argument("--behind-proxy", action="store_true", help="start it by `serve run`, at port 8000")
     args = parser.parse_args()
     data = Path(tempfile.mkdtemp(prefix="rd-load-"))
-    with running_service(data, "WARM_PARTICLES=2") as (client, server):
+    with running_service(data, "WARM_PARTICLES=2", behind_proxy=args.behind_proxy) as (client, server):
         measure(client, server, data, args)
 
 

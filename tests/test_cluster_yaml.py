@@ -1,6 +1,7 @@
 """What the deployment files promise, checked offline: by Ray's own schemas, and by our own rules where Ray has none."""
 
 import importlib.util
+import json
 import re
 import shlex
 import tomllib
@@ -11,10 +12,12 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from raydream.cli import parse
+from raydream.placement import NODE_TYPES, Cluster, node_types
 
 ROOT = Path(__file__).parent.parent
 KUBERAY = ROOT / "serve" / "kuberay"
@@ -82,6 +85,27 @@ def test_spot_machines_have_a_substitute_at_full_price() -> None:
     assert spot == full, "they differ in nothing but the price, so the autoscaler may take either"
 
 
+def test_runs_are_told_which_nodes_could_be_started() -> None:
+    """What the machines' containers find in their environment, after the shell and Docker have read it."""
+    found = cluster()
+    name = found["docker"]["container_name"]
+    commands = [
+        docker_start_cmds("ubuntu", image, {}, name, found["docker"]["run_options"], "raydream", "/root", "docker")
+        for image in ("head", "worker")
+    ]
+    types = {
+        name: {field: kind[field] for field in ("resources", "labels", "max_workers")}
+        for name, kind in found["available_node_types"].items()
+        if name != found["head_node_type"]
+    }
+    for command in commands:
+        words = shlex.split(command)
+        given = dict(words[place + 1].split("=", 1) for place, word in enumerate(words) if word == "--env")
+        assert json.loads(given[NODE_TYPES]) == types
+        assert given["RAY_enable_autoscaler_v2"] == "1", "priorities and labels count for that one only"
+    assert Cluster([], node_types(given[NODE_TYPES])).most("particle") == {"CPU": 256.0, "GPU": 64.0}
+
+
 def test_strangers_find_the_cluster_closed() -> None:
     found = cluster()
     assert found["provider"]["use_internal_ips"]
@@ -134,6 +158,23 @@ def test_a_manifest_is_whole(name: str, kind: str) -> None:
     for group in groups(name).values():
         assert 0 <= group["minReplicas"] <= group.get("replicas", group["minReplicas"]) <= group["maxReplicas"]
         assert container(group)["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_runs_are_told_which_pods_could_be_started(name: str) -> None:
+    def resources(group: dict[str, Any]) -> dict[str, int]:
+        limits = container(group)["resources"]["limits"]
+        return {"CPU": int(limits["cpu"]), "GPU": int(limits["nvidia.com/gpu"])}
+
+    types = {
+        group["groupName"]: {
+            "resources": resources(group), "labels": group["labels"], "max_workers": group["maxReplicas"]
+        }
+        for group in ray_cluster(name)["workerGroupSpecs"]
+    }  # fmt: skip
+    for group in (ray_cluster(name)["headGroupSpec"], *groups(name).values()):
+        given = {variable["name"]: variable.get("value") for variable in container(group)["env"]}
+        assert json.loads(given[NODE_TYPES] or "") == types
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

@@ -25,7 +25,7 @@ from raydream.config import ClusterConfig, RunConfig
 from raydream.distill.loop import RunFailed
 from raydream.distill.pipeline import run_pipeline
 from raydream.launch import main
-from raydream.ray_runtime import RayRuntime, actor_environment, plan_bundles
+from raydream.ray_runtime import RayRuntime, actor_environment
 from raydream.runtime import Actor, ActorFailed
 from raydream.store import MESH, RunFolder, particle_file
 
@@ -43,6 +43,7 @@ SPARSE = ("method=sds", "output.checkpoint_every=10", "output.preview_every=60")
 def cluster() -> Iterator[str]:
     """The address of a cluster with four cores and nine GPUs that are none."""
     temporary = tempfile.mkdtemp(prefix="rd-")  # short: paths of sockets have to fit into 107 characters
+    ray.shutdown()  # whatever tests before these left running in this process
     ray.init(
         address="local",
         num_cpus=4,
@@ -82,40 +83,6 @@ def train_on_ray(config: RunConfig, run: RunFolder, runtime: RayRuntime, watch: 
 
 
 # --- what an actor asks for ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "n", "cluster_has", "particle", "score"),
-    [
-        ({}, 2, {"CPU": 8.0}, {"CPU": 1.0}, {"CPU": 1.0}),
-        ({}, 8, {"CPU": 2.0}, {"CPU": 0.22}, {"CPU": 0.22}),
-        ({}, 8, {"CPU": 64.0, "GPU": 9.0}, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}),
-        ({"gpus_per_particle": 0.5}, 8, {"CPU": 9.0, "GPU": 5.0}, {"CPU": 1.0, "GPU": 0.5}, {"CPU": 1.0, "GPU": 1.0}),
-        ({"gpus_per_particle": 0.0, "gpus_per_score": 0.0}, 3, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}),
-        ({"cpus_per_particle": 2.0}, 2, {"CPU": 5.0}, {"CPU": 2.0}, {"CPU": 1.0}),
-        ({"cpus_per_particle": 0.0}, 2, {"CPU": 4.0, "GPU": 3.0}, {"GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}),
-    ],
-)
-def test_what_actors_ask_for(settings: dict[str, float], n: int, cluster_has, particle, score) -> None:
-    assert plan_bundles(ClusterConfig(**settings), n, cluster_has) == [particle] * n + [score]
-
-
-def test_each_replica_has_a_bundle() -> None:
-    assert plan_bundles(ClusterConfig(score_replicas=2), 2, {"CPU": 2.0}) == [{"CPU": 0.5}] * 4
-
-
-@pytest.mark.parametrize(
-    ("settings", "n", "cluster_has", "error"),
-    [
-        ({}, 8, {"CPU": 64.0, "GPU": 4.0}, "^gpus_per_particle: n=8 particles and 1 score replicas need 9 GPU, the"),
-        ({"gpus_per_particle": 1.0}, 1, {"CPU": 4.0}, "^gpus_per_particle: .* need 1 GPU, the cluster has 0"),
-        ({"cpus_per_particle": 2.0}, 2, {"CPU": 4.0}, "^cpus_per_particle: .* need 5 CPU, the cluster has 4"),
-        ({"cpus_per_particle": 0.0}, 2, {"CPU": 4.0}, "^cpus_per_particle, cpus_per_score: an actor needs a share"),
-    ],
-)
-def test_what_no_cluster_can_hold_is_refused_by_name(settings, n, cluster_has, error) -> None:
-    with pytest.raises(ValueError, match=error):
-        plan_bundles(ClusterConfig(**settings), n, cluster_has)
 
 
 def test_an_actor_without_a_gpu_sees_none() -> None:

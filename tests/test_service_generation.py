@@ -12,9 +12,9 @@ from small_runs import Fault, WatchedRuntime, assert_same_end
 
 from raydream import config_io
 from raydream.config import ClusterConfig, RunConfig
-from raydream.runtime import LocalRuntime, Runtime
+from raydream.runtime import LocalRuntime, Runtime, Withdrawn
 from raydream.store import MESH, PREVIEW, REPORT, RunFolder, particle_file, preview_file
-from serve.generation import GenerationRun, shared_cluster
+from serve.generation import GenerationRun, GenerationWatch, shared_cluster
 from serve.plan import config_of
 from serve.records import Record, Records
 from serve.settings import Settings
@@ -63,9 +63,7 @@ def attempt_at(settings: Settings, records: Records, record: Record) -> Generati
     return GenerationRun(records, settings, record.id, attempt)
 
 
-def generate(
-    settings: Settings, records: Records, make: Callable[[RunConfig], Runtime] = lambda _: LocalRuntime()
-) -> Record:
+def generate(settings: Settings, records: Records, make: Callable[..., Runtime] = lambda *_: LocalRuntime()) -> Record:
     record = records.add("ada", WISH, None, ROOMY)[0]
     attempt_at(settings, records, record).run(make)
     return seen(records, record)
@@ -97,9 +95,9 @@ def test_a_killed_runner_is_followed_by_another_with_the_same_result(
 ) -> None:
     record = records.add("ada", WISH, None, ROOMY)[0]
     with pytest.raises(Died):
-        attempt_at(settings, records, record).run(lambda _: Deadly(step))
+        attempt_at(settings, records, record).run(lambda *_: Deadly(step))
     assert seen(records, record).state == "running"
-    attempt_at(settings, records, seen(records, record)).run(lambda _: LocalRuntime())
+    attempt_at(settings, records, seen(records, record)).run(lambda *_: LocalRuntime())
     assert seen(records, record).state == "finished"
     assert_same_end(RunFolder.open(settings.run_uri(record.id)), undisturbed)
 
@@ -109,14 +107,14 @@ def test_a_runner_that_died_before_its_run_folder_was_one(settings: Settings, re
     folder = Path(settings.run_uri(record.id))
     folder.mkdir(parents=True)
     (folder / ".0123.tmp").write_bytes(b"{")
-    attempt_at(settings, records, record).run(lambda _: LocalRuntime())
+    attempt_at(settings, records, record).run(lambda *_: LocalRuntime())
     assert seen(records, record).state == "finished"
 
 
 def test_previews_come_while_it_runs(settings: Settings, records: Records) -> None:
     record = records.add("ada", WISH, None, ROOMY)[0]
     with pytest.raises(Died):
-        attempt_at(settings, records, record).run(lambda _: Deadly(5))
+        attempt_at(settings, records, record).run(lambda *_: Deadly(5))
     now = seen(records, record)
     assert now.preview_step is not None
     run = RunFolder.open(settings.run_uri(record.id))
@@ -125,7 +123,7 @@ def test_previews_come_while_it_runs(settings: Settings, records: Records) -> No
 
 def test_a_lost_actor_is_the_runs_own_affair(settings: Settings, records: Records, undisturbed: RunFolder) -> None:
     runtime = WatchedRuntime(Fault("particle", 1, "apply", 4))
-    record = generate(settings, records, lambda _: runtime)
+    record = generate(settings, records, lambda *_: runtime)
     assert runtime.num_faults_left == 0
     assert (record.state, record.attempt) == ("finished", 1)
     assert_same_end(RunFolder.open(settings.run_uri(record.id)), undisturbed)
@@ -134,7 +132,7 @@ def test_a_lost_actor_is_the_runs_own_affair(settings: Settings, records: Record
 def test_what_was_cancelled_comes_to_an_end_without_exports(settings: Settings, records: Records) -> None:
     record = records.add("ada", WISH, None, ROOMY)[0]
 
-    def make(_config: RunConfig) -> Runtime:
+    def make(_config: RunConfig, _watch: GenerationWatch) -> Runtime:
         records.cancel(record.id)
         return LocalRuntime()
 
@@ -149,25 +147,25 @@ def test_a_stop_leaves_it_for_another_runner(settings: Settings, records: Record
     record = records.add("ada", WISH, None, ROOMY)[0]
     first = attempt_at(settings, records, record)
 
-    def make(_config: RunConfig) -> Runtime:
+    def make(_config: RunConfig, _watch: GenerationWatch) -> Runtime:
         first.stop()
         return LocalRuntime()
 
     first.run(make)
     assert seen(records, record).state == "running"
-    attempt_at(settings, records, seen(records, record)).run(lambda _: LocalRuntime())
+    attempt_at(settings, records, seen(records, record)).run(lambda *_: LocalRuntime())
     assert_same_end(RunFolder.open(settings.run_uri(record.id)), undisturbed)
 
 
 def test_a_run_that_fails_says_why(settings: Settings, records: Records) -> None:
     faults = [Fault("particle", 0, "render", 1, error="ValueError") for _ in range(30)]
-    record = generate(settings, records, lambda _: WatchedRuntime(*faults))
+    record = generate(settings, records, lambda *_: WatchedRuntime(*faults))
     assert (record.state, record.error_title) == ("failed", "The run failed")
     assert "planted" in (record.error_detail or "")
 
 
 def test_a_fault_of_ours_does_not_leave_it_hanging(settings: Settings, records: Records) -> None:
-    def broken(_config: RunConfig) -> Runtime:
+    def broken(_config: RunConfig, _watch: GenerationWatch) -> Runtime:
         raise KeyError("secret path")
 
     record = generate(settings, records, broken)
@@ -183,16 +181,33 @@ def test_two_runners_never_work_in_one_folder(
     config = config_of(record, settings)
     run = RunFolder.create(settings.run_uri(record.id), config_io.dumps(config))
     with run.lock():
-        attempt_at(settings, records, record).run(lambda _: LocalRuntime())
+        attempt_at(settings, records, record).run(lambda *_: LocalRuntime())
     assert "in use by another driver" in (seen(records, record).error_detail or "")
     assert run.read_metrics() == []
+
+
+def test_who_still_waits_for_places_tells_it_and_can_be_stopped(settings: Settings, records: Records) -> None:
+    record = records.add("ada", WISH, None, ROOMY)[0]
+    waiting = attempt_at(settings, records, record)
+
+    def make(_config: RunConfig, watch: GenerationWatch) -> Runtime:
+        watch.phase("waiting for 3 GPUs: 0 free")
+        assert seen(records, record).phase == "waiting for 3 GPUs: 0 free"
+        waiting.stop()
+        assert watch.stop.is_set()
+        raise Withdrawn
+
+    waiting.run(make)
+    assert seen(records, record).state == "running", "another runner goes on with it"
+    attempt_at(settings, records, seen(records, record)).run(lambda *_: LocalRuntime())
+    assert seen(records, record).state == "finished"
 
 
 def test_an_older_runner_ends_when_it_learns_of_the_newer(settings: Settings, records: Records) -> None:
     record = records.add("ada", WISH, None, ROOMY)[0]
     old = attempt_at(settings, records, record)
 
-    def make(_config: RunConfig) -> Runtime:
+    def make(_config: RunConfig, _watch: GenerationWatch) -> Runtime:
         assert records.take_up(seen(records, record)) == 2
         return LocalRuntime()
 

@@ -13,7 +13,7 @@ from small_runs import assert_same_end, new_run, small_config, train
 
 from raydream.distill.particle import Particle
 from raydream.distill.score import Score
-from raydream.ray_runtime import ROLE_LABEL, HostPool, RayRuntime, label_selectors
+from raydream.ray_runtime import HostPool, RayRuntime
 from raydream.store import RunFolder
 
 pytestmark = pytest.mark.ray
@@ -26,6 +26,7 @@ def pool() -> Iterator[HostPool]:
     """Two particles and a score model, in a cluster with two cores."""
     temporary = tempfile.mkdtemp(prefix="rd-")  # short: paths of sockets have to fit into 107 characters
     options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 128 * 2**20}
+    ray.shutdown()  # whatever tests before these left running in this process
     ray.init(address="local", num_cpus=2, _temp_dir=temporary, **options)
     config = small_config("n=2", *SETTINGS).cluster
     pool = HostPool(config, 2, {"particle": Particle, "score": Score})
@@ -85,33 +86,3 @@ def test_a_process_that_died_between_two_runs_is_replaced(pool: HostPool, tmp_pa
     assert before["particle", 1] not in used
     assert before["score", 0] in used
     assert_same_end(run, undisturbed(tmp_path / "local", "n=2"))
-
-
-# --- on which nodes ---------------------------------------------------------------------------------------------------
-
-BUNDLES = {
-    ("particle", 0): {"CPU": 1.0, "GPU": 1.0},
-    ("particle", 1): {"CPU": 1.0, "GPU": 1.0},
-    ("score", 0): {"CPU": 2.0},
-}
-
-
-def node(role: str, num_gpus: float, is_alive: bool = True) -> dict[str, object]:
-    labels = {"ray.io/node-id": "7"} | ({ROLE_LABEL: role} if role else {})
-    return {"Alive": is_alive, "Labels": labels, "Resources": {"CPU": 4.0, "GPU": num_gpus}}
-
-
-def test_bundles_go_where_their_role_is_at_home() -> None:
-    on_particle, on_score = {ROLE_LABEL: "particle"}, {ROLE_LABEL: "score"}
-    nodes = [node("head", 0), node("particle", 1), node("particle", 1), node("score", 1)]
-    assert label_selectors(BUNDLES, nodes) == [on_particle, on_particle, on_score]
-    assert label_selectors(BUNDLES, nodes[:3]) == [on_particle, on_particle, {}], "there is no node for scores"
-    assert label_selectors({("score", 0): {"CPU": 2.0}}, nodes) == [on_score]
-
-
-def test_without_labels_or_without_room_there_any_node_will_do() -> None:
-    nowhere: list[dict[str, str]] = [{}, {}, {}]
-    assert label_selectors(BUNDLES, [node("", 8)]) == nowhere
-    assert label_selectors(BUNDLES, [node("render", 8)]) == nowhere
-    assert label_selectors(BUNDLES, [node("particle", 1), node("", 8)]) == nowhere
-    assert label_selectors(BUNDLES, [node("particle", 1), node("particle", 1, is_alive=False), node("", 8)]) == nowhere

@@ -101,6 +101,23 @@ def test_what_waits_is_started_in_its_order_as_far_as_there_are_slots(records: R
     assert crew.started[2:] == [(waiting[2], 1)]
 
 
+def test_nobody_is_admitted_while_it_is_unknown_what_room_the_last_one_leaves(records: Records, crew: FakeCrew) -> None:
+    supervisor = Supervisor(records, crew, num_slots=3)
+    crew.runners = {slot: Hand(None, is_ready=True) for slot in range(3)}
+    first, second = add(records), add(records)
+    supervisor.tick()
+    assert crew.started == [(first.id, 1)], "one in each look"
+    crew.runners[0] = Hand((first.id, 1), is_ready=False, is_new=True)
+    ticks(supervisor, crew)
+    assert len(crew.started) == 1, "it has yet to ask for its places"
+    crew.runners |= {0: Hand((first.id, 1), is_ready=False), 2: Hand(None, is_ready=False)}
+    supervisor.tick()
+    assert len(crew.started) == 1, "another one is about to take some"
+    crew.warm_up()
+    supervisor.tick()
+    assert crew.started[1:] == [(second.id, 1)]
+
+
 def test_a_generation_whose_runner_died_is_taken_up_again_before_all_that_wait(
     records: Records, crew: FakeCrew
 ) -> None:

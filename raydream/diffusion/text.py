@@ -78,14 +78,6 @@ class TextBank:
         missing = [text for text in bank_prompts(prompt, negative_prompt) if text not in self._embeddings]
         assert not missing, f"no embedding of {missing}"
 
-    @classmethod
-    def encode(
-        cls, folder: Path, prompt: str, negative_prompt: str, guidance: GuidanceConfig, device: torch.device
-    ) -> "TextBank":
-        """The bank of a prior's folder."""
-        embeddings = encode_prompts(folder, bank_prompts(prompt, negative_prompt), device)
-        return cls(embeddings, prompt, negative_prompt, guidance)
-
     def embedding(self, prompt: str) -> Float[Tensor, "token width"]:
         """The embedding of a prompt that the bank was made with; ``KeyError`` for any other."""
         return self._embeddings[prompt]

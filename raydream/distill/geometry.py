@@ -8,8 +8,7 @@ from torch import Tensor
 
 from raydream.config import GeometryConfig, ScoreConfig
 from raydream.diffusion import guidance
-from raydream.diffusion.prior_files import resolve_agp, resolve_agp_prior
-from raydream.distill.prior import Texts
+from raydream.distill.prior import Texts, load_agp
 from raydream.types import Condition, Denoiser, Views
 
 
@@ -40,13 +39,6 @@ class GeometryBranch:
 
 def load_geometry(config: ScoreConfig, device: torch.device) -> GeometryBranch | None:
     """The branch that a run asks for; ``ValueError`` about ``agp`` or ``prior`` where it cannot be had."""
-    geometry = config.geometry
-    if geometry.agp == "off":
+    if config.geometry.agp == "off":
         return None
-    from raydream.diffusion.text import TextBank
-    from raydream.prior.agp import AgpDenoiser  # importing diffusers takes seconds: only where needed
-
-    prior = resolve_agp_prior(geometry.prior, config.prior.source)
-    denoiser = AgpDenoiser.load(resolve_agp(geometry.agp), prior, device)
-    texts = TextBank.encode(prior, config.prompt, "", config.guidance, device)
-    return GeometryBranch(geometry, denoiser, texts, denoiser.alphas_cumprod)
+    return GeometryBranch(config.geometry, *load_agp(config, device))

@@ -13,7 +13,7 @@ from raydream import __version__
 from raydream.config import RunConfig
 from raydream.distill.loop import PREVIEW_AZIMUTHS_DEG, PREVIEW_ELEVATION_DEG, Observer, StageLoop
 from raydream.report import ReportFacts, write_report
-from raydream.runtime import Runtime
+from raydream.runtime import Runtime, Withdrawn
 from raydream.store import VERSIONS, RunFolder, Scalar
 
 _PACKAGES = ("torch", "ray", "diffusers", "peft", "transformers", "numba", "numpy", "pyarrow", "trimesh", "xatlas")
@@ -39,7 +39,10 @@ def run_pipeline(
     num_steps = config.stages[0].num_steps
     with _timed(phases, "start"):
         observer.phase(f"starting {config.n} particles and {config.cluster.score_replicas} score model(s)")
-        runtime = make_runtime()
+        try:
+            runtime = make_runtime()
+        except Withdrawn:
+            return start
     try:
         loop = StageLoop(runtime, run, config, observer)
         with _timed(phases, "set up"):
@@ -89,13 +92,13 @@ def report_facts(
         "apply (all particles)": mean("time/apply_s"),
         "guide": mean("time/guide_s"),
         "fit": mean("time/fit_s"),
-        "whole step": mean("time/step_s"),
     }
     summary = {
         "preset": config.preset,
         "method": config.method,
         "particles": str(config.n),
         "steps": str(config.stages[0].num_steps),
+        "one step": f"{mean('time/step_s'):.2f} s",
         "seed": str(config.seed),
     }
     machine = {"system": platform.platform(), "processor": platform.machine(), "cores": str(os.cpu_count())}

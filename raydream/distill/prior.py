@@ -22,8 +22,9 @@ from raydream.diffusion.analytic import MixtureDenoiser
 from raydream.diffusion.codec import make_codec
 from raydream.diffusion.guidance import PredictionType, alphas_cumprod
 from raydream.diffusion.latent import LatentCodec
-from raydream.diffusion.prior_files import resolve_prior
+from raydream.diffusion.prior_files import resolve_agp, resolve_agp_prior, resolve_prior
 from raydream.diffusion.text import PerpNegTexts, TextBank, bank_prompts, encode_prompts
+from raydream.precision import has_fast_bfloat16
 from raydream.seeds import generator
 from raydream.types import Condition, Denoiser
 
@@ -64,8 +65,9 @@ class Shelf:
             self._parts.clear()
 
 
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Big models one of a kind: most processes only ever see one, and two may not fit. Modes and texts are small.
-_DENOISERS, _CODECS, _TEXTS, _MODES = Shelf(1), Shelf(1), Shelf(16), Shelf(4)
+_DENOISERS, _AGPS, _CODECS, _TEXTS, _MODES = Shelf(1), Shelf(1), Shelf(1), Shelf(16), Shelf(4)
 
 
 @runtime_checkable
@@ -148,7 +150,7 @@ def load_prior(config: ScoreConfig, device: torch.device) -> Prior:
 
 def forget_priors() -> None:
     """Lets go of all that stayed loaded, as if the process were new."""
-    for shelf in (_DENOISERS, _CODECS, _TEXTS, _MODES):
+    for shelf in (_DENOISERS, _AGPS, _CODECS, _TEXTS, _MODES):
         shelf.clear()
 
 
@@ -180,7 +182,7 @@ def _diffusers(config: ScoreConfig, device: torch.device, init: torch.Generator)
     from raydream.diffusion.denoiser import DiffusersDenoiser  # importing diffusers takes seconds: only where needed
     from raydream.diffusion.lora import LoraDenoiser
 
-    folder, dtype = resolve_prior(config.prior.source), dtype_of(config.prior)
+    folder, dtype = resolve_prior(config.prior.source), unet_dtype(config.prior, device)
     files = _stamps(folder)
     kept = _DENOISERS.get((folder, files, dtype, device), lambda: DiffusersDenoiser.load(folder, dtype, device))
     # The same weights in layers of the run's own: a LoRA changes the layers around it and leaves the weights alone.
@@ -189,6 +191,21 @@ def _diffusers(config: ScoreConfig, device: torch.device, init: torch.Generator)
     lora_seed = int(torch.randint(2**31, (), generator=init))
     lora = LoraDenoiser(frozen, config.learner.rank, lora_seed) if config.method == "vsd" else None
     return Prior(frozen, _text_bank(config, folder, files, device), frozen.alphas_cumprod, lora)
+
+
+def load_agp(config: ScoreConfig, device: torch.device) -> tuple[Denoiser, Texts, Float[Tensor, " t"]]:
+    """The frozen AGP that a run names, its texts without negative words, its alphas; ``ValueError`` about ``agp`` or
+    ``prior`` where it cannot be had.
+    """
+    from raydream.prior.agp import AgpDenoiser  # importing diffusers takes seconds: only where needed
+
+    agp, prior = resolve_agp(config.geometry.agp), resolve_agp_prior(config.geometry.prior, config.prior.source)
+    dtype, files = unet_dtype(config.prior, device), _stamps(prior)
+    denoiser = _AGPS.get(
+        (agp, _stamps(agp), prior, files, dtype, device), lambda: AgpDenoiser.load(agp, prior, device, dtype)
+    )
+    texts = _text_bank(dataclasses.replace(config, negative_prompt=""), prior, files, device)
+    return denoiser, texts, denoiser.alphas_cumprod
 
 
 def _text_bank(config: ScoreConfig, folder: Path, files: Hashable, device: torch.device) -> TextBank:
@@ -202,16 +219,19 @@ def load_codec(config: ParticleConfig, device: torch.device) -> LatentCodec:
     prior = config.prior
     if prior.kind == "exhibit":
         return make_codec("rgba", prior.image_px or EXHIBIT_IMAGE_PX, None, False, torch.float32, device)
-    folder, dtype = resolve_prior(prior.source), dtype_of(prior)
+    folder = resolve_prior(prior.source)
+    dtype = torch.float32 if prior.dtype == "auto" else _DTYPES[prior.dtype]
     return _CODECS.get(
         (folder, _stamps(folder), prior.image_px, prior.sample_posterior, dtype, device),
         lambda: make_codec("vae", prior.image_px, folder, prior.sample_posterior, dtype, device),
     )
 
 
-def dtype_of(prior: PriorConfig) -> torch.dtype:
-    """The torch dtype of a prior's frozen weights."""
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[prior.dtype]
+def unet_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
+    """The torch dtype of a frozen UNet on a device."""
+    if prior.dtype == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return _DTYPES[prior.dtype]
 
 
 def _stamps(folder: Path, pattern: str = "**/*") -> tuple[tuple[str, int, int], ...]:

@@ -1,0 +1,252 @@
+"""What a run asks of a cluster, what the cluster has or may come to have, and the wait until the one meets the other.
+
+Ray tells nobody which nodes its autoscaler could start, so whoever sets a cluster up says so in ``NODE_TYPES``.
+"""
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import ray
+from ray.autoscaler.v2.schema import ClusterStatus
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from raydream.config import ClusterConfig
+from raydream.runtime import Withdrawn
+
+NODE_TYPES = "RAYDREAM_NODE_TYPES"
+ROLE_LABEL = "raydream/role"  # of nodes, as in cluster.yaml and the KubeRay manifests
+_LOOK_EVERY_S = 2.0
+_OURS = "raydream-"  # how the names of our placement groups begin
+_ROUNDING = 1e-6
+
+Key = tuple[str, int]  # of an actor: role and index
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """``count`` nodes alike, each with these resources."""
+
+    resources: Resources
+    labels: Mapping[str, str] = field(default_factory=dict)
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The nodes that are there, and all that may be there at once, by type; none of those where the cluster is as it
+    is.
+    """
+
+    there: Sequence[Nodes]
+    types: Sequence[Nodes] = ()
+
+    @classmethod
+    def now(cls) -> "Cluster":
+        """That which this process belongs to. ``ValueError`` naming the variable where it says nothing sensible."""
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        there = [Nodes(node["Resources"], node["Labels"]) for node in alive]
+        return cls(there, node_types(os.environ.get(NODE_TYPES, "")))
+
+    def most(self, role: str = "") -> dict[str, float]:
+        """The sum of each resource once all nodes are there; only of those labelled with a role where one is named."""
+        have, may = (_sum(nodes, role) for nodes in (self.there, self.types))
+        return {name: max(have.get(name, 0.0), may.get(name, 0.0)) for name in have | may}
+
+    def holds(self, bundle: Resources) -> bool:
+        """Whether there is, or may be, one node that has all this."""
+        return any(_is_within(bundle, nodes.resources) for nodes in (*self.there, *self.types))
+
+
+def node_types(text: str) -> list[Nodes]:
+    """Reads what ``RAYDREAM_NODE_TYPES`` says, in the words of the cluster launcher's ``available_node_types``:
+
+    ``{"NAME": {"resources": {"CPU": 4, "GPU": 1}, "labels": {"raydream/role": "particle"}, "max_workers": 32}}``;
+    labels may be left out. Empty means no types. ``ValueError`` where it is anything else.
+    """
+    try:
+        found = json.loads(text or "{}")
+        return [
+            Nodes(
+                {str(name): float(amount) for name, amount in kind["resources"].items()},
+                {str(name): str(value) for name, value in kind.get("labels", {}).items()},
+                int(kind["max_workers"]),
+            )
+            for kind in found.values()
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{NODE_TYPES}: must be JSON such as "
+            '{"gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 8}}, '
+            f"got {text!r} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def plan_bundles(config: ClusterConfig, num_particles: int, cluster: Cluster) -> list[dict[str, float]]:
+    """What each actor asks for: n particles, then k score replicas.
+
+    Where the cluster has GPUs, or may have, that is one each, else an equal share of the cores, a whole one at most.
+    Fractions are rounded down to 0.01 of a core. ``ValueError`` naming the field where the cluster can never hold them.
+    """
+    replicas, most = config.score_replicas, cluster.most()
+    gpus, cpus = most.get("GPU", 0.0), most.get("CPU", 0.0)
+    share = min(1.0, int(100 * cpus / (num_particles + replicas)) / 100)
+    particle = {
+        "CPU": share if config.cpus_per_particle < 0 else config.cpus_per_particle,
+        "GPU": float(gpus > 0) if config.gpus_per_particle < 0 else config.gpus_per_particle,
+    }
+    score = {
+        "CPU": share if config.cpus_per_score < 0 else config.cpus_per_score,
+        "GPU": float(gpus > 0) if config.gpus_per_score < 0 else config.gpus_per_score,
+    }
+    bundles = [{name: amount for name, amount in particle.items() if amount > 0} for _ in range(num_particles)]
+    bundles += [{name: amount for name, amount in score.items() if amount > 0} for _ in range(replicas)]
+    if not all(bundles):
+        raise ValueError("cpus_per_particle, cpus_per_score: an actor needs a share of a core or of a GPU")
+    for name, field_name, have in (("GPU", "gpus_per_particle", gpus), ("CPU", "cpus_per_particle", cpus)):
+        need = sum(bundle.get(name, 0) for bundle in bundles)
+        if need > have + _ROUNDING:
+            raise ValueError(
+                f"{field_name}: n={num_particles} particles and {replicas} score replicas need {need:g} {name}, the "
+                f"cluster {'can grow to' if cluster.types else 'has'} {have:g}; ask for fractions "
+                f"(cluster.{field_name}=0.5), for fewer particles, or add nodes"
+            )
+    _check_nodes(bundles, num_particles, config, cluster)
+    return bundles
+
+
+def _check_nodes(
+    bundles: Sequence[dict[str, float]], num_particles: int, config: ClusterConfig, cluster: Cluster
+) -> None:
+    """``ValueError`` for what the cluster has in all, but no single node has."""
+    if config.placement == "STRICT_PACK":
+        asked: dict[str, Resources] = {"placement": _sum([Nodes(bundle) for bundle in bundles])}
+    else:
+        particle, score = "cpus_per_particle, gpus_per_particle", "cpus_per_score, gpus_per_score"
+        asked = {particle: bundles[0], score: bundles[num_particles]}
+    for name, bundle in asked.items():
+        if not cluster.holds(bundle):
+            raise ValueError(
+                f"{name}: no node of the cluster, nor any that could be started, has {_words(bundle)}; "
+                "ask for less, or add bigger nodes"
+            )
+
+
+def label_selectors(bundles: Mapping[Key, Resources], cluster: Cluster) -> list[dict[str, str]]:
+    """On which nodes each bundle may stand: on those labelled with its role where they hold all bundles of that role,
+    or will when they are started, else on any.
+    """
+    held = {
+        role
+        for role in {role for role, _ in bundles}
+        if _is_within(_sum([Nodes(asked) for key, asked in bundles.items() if key[0] == role]), cluster.most(role))
+    }
+    return [{ROLE_LABEL: role} if role in held else {} for role, _ in bundles]
+
+
+def free_room(cluster: Cluster) -> dict[str, float]:
+    """What nobody has of all that the cluster has or may come to have, without what raydream's own runs wait for."""
+    have, free = ray.cluster_resources(), ray.available_resources()
+    waiting = [
+        Nodes(bundle)
+        for group in placement_group_table().values()
+        if group["state"] == "PENDING" and group["name"].startswith(_OURS)
+        for bundle in group["bundles"].values()
+    ]
+    asked = _sum(waiting)
+    return {
+        name: most - (have.get(name, 0.0) - free.get(name, 0.0)) - asked.get(name, 0.0)
+        for name, most in cluster.most().items()
+    }
+
+
+def reserve(
+    bundles: Mapping[Key, dict[str, float]],
+    config: ClusterConfig,
+    cluster: Cluster,
+    tell: Callable[[str], None],
+    stop: threading.Event,
+) -> PlacementGroup:
+    """Places for all bundles or for none, as soon as there are any; asking for them starts nodes where an autoscaler
+    can.
+
+    ``tell`` hears what is waited for. ``ValueError`` when the time is over, ``Withdrawn`` once ``stop`` is set.
+    """
+    selectors = label_selectors(bundles, cluster) if config.placement != "STRICT_PACK" else []
+    group = placement_group(
+        list(bundles.values()),
+        strategy=config.placement,
+        name=f"{_OURS}{uuid.uuid4().hex[:12]}",
+        bundle_label_selector=selectors if any(selectors) else None,
+    )
+    with ExitStack() as stack:
+        stack.callback(remove_placement_group, group)
+        _wait(group, list(bundles.values()), config, cluster, tell, stop)
+        stack.pop_all()
+    return group
+
+
+def _wait(
+    group: PlacementGroup,
+    bundles: Sequence[Resources],
+    config: ClusterConfig,
+    cluster: Cluster,
+    tell: Callable[[str], None],
+    stop: threading.Event,
+) -> None:
+    name = "nodes_timeout_s" if cluster.types else "placement_timeout_s"
+    limit_s: float = getattr(config, name)
+    deadline, told = time.monotonic() + limit_s, ""
+    while not group.wait(min(_LOOK_EVERY_S, limit_s)):
+        if stop.is_set():
+            raise Withdrawn
+        status = get_cluster_status(ray.get_runtime_context().gcs_address) if cluster.types else ClusterStatus()
+        if time.monotonic() > deadline:
+            failures = [launch.details for launch in status.failed_launches if launch.details]
+            why = f"; the autoscaler says: {failures[-1]}" if failures else ""
+            raise ValueError(
+                f"{name}: could not place {len(bundles)} actors ({_words(bundles[0])} each, {config.placement}) "
+                f"within {limit_s:.0f} s{why}; see `ray status`, wait for nodes, or ask for less"
+            )
+        message = waiting_for(_sum([Nodes(bundle) for bundle in bundles]), ray.available_resources(), status)
+        if message != told:
+            tell(message)
+            told = message
+
+
+def waiting_for(asked: Resources, free: Resources, status: ClusterStatus) -> str:
+    """For the person who waits: "waiting for 9 GPUs: 3 free, 6 nodes starting"."""
+    name = "GPU" if asked.get("GPU") else "CPU"
+    num_starting = len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
+    starting = {0: "", 1: ", 1 node starting"}.get(num_starting, f", {num_starting} nodes starting")
+    return f"waiting for {asked[name]:g} {name}s: {free.get(name, 0.0):g} free{starting}"
+
+
+def _sum(nodes: Sequence[Nodes], role: str = "") -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    for alike in nodes:
+        if not role or alike.labels.get(ROLE_LABEL) == role:
+            for name, amount in alike.resources.items():
+                total[name] += alike.count * amount
+    return dict(total)
+
+
+def _is_within(asked: Resources, have: Resources) -> bool:
+    return all(amount <= have.get(name, 0.0) + _ROUNDING for name, amount in asked.items())
+
+
+def _words(bundle: Resources) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())

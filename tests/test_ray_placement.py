@@ -1,0 +1,131 @@
+"""What actors ask for, of which nodes, and what a cluster has, or may come to have, for them."""
+
+from typing import Any
+
+import pytest
+from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
+
+from raydream.config import ClusterConfig
+from raydream.placement import ROLE_LABEL, Cluster, Nodes, label_selectors, node_types, plan_bundles, waiting_for
+
+POOLS = """{
+  "head": {"resources": {"CPU": 0}, "max_workers": 0},
+  "particle": {"resources": {"CPU": 4, "GPU": 1}, "labels": {"raydream/role": "particle"}, "max_workers": 8},
+  "score": {"resources": {"CPU": 8, "GPU": 1}, "labels": {"raydream/role": "score"}, "max_workers": 1}
+}"""
+GROWING = Cluster([Nodes({"node:10.0.0.1": 1.0})], node_types(POOLS))
+
+
+def one_node(**resources: int) -> Cluster:
+    return Cluster([Nodes({name: float(amount) for name, amount in resources.items()})])
+
+
+# --- what actors ask for ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "n", "cluster", "particle", "score"),
+    [
+        ({}, 2, one_node(CPU=8), {"CPU": 1.0}, {"CPU": 1.0}),
+        ({}, 8, one_node(CPU=2), {"CPU": 0.22}, {"CPU": 0.22}),
+        ({}, 8, one_node(CPU=64, GPU=9), {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}),
+        ({"gpus_per_particle": 0.5}, 8, one_node(CPU=9, GPU=5), {"CPU": 1.0, "GPU": 0.5}, {"CPU": 1.0, "GPU": 1.0}),
+        ({"gpus_per_particle": 0.0, "gpus_per_score": 0.0}, 3, one_node(CPU=4, GPU=1), {"CPU": 1.0}, {"CPU": 1.0}),
+        ({"cpus_per_particle": 2.0}, 2, one_node(CPU=5), {"CPU": 2.0}, {"CPU": 1.0}),
+        ({"cpus_per_particle": 0.0}, 2, one_node(CPU=4, GPU=3), {"GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}),
+        ({}, 8, GROWING, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}),
+        ({"cpus_per_score": 8.0}, 1, GROWING, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}),
+    ],
+)
+def test_what_actors_ask_for(settings: dict[str, Any], n: int, cluster: Cluster, particle: Any, score: Any) -> None:
+    assert plan_bundles(ClusterConfig(**settings), n, cluster) == [particle] * n + [score]
+
+
+def test_each_replica_has_a_bundle() -> None:
+    assert plan_bundles(ClusterConfig(score_replicas=2), 2, one_node(CPU=2)) == [{"CPU": 0.5}] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "n", "cluster", "error"),
+    [
+        ({}, 8, one_node(CPU=64, GPU=4), "^gpus_per_particle: n=8 particles and 1 score replicas need 9 GPU, the"),
+        ({"gpus_per_particle": 1.0}, 1, one_node(CPU=4), "^gpus_per_particle: .* need 1 GPU, the cluster has 0"),
+        ({"cpus_per_particle": 2.0}, 2, one_node(CPU=4), "^cpus_per_particle: .* need 5 CPU, the cluster has 4"),
+        ({"cpus_per_particle": 0.0}, 2, one_node(CPU=4), "^cpus_per_particle, cpus_per_score: an actor needs a share"),
+        ({}, 9, GROWING, "^gpus_per_particle: .* need 10 GPU, the cluster can grow to 9"),
+        ({"cpus_per_particle": 9.0}, 1, GROWING, "^cpus_per_particle, .*: no node .* started, has 9 CPU, 1 GPU; ask"),
+        ({"gpus_per_score": 2.0}, 1, GROWING, "^cpus_per_score, gpus_per_score: no node .* has 1 CPU, 2 GPU"),
+        ({"placement": "STRICT_PACK"}, 1, GROWING, "^placement: no node .* has 2 CPU, 2 GPU"),
+    ],
+)
+def test_what_no_cluster_can_hold_is_refused_by_name(
+    settings: dict[str, Any], n: int, cluster: Cluster, error: str
+) -> None:
+    with pytest.raises(ValueError, match=error):
+        plan_bundles(ClusterConfig(**settings), n, cluster)
+
+
+# --- what a cluster may come to have ----------------------------------------------------------------------------------
+
+
+def test_a_cluster_has_what_is_there_or_all_that_may_be_there() -> None:
+    particles = Nodes({"CPU": 4.0, "GPU": 1.0}, {ROLE_LABEL: "particle"}, 3)
+    assert Cluster([particles]).most() == {"CPU": 12.0, "GPU": 3.0}
+    growing = Cluster([particles, Nodes({"CPU": 99.0})], GROWING.types)
+    assert growing.most() == {"CPU": 111.0, "GPU": 9.0}, "three of the eight are there already"
+    assert growing.most("particle") == {"CPU": 32.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"a": 1}', '{"a": {"resources": {"GPU": 1}}}', '{"a": {"resources": "GPU", "max_workers": 1}}']
+)
+def test_types_that_say_nothing_sensible_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^RAYDREAM_NODE_TYPES: must be JSON such as .*, got "):
+        node_types(text)
+
+
+def test_where_nothing_is_said_nothing_can_be_started() -> None:
+    assert node_types("") == []
+
+
+# --- on which nodes ---------------------------------------------------------------------------------------------------
+
+BUNDLES = {
+    ("particle", 0): {"CPU": 1.0, "GPU": 1.0},
+    ("particle", 1): {"CPU": 1.0, "GPU": 1.0},
+    ("score", 0): {"CPU": 2.0},
+}
+NOWHERE: list[dict[str, str]] = [{}, {}, {}]
+
+
+def node(role: str, num_gpus: float) -> Nodes:
+    return Nodes({"CPU": 4.0, "GPU": num_gpus}, {"ray.io/node-id": "7"} | ({ROLE_LABEL: role} if role else {}))
+
+
+def test_bundles_go_where_their_role_is_at_home() -> None:
+    on_particle, on_score = {ROLE_LABEL: "particle"}, {ROLE_LABEL: "score"}
+    nodes = [node("head", 0), node("particle", 1), node("particle", 1), node("score", 1)]
+    assert label_selectors(BUNDLES, Cluster(nodes)) == [on_particle, on_particle, on_score]
+    assert label_selectors(BUNDLES, Cluster(nodes[:3])) == [on_particle, on_particle, {}], "no node is for scores"
+    assert label_selectors({("score", 0): {"CPU": 2.0}}, Cluster(nodes)) == [on_score]
+    assert label_selectors(BUNDLES, GROWING) == [on_particle, on_particle, on_score]
+
+
+def test_without_labels_or_without_room_there_any_node_will_do() -> None:
+    assert label_selectors(BUNDLES, Cluster([node("", 8)])) == NOWHERE
+    assert label_selectors(BUNDLES, Cluster([node("render", 8)])) == NOWHERE
+    assert label_selectors(BUNDLES, Cluster([node("particle", 1), node("", 8)])) == NOWHERE
+
+
+# --- what the person who waits is told --------------------------------------------------------------------------------
+
+
+def test_the_wait_is_told_in_words() -> None:
+    node = NodeInfo("", "particle", "", "")
+    launch = LaunchRequest("", "particle", 4, LaunchRequest.Status.PENDING, 0)
+    asked, free = {"CPU": 9.0, "GPU": 9.0}, {"CPU": 16.0, "GPU": 3.0}
+    assert waiting_for({"CPU": 3.0}, {}, ClusterStatus()) == "waiting for 3 CPUs: 0 free"
+    assert waiting_for(asked, free, ClusterStatus()) == "waiting for 9 GPUs: 3 free"
+    one, several = ClusterStatus(pending_nodes=[node]), ClusterStatus(pending_nodes=[node], pending_launches=[launch])
+    assert waiting_for(asked, free, one) == "waiting for 9 GPUs: 3 free, 1 node starting"
+    assert waiting_for(asked, free, several) == "waiting for 9 GPUs: 3 free, 5 nodes starting"
