@@ -65,7 +65,8 @@ def embedded(steps: int = 600) -> RunConfig:
     """The small text-to-image prior that ships with raydream: any of its words, on a laptop, without a download."""
     stage = StageConfig(
         num_steps=steps,
-        lr_scale=Linear(1.0, 0.1, int(0.7 * steps), steps),
+        # in so few steps legs and tails only come out at such a rate
+        lr_scale=Linear(5.0, 0.3, int(0.5 * steps), steps),
         # the prior knows whole objects before a plain grey, from the distances at which it was trained
         scene=NerfConfig(
             background="constant",
@@ -85,17 +86,17 @@ def embedded(steps: int = 600) -> RunConfig:
             scale=7.5, t_min=Constant(0.02), t_max=Linear(0.98, 0.5, int(0.1 * steps), int(0.8 * steps))
         ),
         learner=LearnerConfig(rank=8, lr=1e-3, lr_warm_up_steps=20),
-        # the prior knows what, its AGP (if asked for) from where: shapes first, then pictures beside them
+        # the prior knows what, its AGP from where: shapes first, then pictures beside them
         geometry=GeometryConfig(
+            agp="embedded",
             ori_weight=Linear(0.2, 1.0, int(0.3 * steps), int(0.8 * steps)),
             align_weight=Linear(100.0, 40.0, int(0.3 * steps), int(0.8 * steps)),
         ),
     )
     every = max(1, steps // 6)
     output = OutputConfig(checkpoint_every=every, preview_every=every)
-    return RunConfig(
-        "a red chair", "embedded", prior=PriorConfig("diffusers", "embedded"), stages=(stage,), output=output
-    )
+    prior = PriorConfig("diffusers", "embedded", dtype="auto")
+    return RunConfig("a red chair", "embedded", prior=prior, stages=(stage,), output=output)
 
 
 def sd21(steps: int = 25_000) -> RunConfig:

@@ -77,7 +77,8 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.prior.agp_train raydream.prior.agp_benchmark", "diffusers jaxtyping PIL torch"),
         ("raydream.evaluate.settings", ""),
         ("raydream.evaluate.turntable raydream.evaluate.glue raydream.evaluate.agreement", "jaxtyping torch"),
-        ("raydream.evaluate.diversity raydream.evaluate.facing raydream.evaluate.references", "jaxtyping torch"),
+        ("raydream.evaluate.diversity raydream.evaluate.facing raydream.evaluate.around", "jaxtyping torch"),
+        ("raydream.evaluate.references", "jaxtyping torch"),
         ("raydream.evaluate.mesh_checks", "numpy torch trimesh"),
         ("raydream.evaluate.results", ""),
         (
@@ -94,6 +95,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.distill.watch", "numpy"),
         ("raydream.distill.pipeline", ""),
         ("raydream.prior.render_pool", "ray"),
+        ("raydream.prior.train_workers", "ray"),
         ("raydream.prior.train_job", "ray torch"),
         (
             "raydream.prior.agp_deepspeed raydream.prior.agp_stream raydream.prior.agp_job",

@@ -1,17 +1,15 @@
 """Fine-tuning of the aligned geometric prior: it learns, resumes exactly on any number of workers, and refuses."""
 
 import json
-import multiprocessing
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as distributed
 from safetensors.torch import load_file
 from small_agp import LATENT_PX, agp_config, settings_json, view_recipe, write_prior, write_views
+from teams import together
 
 from raydream import config_io
 from raydream.prior import agp_benchmark, agp_job
@@ -106,37 +104,11 @@ def test_slices_cover_a_tensor_once(size: int) -> None:
     assert torch.equal(join(cut(full, Team()), full.shape, Team()), full)
 
 
-def _worker(rank: int, size: int, store: Path, work: Callable[[Team], object], results: multiprocessing.Queue) -> None:
-    torch.set_num_threads(1)
-    try:
-        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-        results.put((rank, work(Team(rank, size))))
-        distributed.destroy_process_group()
-    except Exception:  # told to the test; the other workers would wait for this one
-        results.put((rank, traceback.format_exc()))
-
-
-def _together(size: int, store: Path, work: Callable[[Team], object]) -> None:
-    """Runs ``work`` in forked workers of one team; it returns True where all is well."""
-    context = multiprocessing.get_context("fork")
-    results: multiprocessing.Queue = context.Queue()
-    workers = [context.Process(target=_worker, args=(r, size, store, work, results)) for r in range(size)]
-    for worker in workers:
-        worker.start()
-    try:
-        answers = [results.get(timeout=500) for _ in workers]
-    finally:
-        for worker in workers:
-            worker.join(timeout=5)
-            worker.kill()
-    assert all(answer is True for _, answer in answers), "\n".join(str(answer) for _, answer in answers)
-
-
 def test_shards_are_restored_on_another_number_of_workers(inputs: Inputs, tmp_path: Path) -> None:
     """Two workers save; one goes on with exactly their state, saves, and two go on from that."""
     config, out = agp_config(4), tmp_path / "run"
     RunFolder.create(str(out), config_io.dumps(config))
-    _together(2, tmp_path / "a", lambda team: _train(inputs, config, out, team))
+    together(2, tmp_path / "a", lambda team: _train(inputs, config, out, team))
     shards = sorted(path.name for path in (out / "checkpoints" / "step_00000004").glob("shard-*"))
     assert len(shards) == 2
     run = RunFolder.open(str(out))
@@ -153,11 +125,11 @@ def test_shards_are_restored_on_another_number_of_workers(inputs: Inputs, tmp_pa
     for name, value in again.denoiser.trainable().items():
         assert torch.equal(value, denoiser.trainable()[name])
     longer = replace(config, stage=replace(config.stage, num_steps=6))
-    _together(2, tmp_path / "b", lambda team: _train(inputs, longer, out, team))
+    together(2, tmp_path / "b", lambda team: _train(inputs, longer, out, team))
     assert _steps(out) == [1, 2, 3, 4, 5, 6]
     whole = tmp_path / "whole"
     RunFolder.create(str(whole), config_io.dumps(longer))
-    _together(2, tmp_path / "c", lambda team: _train(inputs, longer, whole, team))
+    together(2, tmp_path / "c", lambda team: _train(inputs, longer, whole, team))
     # the learning rate of the shorter run fell sooner, so only its first steps are the same
     assert _losses(whole)[0] == _losses(out)[0]
     assert all(torch.isfinite(torch.tensor(_losses(out))))
@@ -170,15 +142,15 @@ def test_zero_stages_agree_with_plain_torch_and_share_their_checkpoints(inputs: 
     plain, mixed = tmp_path / "plain", tmp_path / "mixed"
     for out in (plain, mixed):
         RunFolder.create(str(out), config_io.dumps(config))
-    _together(2, tmp_path / "a", lambda team: _train(inputs, config, plain, team))
+    together(2, tmp_path / "a", lambda team: _train(inputs, config, plain, team))
 
     def chain(team: Team, source: str) -> bool:
         maker = DeepSpeedMaker(read_deepspeed(source, config.stage, 2, on_gpu=False))
         return not _train(inputs, config, mixed, team, maker, _stopping_after(1))
 
     for source in ("1", "2", "3"):
-        _together(2, tmp_path / source, lambda team, source=source: chain(team, source))
-    _together(2, tmp_path / "b", lambda team: _train(inputs, config, mixed, team))
+        together(2, tmp_path / source, lambda team, source=source: chain(team, source))
+    together(2, tmp_path / "b", lambda team: _train(inputs, config, mixed, team))
     assert _steps(mixed) == list(range(1, 5))
     assert _losses(mixed) == pytest.approx(_losses(plain), rel=1e-4)
 

@@ -23,6 +23,7 @@ from raydream.prior.captions import (
     side_of,
     split_subjects,
     split_views,
+    with_other_word,
 )
 from raydream.prior.nouns import head_noun
 from raydream.prior.recolour import (
@@ -132,6 +133,21 @@ def test_captions_say_what_was_drawn() -> None:
     assert phrase("axe") == "an axe"
 
 
+def test_another_word_is_told_only_where_one_is() -> None:
+    lexicon = Lexicon(("crate", "car"), ("red", "blue"), (), (), ())
+    caption = "a red crate, front view"
+    assert [with_other_word(caption, lexicon, which, 0.6) for which in (0.0, 0.3, 0.6, 0.9)] == [
+        "a red crate, back view",
+        "a red crate, back view",
+        "a blue crate, front view",
+        "a red car, front view",
+    ]
+    assert with_other_word("a crate, side view", lexicon, 0.0, 0.0) == "a crate, front view"
+    assert with_other_word("a car on a carpet", lexicon, 0.5, 0.5) == "a crate on a carpet"
+    assert with_other_word("", lexicon, 0.5, 0.5) is None
+    assert with_other_word("a red thing", Lexicon((), ("red",), (), (), ()), 0.5, 0.5) is None
+
+
 def test_view_words_need_a_known_front_and_sides_that_differ() -> None:
     views = small_views()
     config = small_config(1, 1)
@@ -145,6 +161,10 @@ def test_view_words_need_a_known_front_and_sides_that_differ() -> None:
         "side",
         "back",
     ]
+    corners = (29.0, 31.0, 59.0, 61.0, -119.0, -121.0, -149.0, 151.0)
+    assert [side_of(sided[0], azimuth, 0.0, 15.0) for azimuth in corners] == [
+        "front", None, None, "side", "side", None, None, "back",
+    ]  # fmt: skip
     ball = next(subject for subject in subjects if subject.noun == "ball")
     assert side_of(ball, 10.0, 0.0) is None
     assert side_of(ball, 10.0, 70.0) == "overhead"

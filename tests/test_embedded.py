@@ -1,5 +1,6 @@
 """The prior that ships: small enough, what it says it is, and at work in a run."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from small_runs import SMALL, new_run, train
 
 from raydream import cli, config_io
 from raydream.diffusion import prior_files
+from raydream.distill.prior import unet_dtype
+from raydream.precision import has_fast_bfloat16
 from raydream.presets import embedded
 from raydream.prior.agp import AgpDenoiser
 from raydream.prior.agp_config import AgpGridConfig
@@ -55,10 +58,25 @@ def test_the_preset_runs_and_refuses_what_it_does_not_know(tmp_path: Path) -> No
     run = new_run(tmp_path / "run", config)
     assert train(run, config) == 2
     rows = run.read_metrics()
-    assert all(float(str(row["loss/rgb"])) > 0 and float(str(row["loss/fit"])) > 0 for row in rows)
+    assert all(float(str(row[f"loss/{name}"])) > 0 for row in rows for name in ("rgb", "fit", "ccm"))
     request = cli.parse("", ["--preset", "embedded", "--prompt", "an astronaut"])
     with pytest.raises(ValueError, match=r"^prompt: 'an astronaut' names no object .* barrel, "):
         prior_files.check_prompt(prior_files.resolve_prior(request.config.prior.source), request.config.prompt)
+
+
+def test_its_geometric_prior_belongs_to_the_preset_until_another_prior_is_given() -> None:
+    def agp(*words: str) -> str:
+        return cli.parse("", ["--preset", "embedded", *words]).config.stages[0].geometry.agp
+
+    assert agp() == agp("--prior", "mine", "--agp", "embedded") == "embedded"
+    assert agp("--agp", "off") == agp("--prior", "mine") == "off"
+
+
+def test_unets_of_the_preset_are_bfloat16_where_that_is_fast() -> None:
+    prior = embedded().prior
+    fast = torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32
+    assert unet_dtype(prior, CPU) == fast
+    assert unet_dtype(dataclasses.replace(prior, dtype="float32"), CPU) == torch.float32
 
 
 def test_its_geometric_prior_knows_where_a_front_is() -> None:

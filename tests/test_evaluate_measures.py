@@ -11,6 +11,7 @@ import trimesh
 
 from raydream.backend import load_backend
 from raydream.evaluate.agreement import ccm_agreement, own_view_error_px
+from raydream.evaluate.around import Around, fit_same, fit_turned, judge_around
 from raydream.evaluate.diversity import feature_distances, measure_diversity, picture_distances
 from raydream.evaluate.facing import JudgeCheck, judge_facing, twin_ratio
 from raydream.evaluate.glue import clip_faces, glue_two_fronts
@@ -19,7 +20,7 @@ from raydream.evaluate.references import check_references, load_references
 from raydream.evaluate.results import is_trusted
 from raydream.evaluate.settings import EvaluateSettings
 from raydream.evaluate.turntable import Turntable, take_turntable
-from raydream.prior.asset import Asset
+from raydream.prior.asset import Asset, turn_front
 from raydream.prior.asset_parts import Material, Part, build_asset
 from raydream.prior.procedural import procedural_asset
 
@@ -142,6 +143,25 @@ def test_real_assets_are_consistent_and_glued_ones_are_janus():
     assert is_trusted(check)
     twins = [twin_ratio(reference.real) for reference in references]
     assert sorted(twins)[len(twins) // 2] > 0.3
+
+
+def test_an_object_is_judged_by_all_its_views_however_it_is_turned():
+    chairs = [procedural_asset("chair", index) for index in range(4)]
+    real = [Around.of(table_of(chair)) for chair in chairs]
+    glued = [Around.of(table_of(glue_two_fronts(chair))) for chair in chairs]
+    turned = table_of(turn_front(chairs[0], "+X"))
+    distance, turn_deg = fit_turned(Around.of(turned), real[0])
+    assert distance < 0.02 * fit_turned(real[0], real[1])[0]
+    assert turn_deg == 270.0  # +X came to the front, so the old front is where -X is
+    for own in (real[0], Around.of(turned)):
+        assert judge_around(own, real[1:], glued[1:])[0] == "consistent"
+    assert judge_around(glued[0], real[1:], glued[1:])[0] == "janus"
+    one_side = Around(real[0].views[2].expand(12, -1), real[0].mirrored[2].expand(12, -1))
+    assert judge_around(one_side, real[1:], glued[1:])[0] == "round"
+    ball = Around.of(table_of(asset_of(trimesh.creation.icosphere(3))))
+    assert judge_around(ball, real, glued)[0] == "round"
+    assert fit_same(ball, ball) < 0.05 * fit_same(ball, real[0])
+    assert judge_around(Around.of(turned), real, glued) == ("consistent", turn_deg)
 
 
 def test_a_judge_must_tell_both_kinds():

@@ -1,7 +1,6 @@
 """Training of the embedded prior at toy size: it learns, resumes exactly, exports what others load, and is judged."""
 
 import json
-import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from small_views import SIZE_PX, small_config, small_views
+from teams import together
 from torch import Tensor, nn
 
 from raydream import config_io, seeds
@@ -20,7 +20,7 @@ from raydream.prior import gate, train_job
 from raydream.prior.captions import Lexicon
 from raydream.prior.learner import Learner, Team, learning_rate, progress, read_tensors, stratified_timesteps
 from raydream.prior.prior_models import build_vae, load_models, normalise_latents, sample_latents
-from raydream.prior.train import METRICS, PRIOR, make_sets, train_prior
+from raydream.prior.train import METRICS, PRIOR, contrast_loss, make_sets, train_prior
 from raydream.prior.train_config import GateConfig, StageSettings, TrainConfig
 from raydream.prior.view_set import pack, unpack
 
@@ -54,6 +54,7 @@ def test_losses_fall(trained: Path) -> None:
 
 def test_a_training_that_was_stopped_in_both_stages_ends_with_the_same_weights(tmp_path: Path) -> None:
     config = small_config(4, 4)
+    config = replace(config, unet=replace(config.unet, contrast=0.5))
     assert _train(config, tmp_path / "whole")
     for stops_after in (3, 3, 100):  # in the VAE, in the UNet, at the end
         asked = iter(range(1000))
@@ -66,6 +67,34 @@ def test_a_training_that_was_stopped_in_both_stages_ends_with_the_same_weights(t
         assert facts["step"] == 4
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_contrast_pulls_two_losses_apart_until_they_differ_enough() -> None:
+    right = torch.full((4,), 0.2, requires_grad=True)
+    wrong = torch.tensor([0.2, 0.1, 0.3, 0.9], requires_grad=True)
+    contrast_loss(right, wrong).sum().backward()
+    pull = torch.sigmoid((torch.tensor(0.2) - wrong.detach()) / 0.04)
+    assert pull[0] == 0.5
+    assert pull[3] < 1e-6
+    torch.testing.assert_close(right.grad, pull)
+    torch.testing.assert_close(wrong.grad, -pull)
+
+
+def test_contrast_teaches_sides(trained: Path, tmp_path: Path) -> None:
+    """Of two trainings that go on from one prior, a side word means more to the one with contrast."""
+    gaps = []
+    for weight in (0.0, 8.0):
+        config = replace(small_config(VAE_STEPS, 40), start=str(trained / PRIOR))
+        config = replace(config, unet=replace(config.unet, contrast=weight))
+        assert _train(config, tmp_path / str(weight))
+        models = load_models(tmp_path / str(weight) / PRIOR, CPU)
+        pairs = gate.make_pairs(make_sets(small_views(), config, CPU).train, 64)["side"]
+        latents = models.encode_images(pairs.images)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+        t = torch.full((len(latents),), 500)
+        right, wrong = (gate.prior_loss(models)(latents, texts, t, noise) for texts in (pairs.right, pairs.wrong))
+        gaps.append(float((wrong / right).log().mean()))
+    assert gaps[1] > 1.5 * abs(gaps[0]), gaps
 
 
 def test_a_training_goes_on_from_a_finished_prior(trained: Path, tmp_path: Path) -> None:
@@ -178,33 +207,15 @@ def test_pace_is_set_by_steps_or_by_the_clock() -> None:
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
     module = nn.Linear(2, 2)
-    learner = Learner(module, StageSettings(num_steps=2, batch_size=1, lr=0.1))
+    learner = Learner(module, StageSettings(num_steps=2, batch_size=1, lr=0.1), Team())
     before = module.weight.detach().clone()
     with pytest.raises(FloatingPointError, match="step 0"):
-        learner.update(lambda: module.weight.sum() * float("inf"), Team())
+        learner.update(lambda: module.weight.sum() * float("inf"))
     assert torch.equal(module.weight, before)
 
 
-def _one_of_two(rank: int, store: Path, results: multiprocessing.Queue) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    team = Team(rank, 2)
-    tensors = [torch.full((2, 3), float(rank)), torch.tensor([10.0 * rank])]
-    team.average(tensors)
-    largest = team.largest([float(rank), float(-rank)], CPU)
-    results.put((rank, tensors[0].tolist(), tensors[1].tolist(), largest))
-    torch.distributed.destroy_process_group()
-
-
-def test_a_team_averages_gradients_and_agrees_when_to_stop(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    workers = [context.Process(target=_one_of_two, args=(rank, tmp_path / "store", results)) for rank in (0, 1)]
-    for worker in workers:
-        worker.start()
-    answers = sorted(results.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join(timeout=60)
-    assert answers == [(rank, [[0.5] * 3] * 2, [5.0], [1.0, 0.0]) for rank in (0, 1)]
+def test_a_team_agrees_when_to_stop(tmp_path: Path) -> None:
+    together(2, tmp_path / "store", lambda team: team.largest([float(team.rank), float(-team.rank)], CPU) == [1.0, 0.0])
 
 
 def test_settings_survive_json_and_name_what_is_wrong() -> None:
@@ -244,7 +255,7 @@ def _oracle(words: dict[str, Tensor]) -> gate.CaptionLoss:
 def test_gate_finds_an_oracle_and_is_undecided_about_noise(generator: torch.Generator) -> None:
     maker = make_sets(small_views(), small_config(1, 1), CPU).train
     pairs = gate.make_pairs(maker, 200)
-    assert set(pairs) == {"noun", "colour", "side"}
+    assert set(pairs) == {"noun", "colour", "side", "side_any"}
     config = GateConfig()
 
     def random_loss(latents: Tensor, captions: Sequence[str], t: Tensor, noise: Tensor) -> Tensor:

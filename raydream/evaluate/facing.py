@@ -18,7 +18,7 @@ from raydream.camera import view_bins
 from raydream.evaluate.settings import NUM_VIEWS
 from raydream.evaluate.turntable import AZIMUTHS_DEG, Turntable
 
-Verdict = Literal["consistent", "janus"]
+Verdict = Literal["consistent", "janus", "round"]
 MIN_REFERENCES = 4
 _POOLED_PX = 16
 _TINY = 1e-9
@@ -40,7 +40,8 @@ class Facing:
 
 @dataclass(frozen=True)
 class JudgeCheck:
-    """What a judge said of the ground truth: the share of real assets called consistent, of glued ones called Janus.
+    """What a judge said of the ground truth: the share of real assets called consistent, of glued ones called
+    otherwise.
 
     ``janus_on_glued`` counts an asset that is found out in at least one of the two ways of glueing it (cut through its
     middle and cut far back; either way may lose what makes a front a front); ``janus_on_middle`` the first alone.

@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
-from raydream.evaluate.facing import MIN_REFERENCES, JudgeCheck, frontness_by_references, judge_facing
+from raydream.evaluate.around import Around, judge_around
+from raydream.evaluate.facing import MIN_REFERENCES, Facing, JudgeCheck, frontness_by_references, judge_facing
 from raydream.evaluate.glue import glue_two_fronts
 from raydream.evaluate.settings import EvaluateSettings
 from raydream.evaluate.turntable import Turntable, take_turntable
@@ -20,6 +22,7 @@ from raydream.types import Backend
 
 Frontness = Callable[[Turntable], Float[Tensor, " view"]]
 
+REFERENCES = "references"
 MAX_REFERENCES, MAX_FACES = 32, 20_000
 CUTS = (0.5, 0.8)
 _log = logging.getLogger(__name__)
@@ -31,6 +34,11 @@ class Reference:
 
     real: Turntable
     glued: tuple[Turntable, ...]
+
+    @cached_property
+    def around(self) -> tuple[Around, ...]:
+        """What is compared of the real one and of each fake, in this order; every particle needs it."""
+        return tuple(Around.of(table) for table in (self.real, *self.glued))
 
 
 def load_references(prompt: str, folder: Path, settings: EvaluateSettings, backend: Backend) -> tuple[Reference, ...]:
@@ -55,27 +63,45 @@ def load_references(prompt: str, folder: Path, settings: EvaluateSettings, backe
     return tuple(references) if len(references) >= MIN_REFERENCES else ()
 
 
+def judge_by_references(table: Turntable, references: Sequence[Reference]) -> Facing:
+    """The verdict of ``judge_around`` with these references, beside how front-like the front and the back are."""
+    real, glued = _split(references)
+    verdict, turn_deg = judge_around(Around.of(table), real, glued)
+    frontness = frontness_by_references(table, [reference.real for reference in references])
+    return replace(judge_facing(REFERENCES, frontness), verdict=verdict, turn_deg=turn_deg)
+
+
 def check_references(references: Sequence[Reference]) -> JudgeCheck:
     """What the references are worth as judges: each is judged by the others."""
 
-    def others(index: int) -> Frontness:
-        rest = [reference.real for place, reference in enumerate(references) if place != index]
-        return lambda table: frontness_by_references(table, rest)
+    def is_consistent(index: int, place: int) -> bool:
+        rest = _split([*references[:index], *references[index + 1 :]])
+        return judge_around(references[index].around[place], *rest)[0] == "consistent"
 
-    return _check("references", references, [others(index) for index in range(len(references))])
+    return _check(REFERENCES, len(references), is_consistent)
 
 
 def check_judge(judge: str, references: Sequence[Reference], frontness: Frontness) -> JudgeCheck:
     """What a judge that needs no references is worth on these assets."""
-    return _check(judge, references, [frontness] * len(references))
+
+    def is_consistent(index: int, place: int) -> bool:
+        table = (references[index].real, *references[index].glued)[place]
+        return judge_facing(judge, frontness(table)).verdict == "consistent"
+
+    return _check(judge, len(references), is_consistent)
 
 
-def _check(judge: str, references: Sequence[Reference], judges: Sequence[Frontness]) -> JudgeCheck:
+def _check(judge: str, count: int, is_consistent: Callable[[int, int], bool]) -> JudgeCheck:
+    """Asks about each asset: in place 0 the real one, then its fakes."""
     consistent = caught = caught_middle = 0
-    for reference, frontness in zip(references, judges):
-        consistent += judge_facing(judge, frontness(reference.real)).verdict == "consistent"
-        found = [judge_facing(judge, frontness(fake)).verdict == "janus" for fake in reference.glued]
+    for index in range(count):
+        consistent += is_consistent(index, 0)
+        found = [not is_consistent(index, place + 1) for place in range(len(CUTS))]
         caught += any(found)
         caught_middle += found[0]
-    count = len(references)
     return JudgeCheck(judge, count, consistent / count, caught / count, caught_middle / count)
+
+
+def _split(references: Sequence[Reference]) -> tuple[list[Around], list[Around]]:
+    """The real ones and the fakes."""
+    return [r.around[0] for r in references], [fake for r in references for fake in r.around[1:]]

@@ -9,6 +9,7 @@ from raydream.evaluate.facing import Facing, JudgeCheck
 from raydream.evaluate.mesh_checks import MeshChecks
 
 TRUSTED = 0.85
+_VERDICTS = {"consistent": "consistency", "janus": "janus", "round": "round"}
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,19 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """The figures of a run by name, shares over all its particles; what was not measured is left out.
 
-        ``consistency`` and ``janus`` stand for the first judge that ``is_trusted`` on the ground truth.
+        ``consistency``, ``janus`` and ``round`` stand for the first judge that ``is_trusted`` on the ground truth.
         """
         figures: dict[str, float] = {"particles": float(len(self.particles))}
         for judge in _judges([p.recognitions for p in self.particles]):
             right = [any(r.right for r in p.recognitions if r.judge == judge) for p in self.particles]
             figures[f"r_precision/{judge}"] = _mean(right)
         for judge in _judges([p.facings for p in self.particles]):
-            for verdict, name in (("consistent", "consistency"), ("janus", "janus")):
+            for verdict, name in _VERDICTS.items():
                 said = [any(f.verdict == verdict for f in p.facings if f.judge == judge) for p in self.particles]
                 figures[f"{name}/{judge}"] = _mean(said)
         trusted = next((c.judge for c in self.checks if is_trusted(c) and f"janus/{c.judge}" in figures), None)
         if trusted:
-            figures |= {name: figures[f"{name}/{trusted}"] for name in ("consistency", "janus")}
+            figures |= {name: figures[f"{name}/{trusted}"] for name in _VERDICTS.values()}
         figures |= {f"diversity/{part.kind}": part.mean for part in self.diversity}
         twins = [p.twin_ratio for p in self.particles if p.twin_ratio is not None]
         agreements = [p.ccm_agreement for p in self.particles if p.ccm_agreement is not None]

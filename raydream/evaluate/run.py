@@ -13,10 +13,17 @@ from raydream.diffusion.prior_files import LEXICON, resolve_prior
 from raydream.diffusion.text import VIEW_WORDS
 from raydream.evaluate.agreement import ccm_agreement
 from raydream.evaluate.diversity import Diversity, feature_distances, measure_diversity, picture_distances
-from raydream.evaluate.facing import Facing, JudgeCheck, frontness_by_references, judge_facing, twin_ratio
+from raydream.evaluate.facing import Facing, JudgeCheck, judge_facing, twin_ratio
 from raydream.evaluate.mesh_checks import check_mesh
 from raydream.evaluate.nearest import NearestAsset
-from raydream.evaluate.references import Frontness, Reference, check_judge, check_references, load_references
+from raydream.evaluate.references import (
+    Frontness,
+    Reference,
+    check_judge,
+    check_references,
+    judge_by_references,
+    load_references,
+)
 from raydream.evaluate.results import Evaluation, ParticleEvaluation, Recognition
 from raydream.evaluate.settings import NUM_VIEWS, EvaluateSettings
 from raydream.evaluate.sheet import contact_sheet
@@ -135,8 +142,7 @@ def _evaluate_particle(
         recognitions.append(panel.nearest.recognise(table))
     facings: list[Facing] = []
     if panel.references:
-        reals = [reference.real for reference in panel.references]
-        facings.append(judge_facing("references", frontness_by_references(table, reals)))
+        facings.append(judge_by_references(table, panel.references))
     for judge in panel.words:
         facings.append(judge_facing(judge.name, _frontness_of(judge, prompt, settings)(table)))
     return ParticleEvaluation(

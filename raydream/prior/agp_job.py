@@ -203,26 +203,16 @@ def _train(
 
 
 def _train_on_ray(request: AgpRequest, workers: int, on_gpu: bool) -> int:
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     from raydream.prior.agp_stream import open_stream
+    from raydream.prior.train_workers import run_workers
     from raydream.ray_runtime import connect
 
-    connect()
+    connect()  # before the stream is opened, which would start Ray in its own way
     out = RunFolder.open(request.out).uri  # absolute: a worker has another working directory
     views = request.views if "://" in request.views else str(Path(request.views).resolve())
-    settings = replace(request, out=out, views=views)
-    trainer = TorchTrainer(
-        functools.partial(_work, request=settings),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu),
-        datasets={"views": open_stream(views)} if request.data == "stream" else None,
-        # resuming is ours: every attempt goes on from the newest checkpoint in the run folder
-        run_config=RunConfig(name="ray", storage_path=out, failure_config=FailureConfig(max_failures=3)),
-    )
-    trainer.fit()
-    ray.shutdown()
+    work = functools.partial(_work, request=replace(request, out=out, views=views))
+    datasets = {"views": open_stream(views)} if request.data == "stream" else None
+    run_workers(work, out, workers, on_gpu, datasets)
     print("done", file=sys.stderr)
     return 0
 

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from raydream import tensors
 from raydream.prior.agp import AgpDenoiser, check_same_prior
-from raydream.prior.learner import Team, learning_rate, progress
+from raydream.prior.learner import MeanGradients, Team, learning_rate, progress
 from raydream.prior.train_config import StageSettings
 from raydream.store import FileDigest, RunFolder
 
@@ -82,11 +82,12 @@ class PlainEngine:
     def __init__(self, denoiser: AgpDenoiser, settings: StageSettings, team: Team) -> None:
         self._named, self._clip, self._team = denoiser.trainable(), settings.gradient_clip, team
         self._parameters = list(self._named.values())
+        self._gradients = MeanGradients(self._parameters, team)
         self._optimizer = make_optimizer(self._parameters, settings)
 
     def step(self, loss: Tensor, rate: float) -> float:
         loss.backward()
-        self._team.average(p.grad for p in self._parameters if p.grad is not None)
+        self._gradients.wait()
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self._clip))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}")

@@ -124,4 +124,5 @@ class BatchMaker:
     def _caption(self, shot: Shot, draw: Draw) -> str:
         subject = self.subjects[shot.subject]
         angles = float(self.azimuth_deg[shot.subject, shot.view]), float(self.elevation_deg[shot.subject, shot.view])
-        return compose(subject, shot.colour, shot.recoloured, side_of(subject, *angles), draw, self.words)
+        side = side_of(subject, *angles, self.words.side_margin_deg)
+        return compose(subject, shot.colour, shot.recoloured, side, draw, self.words)

@@ -21,6 +21,7 @@ from raydream.prior.train_config import WordsConfig
 from raydream.prior.view_set import ObjectCard, ViewSet
 
 TEMPLATES = ("a photo of {}", "a DSLR photo of {}", "a 3D model of {}", "a render of {}", "an image of {}")
+_SIDES: tuple[ViewBin, ...] = ("front", "side", "back")
 _PALETTE_PIXELS = 4096
 _SIDE_CONTRAST = 1.5
 _SHAPE_PX, _COPY_DISTANCE = 16, 0.1
@@ -243,16 +244,38 @@ def _spread(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.cdist(first.flatten(1), second.flatten(1), p=1)
 
 
-def side_of(subject: Subject, azimuth_deg: float, elevation_deg: float) -> ViewBin | None:
-    """The view word that is true of a render: overhead for anything, the others where an object has sides."""
+def side_of(subject: Subject, azimuth_deg: float, elevation_deg: float, margin_deg: float = 0.0) -> ViewBin | None:
+    """The view word that is true of a render: overhead for anything, the others where an object has sides.
+
+    None nearer than ``margin_deg`` to an azimuth at which one side becomes the other, where neither word is true.
+    """
     side = view_bins(torch.tensor([azimuth_deg]), torch.tensor([elevation_deg]))[0]
-    return side if subject.has_sides or side == "overhead" else None
+    if side == "overhead":
+        return side
+    is_corner = abs(abs(azimuth_deg) % 90 - 45) < margin_deg
+    return side if subject.has_sides and not is_corner else None
 
 
 def phrase(noun: str, colour: str | None = None, side: ViewBin | None = None) -> str:
     """ "a red chair, front view"."""
     words = f"{colour} {noun}" if colour else noun
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}{VIEW_WORDS[side] if side else ''}"
+
+
+def with_other_word(caption: str, lexicon: Lexicon, which: float, other: float) -> str | None:
+    """The caption with another side, colour or noun than it tells; None where it tells none.
+
+    ``which`` of them, a side twice as often as the others, and which ``other`` word are decided by numbers in [0, 1).
+    """
+    sides = [VIEW_WORDS[side] for side in _SIDES]
+    choices = [(word, sides) for word in sides if caption.endswith(word)] * 2
+    for known in (lexicon.colours, lexicon.nouns):
+        choices += [(word, list(known)) for word in re.findall(r"[a-z]+", caption) if word in known][:1]
+    if not choices:
+        return None
+    word, alike = choices[int(which * len(choices))]
+    others = [each for each in alike if each != word]
+    return re.sub(rf"\b{word}\b", others[int(other * len(others))], caption, count=1) if others else None
 
 
 def compose(

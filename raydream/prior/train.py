@@ -34,6 +34,7 @@ from raydream.prior.captions import (
     object_palette,
     split_subjects,
     split_views,
+    with_other_word,
 )
 from raydream.prior.learner import Learner, ModuleT, Team, stratified_timesteps
 from raydream.prior.prefetch import Prefetch
@@ -53,6 +54,7 @@ from raydream.prior.view_set import ViewSet
 CONFIG, METRICS, SAMPLES, PRIOR = "config.json", "metrics.jsonl", "samples", "prior"
 _LATENT_IMAGES = 512
 _GRID_COLUMNS = 10
+_CONTRAST_MARGIN = 0.2  # relative, about twice what side words change in a loss at t = 800
 
 Report = Callable[[Mapping[str, float | str]], None]
 
@@ -81,12 +83,15 @@ class Session:
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """What the UNet learns from in a step, on the training device."""
+    """What the UNet learns from in a step, on the training device; ``wrong`` are captions that tell what some of the
+    views do not show, by the numbers of these views.
+    """
 
     latents: Float[Tensor, "view 4 h w"]
     captions: tuple[str, ...]
     t: Int[Tensor, " view"]
     noise: Float[Tensor, "view 4 h w"]
+    wrong: Mapping[int, str]
 
 
 def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon: Lexicon | None = None) -> TrainSets:
@@ -153,7 +158,7 @@ def _train_vae(sets: TrainSets, config: TrainConfig, session: Session) -> Autoen
     with _same_start(config.seed):
         vae = build_vae(config.vae)
         vae.to(session.device)  # type: ignore[arg-type]
-    learner = Learner(vae, config.vae.stage)
+    learner = Learner(vae, config.vae.stage, session.team)
 
     def loss(step: int) -> Tensor:
         return _vae_loss(vae, sets, config, session, step)
@@ -182,7 +187,7 @@ def _train_unet(
         copy_weights(given, models)
     suit_attention(models.unet, session.device)
     parts = nn.ModuleDict({"unet": models.unet, "text_encoder": models.text_encoder}).to(session.device)
-    learner = Learner(parts, config.unet.stage)
+    learner = Learner(parts, config.unet.stage, session.team)
     unet, text_encoder = learner.ema["unet"], learner.ema["text_encoder"]
     assert isinstance(unet, UNet2DConditionModel)
     assert isinstance(text_encoder, CLIPTextModel)
@@ -233,7 +238,7 @@ def _train_stage(
     logged_step = learner.step
     stop = False
     while learner.progress < 1 and not stop:
-        value = learner.update(lambda: loss(learner.step), session.team)
+        value = learner.update(lambda: loss(learner.step))
         now = time.monotonic()
         elapsed = before_s + now - started
         agreed = session.team.largest([elapsed, float(session.should_stop())], session.device)
@@ -293,13 +298,34 @@ def _noised(models: PriorModels, sets: TrainSets, config: TrainConfig, session: 
     with arithmetic(config.bfloat16, session.device):
         latents = models.encode_images(batch.images)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    return NoisedBatch(latents, batch.captions, t.to(session.device), noise)
+    wrong: dict[int, str] = {}
+    if config.unet.contrast:
+        draws = torch.rand(2, size, generator=seeds.generator(config.seed, "unet contrast", rank, step)).tolist()
+        for index, caption in enumerate(batch.captions[: (size + 1) // 2]):
+            other = with_other_word(caption, sets.train.lexicon, draws[0][index], draws[1][index])
+            if other is not None:
+                wrong[index] = other
+    return NoisedBatch(latents, batch.captions, t.to(session.device), noise, wrong)
 
 
 def _unet_loss(models: PriorModels, batch: NoisedBatch, config: TrainConfig, session: Session) -> Tensor:
+    chosen = [*range(len(batch.captions)), *batch.wrong]
     with arithmetic(config.bfloat16, session.device):
-        text = models.encode_text(list(batch.captions))
-        return models.v_loss(batch.latents, text, batch.t, batch.noise).mean()
+        text = models.encode_text([*batch.captions, *batch.wrong.values()])
+        losses = models.v_loss(batch.latents[chosen], text, batch.t[chosen], batch.noise[chosen])
+    right, wrong = losses.split([len(batch.captions), len(batch.wrong)])
+    contrast = contrast_loss(right[list(batch.wrong)], wrong).sum() / len(right)
+    return right.mean() + config.unet.contrast * contrast
+
+
+def contrast_loss(right: Float[Tensor, " view"], wrong: Float[Tensor, " view"]) -> Float[Tensor, " view"]:
+    """How much better the losses of right captions should still become than those of wrong ones.
+
+    A softplus that fades out once a wrong caption's loss is half as large again; in units of the loss itself, so that
+    its gradient is at most that of the plain loss, for any timestep.
+    """
+    unit = _CONTRAST_MARGIN * right.detach()
+    return unit * F.softplus((right - wrong) / unit)
 
 
 def _show_vae(learner: Learner[AutoencoderKL], sets: TrainSets, session: Session) -> None:

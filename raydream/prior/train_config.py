@@ -42,7 +42,8 @@ class WordsConfig:
     most frequent ``max_nouns`` of them (0: all). ``held_out_per_noun`` colours of each noun are never trained together
     with it, ``held_out_assets`` of its assets (but at least one) not at all, nor a share ``held_out_views`` of the
     angles. ``assets_per_noun`` trains only so many, the most typical ones of each noun (0: all): where compute is
-    short, few objects well drawn beat many blobs.
+    short, few objects well drawn beat many blobs. Sides are not told of views within ``side_margin_deg`` of where one
+    becomes the other: what is seen from a corner is neither a front view nor a side view.
     """
 
     nouns: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class WordsConfig:
     assets_per_noun: int = 0
     natural_colour_probability: float = 0.6
     view_probability: float = 0.5
+    side_margin_deg: float = 15.0
     own_caption_probability: float = 0.1
     template_probability: float = 0.1
     dropout: float = 0.1
@@ -66,6 +68,7 @@ class WordsConfig:
         require(self.max_nouns >= 0, "max_nouns", f"must not be negative, got {self.max_nouns}")
         require(0 <= self.held_out_per_noun <= 5, "held_out_per_noun", f"must be 0..5, got {self.held_out_per_noun}")
         require(self.assets_per_noun >= 0, "assets_per_noun", f"must not be negative, got {self.assets_per_noun}")
+        require(0 <= self.side_margin_deg < 45, "side_margin_deg", f"must be 0..45, got {self.side_margin_deg}")
         require(0 < self.held_out_assets < 1, "held_out_assets", f"must lie in (0, 1), got {self.held_out_assets}")
         for name in (
             "natural_colour_probability", "view_probability", "own_caption_probability", "template_probability",
@@ -135,7 +138,9 @@ class UnetConfig:
     ``pooled_text`` adds the pooled text to the time embedding, which reaches every level: a small UNet learns its nouns
     sooner than by attention alone. Timesteps are trained uniformly or, with ``t_logit_std`` above 0, so that the logit
     of t / 1000 is normal (arXiv 2403.03206): shapes are decided in the middle, and there a short training is best
-    spent.
+    spent. ``contrast`` is the weight of a second loss, by which a render is explained better by its caption than by one
+    with another side, colour or noun: side words change little in a render, and the plain loss hardly teaches them. It
+    takes up to half as long again.
     """
 
     channels: tuple[int, ...] = (64, 128, 192)
@@ -150,12 +155,14 @@ class UnetConfig:
     zero_terminal_snr: bool = True
     t_logit_mean: float = 0.0
     t_logit_std: float = 0.0
+    contrast: float = 0.0
     stage: StageSettings = field(default_factory=lambda: StageSettings(num_steps=30000, batch_size=32, lr=5e-4))
 
     def __post_init__(self) -> None:
         ok = all(0 <= level < len(self.channels) for level in self.attention)
         require(ok, "attention", f"must name levels 0..{len(self.channels) - 1}, got {list(self.attention)}")
         require(self.t_logit_std >= 0, "t_logit_std", f"must not be negative, got {self.t_logit_std}")
+        require(self.contrast >= 0, "contrast", f"must not be negative, got {self.contrast}")
         require(self.num_tokens >= 8, "num_tokens", f"must be at least 8, got {self.num_tokens}")
 
 

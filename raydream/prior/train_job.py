@@ -142,20 +142,14 @@ def _train_here(request: TrainRequest) -> int:
 
 
 def _train_on_ray(request: TrainRequest) -> int:
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from raydream.prior.train_workers import run_workers
 
-    out = request.out.resolve()
+    # absolute: a worker has another working directory
+    views = request.views if "://" in request.views else str(Path(request.views).resolve())
+    out = str(request.out.resolve())
     on_gpu = request.device == "cuda" or (request.device == "auto" and _cluster_gpus() >= request.workers)
-    trainer = TorchTrainer(
-        functools.partial(_work, views=request.views, out=str(out), config=config_io.dumps(request.config)),
-        scaling_config=ScalingConfig(num_workers=request.workers, use_gpu=on_gpu),
-        # resuming is ours: every attempt goes on from the checkpoint in the folder
-        run_config=RunConfig(name="ray", storage_path=str(out), failure_config=FailureConfig(max_failures=3)),
-    )
-    trainer.fit()
-    ray.shutdown()
+    work = functools.partial(_work, views=views, out=out, config=config_io.dumps(request.config))
+    run_workers(work, out, request.workers, on_gpu)
     print("done", file=sys.stderr)
     return 0
 
@@ -180,7 +174,9 @@ def _work(_settings: Mapping[str, object] | None = None, *, views: str, out: str
 def _cluster_gpus() -> float:
     import ray
 
-    ray.init(ignore_reinit_error=True)
+    from raydream.ray_runtime import connect
+
+    connect()
     return ray.cluster_resources().get("GPU", 0)
 
 
