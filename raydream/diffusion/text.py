@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,9 @@ from torch import Tensor
 from raydream.camera import ViewBin, view_bins, wrap_degrees
 from raydream.config import GuidanceConfig
 from raydream.diffusion import prior_files
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 VIEW_WORDS: dict[ViewBin, str] = {
     "front": ", front view",
@@ -33,6 +37,26 @@ class PerpNegTexts:
     weights: Float[Tensor, "2 view"]
 
 
+def load_text_encoder(folder: Path, device: torch.device) -> "tuple[CLIPTokenizer, CLIPTextModel, int]":
+    """A prior's tokenizer, its frozen text encoder in float32, and the number of tokens that this reads."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    variant = prior_files.weights_variant(folder, "text_encoder")
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # for so small a part it is but noise in a log
+    try:
+        encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", variant=variant, dtype=torch.float32, local_files_only=True
+        )
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
+    encoder.eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
+    return tokenizer, encoder, min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+
+
 def encode_prompts(
     folder: Path, prompts: Sequence[str], device: torch.device
 ) -> dict[str, Float[Tensor, "token width"]]:
@@ -41,15 +65,7 @@ def encode_prompts(
     Raises ``ValueError`` about ``prompt`` where one is longer than the encoder reads, instead of silently losing its
     end, which is where the view words stand.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    variant = prior_files.weights_variant(folder, "text_encoder")
-    encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", variant=variant, dtype=torch.float32, local_files_only=True
-    )
-    encoder.eval().to(device)  # type: ignore[arg-type]
-    num_tokens = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    tokenizer, encoder, num_tokens = load_text_encoder(folder, device)
     embeddings: dict[str, Tensor] = {}
     for prompt in dict.fromkeys(prompts):
         tokens = tokenizer(prompt, padding="max_length", max_length=num_tokens, return_tensors="pt").input_ids

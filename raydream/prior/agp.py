@@ -90,7 +90,7 @@ class AgpDenoiser:
         for module in unet.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge()
-        unet.requires_grad_(False).eval().to(device=device, dtype=dtype)  # type: ignore[call-arg]
+        nn.Module.to(unet.requires_grad_(False).eval(), device=device, dtype=dtype)  # its own warns about no modules
         denoiser.alphas_cumprod = denoiser.alphas_cumprod.to(device)
         return denoiser
 

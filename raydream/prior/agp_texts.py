@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from raydream.diffusion import prior_files
+from raydream.diffusion.text import load_text_encoder
 
 _MOST_CACHED_BYTES = 256 * 2**20
 
@@ -16,21 +16,15 @@ _MOST_CACHED_BYTES = 256 * 2**20
 class AgpTexts:
     """Encodes captions as the prior was trained with them; what is too long is cut. Repeated ones are remembered."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
-        self._tokenizer, self._encoder = tokenizer, encoder.eval().requires_grad_(False)
-        self._num_tokens = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, num_tokens: int) -> None:
+        self._tokenizer, self._encoder, self._num_tokens = tokenizer, encoder, num_tokens
         self._known: dict[str, Tensor] = {}
         self._most = max(64, _MOST_CACHED_BYTES // (4 * self._num_tokens * encoder.config.hidden_size))
 
     @classmethod
     def load(cls, prior: Path, device: torch.device) -> "AgpTexts":
         """The encoder of a prior's folder, in float32."""
-        tokenizer = CLIPTokenizer.from_pretrained(prior / "tokenizer", local_files_only=True)
-        variant = prior_files.weights_variant(prior, "text_encoder")
-        encoder = CLIPTextModel.from_pretrained(
-            prior / "text_encoder", variant=variant, dtype=torch.float32, local_files_only=True
-        )
-        return cls(tokenizer, encoder.to(device))  # type: ignore[arg-type]
+        return cls(*load_text_encoder(prior, device))
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Float[Tensor, "view token width"]:
