@@ -83,18 +83,21 @@ def test_contrast_pulls_two_losses_apart_until_they_differ_enough() -> None:
 def test_contrast_teaches_sides(trained: Path, tmp_path: Path) -> None:
     """Of two trainings that go on from one prior, a side word means more to the one with contrast."""
     gaps = []
-    for weight in (0.0, 8.0):
-        config = replace(small_config(VAE_STEPS, 40), start=str(trained / PRIOR))
+    for weight in (0.0, 2.0):
+        config = replace(small_config(VAE_STEPS, 120), start=str(trained / PRIOR))
         config = replace(config, unet=replace(config.unet, contrast=weight))
         assert _train(config, tmp_path / str(weight))
         models = load_models(tmp_path / str(weight) / PRIOR, CPU)
         pairs = gate.make_pairs(make_sets(small_views(), config, CPU).train, 64)["side"]
         latents = models.encode_images(pairs.images)
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         t = torch.full((len(latents),), 500)
-        right, wrong = (gate.prior_loss(models)(latents, texts, t, noise) for texts in (pairs.right, pairs.wrong))
-        gaps.append(float((wrong / right).log().mean()))
-    assert gaps[1] > 1.5 * abs(gaps[0]), gaps
+        gap = 0.0
+        for seed in range(8):
+            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+            right, wrong = (gate.prior_loss(models)(latents, texts, t, noise) for texts in (pairs.right, pairs.wrong))
+            gap += float((wrong / right).log().mean()) / 8
+        gaps.append(gap)
+    assert gaps[1] > 1.2 * abs(gaps[0]), gaps
 
 
 def test_a_training_goes_on_from_a_finished_prior(trained: Path, tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ def test_killed_driver_and_killed_worker_leave_no_trace_in_the_rows(tmp_path, mo
     assert 1 <= num_done < 16
     assert not (out / "report.json").exists()
     second = subprocess.Popen(job_command(out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    victims: list[int] = []
+    wait_for(lambda: victims.extend(descendants("ray::MapWorker(Map(ShardWorker))")) or victims)
     wait_for(lambda: len(list(shards.glob("*.parquet"))) > num_done)
-    victims = descendants("ray::MapWorker(Map(ShardWorker))")
-    assert victims
     os.kill(victims[0], signal.SIGKILL)
     _, stderr = second.communicate(timeout=200)
     assert second.returncode == 0, stderr.decode()

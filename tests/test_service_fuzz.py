@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import schemathesis
+import schemathesis.specs.openapi.schemas  # not later, beside a service that imports: Python 3.11 parses in one thread
 import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
