@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from raydream.schedule import Constant, Linear, Polyline, Schedule, Steps
 
 T = TypeVar("T")
+_Change = tuple[list[str], str, str]  # the keys that are left to go, the value's words, the whole path
 _SCHEDULES: dict[str, type] = {"constant": Constant, "linear": Linear, "steps": Steps, "polyline": Polyline}
 _SCHEDULE_SET = frozenset(_SCHEDULES.values())
 
@@ -61,15 +62,16 @@ def from_json(expected: Any, value: Any, path: str = "") -> Any:
 
 
 def apply_overrides(config: T, overrides: list[str]) -> T:
-    """A copy of a config with ``a.b.0.c=value`` applied in order; the value is JSON, or text where the field is
-    text.
+    """A copy of a config with all of ``a.b.0.c=value``; the value is JSON, or text where the field is text. The last
+    one of a field counts, and settings are checked together: two that only fit each other may come in any order.
     """
+    changes: list[_Change] = []
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path:
             raise ValueError(f"set: need FIELD=VALUE, got {override!r}")
-        config = _replace(config, path.split("."), text, path)
-    return config
+        changes.append((path.split("."), text, path))
+    return typing.cast(T, _replace(config, changes, ""))
 
 
 def field_names(cls: Any, prefix: str = "") -> list[str]:
@@ -155,31 +157,40 @@ def _unknown(path: str, key: str, known: list[str]) -> typing.NoReturn:
     raise ValueError(f"{path}: unknown field; {hint}")
 
 
-def _replace(node: Any, keys: list[str], text: str, path: str) -> Any:
-    key, rest = keys[0], keys[1:]
+def _replace(node: Any, changes: list[_Change], path: str) -> Any:
+    """The node at ``path`` with all changes below it, each of its fields' in their order."""
+    fields: dict[str, list[_Change]] = {}
+    for keys, text, whole in changes:
+        fields.setdefault(keys[0], []).append((keys[1:], text, whole))
     if isinstance(node, tuple):
-        if not key.isdigit() or int(key) >= len(node):
-            raise ValueError(f"{path}: {key!r} must be an index below {len(node)}")
         items = list(node)
-        items[int(key)] = _replace(items[int(key)], rest, text, path) if rest else _item(items[int(key)], text, path)
+        for key, below in fields.items():
+            if not key.isdigit() or int(key) >= len(node):
+                raise ValueError(f"{below[0][2]}: {key!r} must be an index below {len(node)}")
+            items[int(key)] = _changed(items[int(key)], type(items[int(key)]), below, f"{path}.{key}")
         return tuple(items)
-    if not dataclasses.is_dataclass(node):
-        raise ValueError(f"{path}: {key!r} does not lead to a setting")
     cls: Any = type(node)
+    if not dataclasses.is_dataclass(node):
+        raise ValueError(f"{changes[0][2]}: {changes[0][0][0]!r} does not lead to a setting")
     known = _annotations(cls)
-    if key not in known:
-        _unknown(path, key, list(known))
-    new = (
-        _replace(getattr(node, key), rest, text, path)
-        if rest
-        else from_json(known[key], _literal(known[key], text), path)
-    )
-    arguments = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)} | {key: new}
-    return _construct(type(node), arguments, path.rpartition(".")[0])
+    arguments = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    for key, below in fields.items():
+        if key not in known:
+            _unknown(below[0][2], key, list(known))
+        arguments[key] = _changed(arguments[key], known[key], below, f"{path}.{key}".lstrip("."))
+    return _construct(cls, arguments, path)
 
 
-def _item(old: Any, text: str, path: str) -> Any:
-    return from_json(type(old), _literal(type(old), text), path)
+def _changed(value: Any, expected: Any, changes: list[_Change], path: str) -> Any:
+    """One field's value: a change of the whole field drops those before it, of its parts those after it are kept."""
+    parts: list[_Change] = []
+    for change in changes:
+        keys, text, whole = change
+        if keys:
+            parts.append(change)
+        else:
+            value, parts = from_json(expected, _literal(expected, text), whole), []
+    return _replace(value, parts, path) if parts else value
 
 
 def _literal(expected: Any, text: str) -> Any:

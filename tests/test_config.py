@@ -211,6 +211,20 @@ def test_overrides_leave_the_config_alone_and_apply_in_order() -> None:
     assert before == BASE
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_settings_that_only_fit_each_other_may_come_in_any_order(turned: bool) -> None:
+    distance = ["stages.0.camera.distance.0=8", "stages.0.camera.distance.1=9"]
+    config = config_io.apply_overrides(BASE, distance[::-1] if turned else distance)
+    assert config.stages[0].camera.distance == (8.0, 9.0)
+    with pytest.raises(ValueError, match=r"^stages\.0\.camera\.distance: must be two numbers, smaller first"):
+        config_io.apply_overrides(BASE, distance[:1])
+
+
+def test_a_whole_setting_drops_the_changes_of_its_parts_that_came_before_it() -> None:
+    later = ["stages.0.camera.distance.0=1", "stages.0.camera.distance=[2, 3]", "stages.0.camera.distance.1=4"]
+    assert config_io.apply_overrides(BASE, later).stages[0].camera.distance == (2.0, 4.0)
+
+
 @pytest.mark.parametrize(("name", "steps"), [("nothing", None), ("exhibit", 0), ("sd21", -5)])
 def test_a_preset_is_refused_by_name(name: str, steps: int | None) -> None:
     with pytest.raises(ValueError, match=r"^(preset: unknown 'nothing'; choose one of|steps: must be at least 1)"):
