@@ -76,11 +76,8 @@ class NerfConfig:
     def __post_init__(self) -> None:
         require(self.radius > 0, "radius", f"must be positive, got {self.radius}")
         require(self.hidden_width >= 1, "hidden_width", f"must be positive, got {self.hidden_width}")
-        require(
-            self.occupancy_resolution >= 4,
-            "occupancy_resolution",
-            f"must be at least 4, got {self.occupancy_resolution}",
-        )
+        cells = self.occupancy_resolution
+        require(cells >= 4, "occupancy_resolution", f"must be at least 4, got {cells}")
         require(self.occupancy_every >= 1, "occupancy_every", f"must be positive, got {self.occupancy_every}")
         require(self.samples_per_diagonal >= 4, "samples_per_diagonal", "must be at least 4")
         probability = self.random_background_probability
@@ -168,8 +165,9 @@ class GeometryConfig:
     """The pull of an aligned geometric prior on each particle's canonical coordinate map (SweetDreamer).
 
     ``agp`` is "off", "embedded" or a folder that ``jobs/finetune_agp.py`` wrote; ``prior`` the folder it was made from,
-    empty for the run's own prior (an exhibit's run: the embedded one). The gradients of picture and map are weighted by
-    ``ori_weight`` and ``align_weight``. The object's box is measured anew every ``box_every`` steps.
+    empty for the run's own prior (an exhibit's run: the embedded one). ``ori_weight`` and ``align_weight`` weigh the
+    gradients of picture and map. With ``denoise_steps`` above 1 the AGP is followed for so many DDIM steps from a noisy
+    map to a whole one, which pulls (after HiFA); 1 is SDS. The object's box is measured every ``box_every`` steps.
     """
 
     agp: str = "off"
@@ -179,11 +177,13 @@ class GeometryConfig:
     scale: float = 7.5
     t_min: Schedule = Constant(0.02)
     t_max: Schedule = Constant(0.98)
+    denoise_steps: int = 1
     box_every: int = 50
 
     def __post_init__(self) -> None:
         require(bool(self.agp), "agp", "must be off, embedded or a folder")
-        require(self.box_every >= 1, "box_every", f"must be positive, got {self.box_every}")
+        for name in ("denoise_steps", "box_every"):
+            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -65,17 +65,21 @@ def make_pair(config: RunConfig) -> tuple[Particle, Score]:
     return particle, score
 
 
-def test_the_gradient_points_from_the_map_to_the_one_that_is_wanted() -> None:
-    """For one exact mode it is ``w sqrt(abar / (1 - abar)) (map - wanted)``, whatever the noise."""
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_gradient_points_from_the_map_to_the_one_that_is_wanted(steps: int) -> None:
+    """For one exact mode it is ``w sqrt(abar / (1 - abar)) (map - wanted)``, whatever the noise and the way there. A
+    schedule may end without any signal.
+    """
     generator = torch.Generator().manual_seed(0)
-    abar = torch.linspace(0.99, 0.01, 1000)
-    wanted, here = torch.randn(4, 8, 8, generator=generator), torch.randn(3, 4, 8, 8, generator=generator)
-    branch = GeometryBranch(GeometryConfig(scale=7.5), PointDenoiser(wanted, abar), MixtureTexts(2, CPU), abar)
+    abar = torch.linspace(0.99, 0.0, 1000)
+    wanted, here = 2 * torch.rand(4, 8, 8, generator=generator) - 1, torch.randn(3, 4, 8, 8, generator=generator)
+    config = GeometryConfig(scale=7.5, denoise_steps=steps)
+    branch = GeometryBranch(config, PointDenoiser(wanted, abar), MixtureTexts(2, CPU), abar)
     c2w, zeros = torch.eye(4).expand(3, 4, 4), torch.zeros(3)
-    t = torch.tensor([100, 500, 900])
+    t = torch.tensor([100, 500, 999])
     noise = torch.randn(here.shape, generator=generator)
     gradient = branch.gradient(Views(here, c2w, zeros, zeros, zeros), t, noise, "one_minus_abar")
-    kept = abar[t][:, None, None, None]
+    kept = abar[t if steps == 1 else t.clamp(max=998)][:, None, None, None]
     assert torch.allclose(gradient, (1 - kept) * (kept / (1 - kept)).sqrt() * (here - wanted), atol=1e-5)
 
 

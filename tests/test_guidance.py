@@ -176,6 +176,47 @@ def test_vsd_is_still_where_the_renders_have_the_priors_distribution(generator: 
     torch.testing.assert_close(pull, (slope * (0.2 - 0.7))[:, None, None, None].expand(SHAPE))
 
 
+def test_denoising_is_that_of_diffusers(generator: torch.Generator) -> None:
+    """Every view on its own way from its own t: 750, 500, 250 is what DDIM takes of four steps."""
+    scheduler = DDIMScheduler(**SD, clip_sample=True, clip_sample_range=0.8, set_alpha_to_one=False)
+    scheduler.set_timesteps(4)
+    alphas = scheduler.alphas_cumprod.double()
+    z_t = normal(generator, *SHAPE)
+
+    def eps(z: Tensor, t: Tensor) -> Tensor:
+        return exact_eps(z, alphas[t], 0.7, 0.4)
+
+    found = guidance.denoised(eps, z_t, torch.tensor([750, 300, 90]), alphas, 3, 0.8)
+    z = z_t[:1]
+    for t in scheduler.timesteps[:3]:
+        step = scheduler.step(eps(z, t[None]), t, z, use_clipped_model_output=True)
+        z = step.prev_sample
+    torch.testing.assert_close(found[:1], step.pred_original_sample.double(), rtol=1e-5, atol=1e-5)
+    for view, t in enumerate((750, 300, 90)):
+        alone = guidance.denoised(eps, z_t[view : view + 1], torch.tensor([t]), alphas, 3, 0.8)
+        torch.testing.assert_close(found[view : view + 1], alone)
+
+
+def test_one_step_wants_the_mean_of_two_modes_and_many_steps_one_of_them(generator: torch.Generator) -> None:
+    alphas = guidance.alphas_cumprod(SD)
+    z_t, t = normal(generator, 1, 4, 8, 8), torch.tensor([900])
+
+    def eps(z: Tensor, t: Tensor) -> Tensor:
+        """Of data that are -0.5 or 0.5 in each element."""
+        abar = alphas[t][:, None, None, None]
+        return (z - abar.sqrt() * 0.5 * torch.tanh(z * abar.sqrt() * 0.5 / (1 - abar))) / (1 - abar).sqrt()
+
+    one, many = (guidance.denoised(eps, z_t, t, alphas, steps, 1.0).abs() for steps in (1, 40))
+    assert one.mean() < 0.1
+    assert ((many - 0.5).abs() < 0.05).double().mean() > 0.9
+
+
+def test_implied_noise_is_what_was_added(generator: torch.Generator) -> None:
+    z_0, noise = normal(generator, *SHAPE), normal(generator, *SHAPE)
+    abar_t = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(guidance.implied_noise(guidance.add_noise(z_0, noise, abar_t), z_0, abar_t), noise)
+
+
 def test_sjc_is_sds_with_uniform_weight_and_the_same_input(generator: torch.Generator) -> None:
     z_0, noise = normal(generator, *SHAPE), normal(generator, *SHAPE)
     abar_t = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)

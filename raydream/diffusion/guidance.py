@@ -167,6 +167,33 @@ def distillation_gradient(eps_prior: Latents, eps_reference: Latents, w_t: PerVi
     return _each(w_t) * (eps_prior - eps_reference)
 
 
+def denoised(
+    eps: Callable[[Latents, Int[Tensor, " view"]], Latents],
+    z_t: Latents,
+    t: Int[Tensor, " view"],
+    alphas: Float[Tensor, " timestep"],
+    num_steps: int,
+    bound: float,
+) -> Latents:
+    """The clean latent at the end of ``num_steps`` DDIM steps without noise (arXiv 2010.02502), evenly from each view's
+    own ``t`` towards 0; every estimate on the way is kept within ``bound``. ``alphas`` is ``abar`` of all timesteps and
+    must not be 0 at ``t``.
+    """
+    clean = z_t
+    for left in range(num_steps, 0, -1):
+        now = t * left // num_steps
+        abar = alphas[now]
+        estimate = (z_t - _each(1 - abar).sqrt() * eps(z_t, now)) / _each(abar).sqrt()
+        clean = estimate.clamp(-bound, bound)
+        z_t = add_noise(clean, implied_noise(z_t, clean, abar), alphas[t * (left - 1) // num_steps])
+    return clean
+
+
+def implied_noise(z_t: Latents, z_0: Latents, abar_t: PerView) -> Latents:
+    """The noise that was added if ``z_0`` is what is clean: the inverse of ``add_noise``."""
+    return (z_t - _each(abar_t).sqrt() * z_0) / _each(1 - abar_t).sqrt()
+
+
 def sjc_gradient(
     eps_prior: Latents, z_0: Latents, noise: Latents, abar_t: PerView, variance_reduction: bool = True
 ) -> Latents:

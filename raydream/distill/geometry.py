@@ -1,6 +1,7 @@
 """The branch of the aligned geometric prior: its gradient on canonical coordinate maps, with the noise as reference."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +11,8 @@ from raydream.config import GeometryConfig, ScoreConfig
 from raydream.diffusion import guidance
 from raydream.distill.prior import Texts, load_agp
 from raydream.types import Condition, Denoiser, Views
+
+MAP_BOUND = 1.0  # coordinates and opacity are coded within [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,30 @@ class GeometryBranch:
     def gradient(
         self, views: Views, t: Int[Tensor, " view"], noise: Float[Tensor, "view 4 h w"], weighting: guidance.Weighting
     ) -> Float[Tensor, "view 4 h w"]:
-        """SweetDreamer's L_align by each map: ``w(t) (eps_guided - noise)``; ``views.latents`` are encoded maps."""
-        abar = self.alphas_cumprod[t]
-        z_t = guidance.add_noise(views.latents, noise, abar)
+        """SweetDreamer's L_align by each map: ``w(t) (eps_guided - noise)``; ``views.latents`` are encoded maps.
+
+        With several denoising steps ``eps_guided`` is the noise that the map at their end implies.
+        """
+        steps, alphas = self.config.denoise_steps, self.alphas_cumprod
+        if steps == 1:
+            z_t = guidance.add_noise(views.latents, noise, alphas[t])
+            guided = self._guided_eps(views, z_t, t)
+        else:
+            t = t.clamp(max=len(alphas) - 2)  # where a schedule ends without signal, noise tells nothing of a map
+            z_t = guidance.add_noise(views.latents, noise, alphas[t])
+            clean = guidance.denoised(partial(self._guided_eps, views), z_t, t, alphas, steps, MAP_BOUND)
+            guided = guidance.implied_noise(z_t, clean, alphas[t])
+        return guidance.distillation_gradient(guided, noise, guidance.weight(weighting, alphas[t]))
+
+    def _guided_eps(
+        self, views: Views, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"]
+    ) -> Float[Tensor, "view 4 h w"]:
         negative, text = (
             texts(views.num_views) for texts in (self.texts.negative_embeddings, self.texts.prompt_embeddings)
         )
         cond = Condition(text, views.c2w, views.fov_y_deg, torch.ones(views.num_views, device=z_t.device))
         eps = guidance.eps_for_texts(self.denoiser.eps, z_t, t, cond, torch.stack([negative, text]))
-        guided = guidance.classifier_free(eps[0], eps[1], self.config.scale)
-        return guidance.distillation_gradient(guided, noise, guidance.weight(weighting, abar))
+        return guidance.classifier_free(eps[0], eps[1], self.config.scale)
 
 
 def load_geometry(config: ScoreConfig, device: torch.device) -> GeometryBranch | None:
