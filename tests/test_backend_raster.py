@@ -96,13 +96,19 @@ def test_a_closed_mesh_has_no_holes(backend: Backend, generator: torch.Generator
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("height", "width", "thinness"), [(33, 47, 1.0), (90, 130, 0.01), (20, 700, 1e-4)])
 def test_numba_rasterizer_is_the_reference_bit_by_bit(
-    seed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    seed: int, dtype: torch.dtype, height: int, width: int, thinness: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of plain triangles and of slivers along any direction, some far larger than the image."""
     monkeypatch.setattr(reference, "RASTERIZE_CHUNK", 3000)  # several chunks
     clip, faces = random_triangles(torch.Generator().manual_seed(seed), dtype)
+    corners = clip[:, faces.flatten()].unflatten(1, (-1, 3))
+    corners[:, :, 2, :2] = corners[:, :, 1, :2] + thinness * (corners[:, :, 2, :2] - corners[:, :, 1, :2])
+    corners[:, ::7, :, :2] *= 1000
+    clip, faces = corners.flatten(1, 2), torch.arange(3 * len(faces)).view(-1, 3)
     expected, found = (
-        b.rasterize(clip, faces, 33, 47) for b in map(load_backend, ("reference", "numba"), ("cpu", "cpu"))
+        b.rasterize(clip, faces, height, width) for b in map(load_backend, ("reference", "numba"), ("cpu", "cpu"))
     )
     assert (expected.face >= 0).any()
     for name in ("face", "depth", "barycentric"):

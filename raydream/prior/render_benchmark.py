@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--source", default="", help="an asset folder; without it the one of this machine")
     parser.add_argument("--assets", type=int, default=40, help="how many of them, evenly over the folder")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # else the tools pay for torch's idle threads
     records, _ = library_records(LibraryConfig(args.source))
     sample = records[:: max(1, len(records) // args.assets)]
     views = replace(make_recipe("prior").views, num_views=8, images=ViewConfig().images)
