@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -16,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from raydream.diffusion.denoiser import suit_attention
 from raydream.diffusion.guidance import add_noise, alphas_cumprod, classifier_free, v_target
 from raydream.diffusion.prior_files import LEXICON
+from raydream.diffusion.text import load_text_encoder
 from raydream.prior.captions import Lexicon
 from raydream.prior.train_config import UnetConfig, VaeConfig
 from raydream.prior.word_tokenizer import word_tokenizer
@@ -166,18 +166,13 @@ def normalise_latents(vae: AutoencoderKL, images: Float[Tensor, "view 3 h w"]) -
 def load_models(folder: Path, device: torch.device) -> PriorModels:
     """A prior that ``prior_export.export_prior`` wrote, in float32."""
 
-    def load(kind: Any, part: str) -> Any:
-        return kind.from_pretrained(folder / part, local_files_only=True)
-
     lexicon = Lexicon.loads((folder / LEXICON).read_text(encoding="utf-8"))
-    tokenizer, scheduler = load(CLIPTokenizer, "tokenizer"), load(DDIMScheduler, "scheduler")
-    vae, unet, text = (
-        load(AutoencoderKL, "vae"),
-        load(UNet2DConditionModel, "unet"),
-        load(CLIPTextModel, "text_encoder"),
-    )
+    tokenizer, text, _ = load_text_encoder(folder, device)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     suit_attention(unet, device)
-    vae, unet, text = (module.float().eval().requires_grad_(False).to(device) for module in (vae, unet, text))
+    vae, unet = (module.float().eval().requires_grad_(False).to(device) for module in (vae, unet))
     return PriorModels(vae, unet, text, tokenizer, scheduler, lexicon)
 
 
