@@ -75,11 +75,9 @@ class NerfConfig:
 
     def __post_init__(self) -> None:
         require(self.radius > 0, "radius", f"must be positive, got {self.radius}")
-        require(self.hidden_width >= 1, "hidden_width", f"must be positive, got {self.hidden_width}")
-        cells = self.occupancy_resolution
-        require(cells >= 4, "occupancy_resolution", f"must be at least 4, got {cells}")
-        require(self.occupancy_every >= 1, "occupancy_every", f"must be positive, got {self.occupancy_every}")
-        require(self.samples_per_diagonal >= 4, "samples_per_diagonal", "must be at least 4")
+        least = {"hidden_width": 1, "occupancy_resolution": 4, "occupancy_every": 1, "samples_per_diagonal": 4}
+        for name, low in least.items():
+            require(getattr(self, name) >= low, name, f"must be at least {low}, got {getattr(self, name)}")
         probability = self.random_background_probability
         require(0 <= probability <= 1, "random_background_probability", f"must lie in [0, 1], got {probability}")
         _require_range(self.random_background, "random_background", 0.0, 1.0)
@@ -166,8 +164,9 @@ class GeometryConfig:
 
     ``agp`` is "off", "embedded" or a folder that ``jobs/finetune_agp.py`` wrote; ``prior`` the folder it was made from,
     empty for the run's own prior (an exhibit's run: the embedded one). ``ori_weight`` and ``align_weight`` weigh the
-    gradients of picture and map. With ``denoise_steps`` above 1 the AGP is followed for so many DDIM steps from a noisy
-    map to a whole one, which pulls (after HiFA); 1 is SDS. The object's box is measured every ``box_every`` steps.
+    gradients of picture and map. With ``denoise_steps`` above 1 the AGP is followed by DDIM from a noisy map to a whole
+    one, which pulls (after HiFA); 1 is SDS. Particles but the first hear the prompt with noise of ``text_noise`` times
+    its embedding's deviation and so differ in shape (after CADS, 2310.17347). The box is measured each ``box_every``.
     """
 
     agp: str = "off"
@@ -178,10 +177,12 @@ class GeometryConfig:
     t_min: Schedule = Constant(0.02)
     t_max: Schedule = Constant(0.98)
     denoise_steps: int = 1
+    text_noise: float = 0.0
     box_every: int = 50
 
     def __post_init__(self) -> None:
         require(bool(self.agp), "agp", "must be off, embedded or a folder")
+        require(self.text_noise >= 0, "text_noise", f"must not be negative, got {self.text_noise}")
         for name in ("denoise_steps", "box_every"):
             require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
 
@@ -206,11 +207,10 @@ class LearnerConfig:
     bfloat16: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "rank", f"must be positive, got {self.rank}")
+        for name in ("rank", "fits_per_step", "timesteps_per_view"):
+            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
         require(self.lr > 0, "lr", f"must be positive, got {self.lr}")
         require(0 <= self.camera_dropout <= 1, "camera_dropout", f"must lie in [0, 1], got {self.camera_dropout}")
-        require(self.fits_per_step >= 1, "fits_per_step", f"must be positive, got {self.fits_per_step}")
-        require(self.timesteps_per_view >= 1, "timesteps_per_view", "must be positive")
 
 
 @dataclass(frozen=True)

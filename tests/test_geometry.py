@@ -12,8 +12,9 @@ from tiny_prior import make_tiny_prior
 from torch import Tensor
 
 from raydream import cli, config_io
-from raydream.config import GeometryConfig, RunConfig, particle_config, score_config
+from raydream.config import GeometryConfig, GuidanceConfig, RunConfig, particle_config, score_config
 from raydream.diffusion import prior_files
+from raydream.diffusion.text import TextBank, bank_prompts
 from raydream.distill.geometry import GeometryBranch
 from raydream.distill.messages import MAPS
 from raydream.distill.particle import Particle, encode_maps
@@ -78,9 +79,31 @@ def test_the_gradient_points_from_the_map_to_the_one_that_is_wanted(steps: int) 
     c2w, zeros = torch.eye(4).expand(3, 4, 4), torch.zeros(3)
     t = torch.tensor([100, 500, 999])
     noise = torch.randn(here.shape, generator=generator)
-    gradient = branch.gradient(Views(here, c2w, zeros, zeros, zeros), t, noise, "one_minus_abar")
+    gradient = branch.gradient(
+        Views(here, c2w, zeros, zeros, zeros), branch.heard(0, [0, 1, 2], 1), t, noise, "one_minus_abar"
+    )
     kept = abar[t if steps == 1 else t.clamp(max=998)][:, None, None, None]
     assert torch.allclose(gradient, (1 - kept) * (kept / (1 - kept)).sqrt() * (here - wanted), atol=1e-5)
+
+
+def test_every_particle_but_the_first_hears_the_prompt_in_its_own_way() -> None:
+    """The same at each step, whoever is asked for; in all of a particle's views; as loud as the setting says."""
+    draws = torch.Generator().manual_seed(0)
+    embeddings = {words: 3 * torch.randn(24, 192, generator=draws) for words in bank_prompts("a chair", "")}
+    texts = TextBank(embeddings, "a chair", "", GuidanceConfig())
+    abar = torch.linspace(0.99, 0.01, 1000)
+    plain, branch = (
+        GeometryBranch(GeometryConfig(text_noise=loud), PointDenoiser(torch.zeros(4, 8, 8), abar), texts, abar)
+        for loud in (0.0, 0.5)
+    )
+    heard = branch.heard(7, [0, 1, 2], 2)
+    assert torch.equal(heard[:2], texts.prompt_embeddings(2))
+    assert torch.equal(heard[2], heard[3])
+    assert not torch.equal(heard[3], heard[4])
+    assert torch.equal(branch.heard(7, [2, 1], 1), heard[[4, 2]])
+    assert torch.allclose((heard[2] - embeddings["a chair"]).std(), torch.tensor(1.5), atol=0.05)
+    assert torch.equal(plain.heard(7, [1], 1), texts.prompt_embeddings(1))
+    assert not torch.equal(branch.heard(8, [1], 1), heard[2:3])
 
 
 def test_joined_pixels_are_weighted_by_opacity_as_in_the_training() -> None:

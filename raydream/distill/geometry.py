@@ -1,5 +1,6 @@
 """The branch of the aligned geometric prior: its gradient on canonical coordinate maps, with the noise as reference."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from raydream.config import GeometryConfig, ScoreConfig
 from raydream.diffusion import guidance
 from raydream.distill.prior import Texts, load_agp
+from raydream.seeds import generator
 from raydream.types import Condition, Denoiser, Views
 
 MAP_BOUND = 1.0  # coordinates and opacity are coded within [-1, 1]
@@ -24,9 +26,24 @@ class GeometryBranch:
     texts: Texts
     alphas_cumprod: Float[Tensor, " t"]
 
+    def heard(self, seed: int, particles: Sequence[int], num_views: int) -> Float[Tensor, "view token width"]:
+        """The prompt as each particle hears it, the same in all of its steps, for ``num_views`` views of each."""
+        plain = self.texts.prompt_embeddings(1)
+        scale = self.config.text_noise * float(plain.std())
+        own = []
+        for index in particles:
+            noise = torch.randn(plain.shape, generator=generator(seed, "heard", index, 0)).to(plain)
+            own.append(plain + scale * noise if index and scale else plain)
+        return torch.cat(own).repeat_interleave(num_views, 0)
+
     @torch.no_grad()
     def gradient(
-        self, views: Views, t: Int[Tensor, " view"], noise: Float[Tensor, "view 4 h w"], weighting: guidance.Weighting
+        self,
+        views: Views,
+        text: Float[Tensor, "view token width"],
+        t: Int[Tensor, " view"],
+        noise: Float[Tensor, "view 4 h w"],
+        weighting: guidance.Weighting,
     ) -> Float[Tensor, "view 4 h w"]:
         """SweetDreamer's L_align by each map: ``w(t) (eps_guided - noise)``; ``views.latents`` are encoded maps.
 
@@ -35,20 +52,22 @@ class GeometryBranch:
         steps, alphas = self.config.denoise_steps, self.alphas_cumprod
         if steps == 1:
             z_t = guidance.add_noise(views.latents, noise, alphas[t])
-            guided = self._guided_eps(views, z_t, t)
+            guided = self._guided_eps(views, text, z_t, t)
         else:
             t = t.clamp(max=len(alphas) - 2)  # where a schedule ends without signal, noise tells nothing of a map
             z_t = guidance.add_noise(views.latents, noise, alphas[t])
-            clean = guidance.denoised(partial(self._guided_eps, views), z_t, t, alphas, steps, MAP_BOUND)
+            clean = guidance.denoised(partial(self._guided_eps, views, text), z_t, t, alphas, steps, MAP_BOUND)
             guided = guidance.implied_noise(z_t, clean, alphas[t])
         return guidance.distillation_gradient(guided, noise, guidance.weight(weighting, alphas[t]))
 
     def _guided_eps(
-        self, views: Views, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"]
+        self,
+        views: Views,
+        text: Float[Tensor, "view token width"],
+        z_t: Float[Tensor, "view 4 h w"],
+        t: Int[Tensor, " view"],
     ) -> Float[Tensor, "view 4 h w"]:
-        negative, text = (
-            texts(views.num_views) for texts in (self.texts.negative_embeddings, self.texts.prompt_embeddings)
-        )
+        negative = self.texts.negative_embeddings(views.num_views)
         cond = Condition(text, views.c2w, views.fov_y_deg, torch.ones(views.num_views, device=z_t.device))
         eps = guidance.eps_for_texts(self.denoiser.eps, z_t, t, cond, torch.stack([negative, text]))
         return guidance.classifier_free(eps[0], eps[1], self.config.scale)

@@ -97,8 +97,9 @@ class Score:
         geometry = self.config.geometry
         t_range = _t_range(geometry.t_min, geometry.t_max, step)
         t, noise = self._draw("guide_maps", step, particles, messages, *t_range, MAPS)
-        gradient = self.geometry.gradient(views, t, noise, self.config.guidance.weighting)
         sizes = [len(message[MAPS]) for message in messages]
+        text = self.geometry.heard(self.config.seed, particles, sizes[0])
+        gradient = self.geometry.gradient(views, text, t, noise, self.config.guidance.weighting)
         gradients = [to_wire(part, self.config.wire_dtype) for part in gradient.split(sizes)]
         spent = {"time/guide_s": time.perf_counter() - started, "cpu/guide_s": time.thread_time() - cpu}
         return [*gradients, spent]
