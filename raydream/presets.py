@@ -90,7 +90,7 @@ def embedded(steps: int = 600) -> RunConfig:
         geometry=GeometryConfig(
             agp="embedded",
             denoise_steps=2,
-            text_noise=0.7,
+            text_noise=1.0,
             ori_weight=Linear(0.2, 1.0, int(0.3 * steps), int(0.8 * steps)),
             align_weight=Linear(100.0, 40.0, int(0.3 * steps), int(0.8 * steps)),
         ),
