@@ -176,15 +176,15 @@ class GeometryConfig:
     scale: float = 7.5
     t_min: Schedule = Constant(0.02)
     t_max: Schedule = Constant(0.98)
-    denoise_steps: int = 1
+    denoise_steps: Schedule = Constant(1.0)
     text_noise: float = 0.0
     box_every: int = 50
 
     def __post_init__(self) -> None:
         require(bool(self.agp), "agp", "must be off, embedded or a folder")
         require(self.text_noise >= 0, "text_noise", f"must not be negative, got {self.text_noise}")
-        for name in ("denoise_steps", "box_every"):
-            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
+        require(lowest(self.denoise_steps) >= 1, "denoise_steps", "must be at least 1 everywhere")
+        require(self.box_every >= 1, "box_every", f"must be positive, got {self.box_every}")
 
 
 @dataclass(frozen=True)

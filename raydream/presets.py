@@ -89,7 +89,8 @@ def embedded(steps: int = 600) -> RunConfig:
         # the prior knows what, its AGP from where: shapes first, then pictures beside them
         geometry=GeometryConfig(
             agp="embedded",
-            denoise_steps=2,
+            # two steps find what one would blur, and leave specks around it, which one then clears away
+            denoise_steps=Steps(((0, 2.0), (max(1, int(0.6 * steps)), 1.0))),
             text_noise=1.0,
             ori_weight=Linear(0.2, 1.0, int(0.3 * steps), int(0.8 * steps)),
             align_weight=Linear(100.0, 40.0, int(0.3 * steps), int(0.8 * steps)),

@@ -74,13 +74,12 @@ def test_the_gradient_points_from_the_map_to_the_one_that_is_wanted(steps: int) 
     generator = torch.Generator().manual_seed(0)
     abar = torch.linspace(0.99, 0.0, 1000)
     wanted, here = 2 * torch.rand(4, 8, 8, generator=generator) - 1, torch.randn(3, 4, 8, 8, generator=generator)
-    config = GeometryConfig(scale=7.5, denoise_steps=steps)
-    branch = GeometryBranch(config, PointDenoiser(wanted, abar), MixtureTexts(2, CPU), abar)
+    branch = GeometryBranch(GeometryConfig(scale=7.5), PointDenoiser(wanted, abar), MixtureTexts(2, CPU), abar)
     c2w, zeros = torch.eye(4).expand(3, 4, 4), torch.zeros(3)
     t = torch.tensor([100, 500, 999])
     noise = torch.randn(here.shape, generator=generator)
     gradient = branch.gradient(
-        Views(here, c2w, zeros, zeros, zeros), branch.heard(0, [0, 1, 2], 1), t, noise, "one_minus_abar"
+        Views(here, c2w, zeros, zeros, zeros), branch.heard(0, [0, 1, 2], 1), t, noise, "one_minus_abar", steps
     )
     kept = abar[t if steps == 1 else t.clamp(max=998)][:, None, None, None]
     assert torch.allclose(gradient, (1 - kept) * (kept / (1 - kept)).sqrt() * (here - wanted), atol=1e-5)

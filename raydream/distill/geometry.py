@@ -44,19 +44,20 @@ class GeometryBranch:
         t: Int[Tensor, " view"],
         noise: Float[Tensor, "view 4 h w"],
         weighting: guidance.Weighting,
+        denoise_steps: int,
     ) -> Float[Tensor, "view 4 h w"]:
         """SweetDreamer's L_align by each map: ``w(t) (eps_guided - noise)``; ``views.latents`` are encoded maps.
 
-        With several denoising steps ``eps_guided`` is the noise that the map at their end implies.
+        With several ``denoise_steps`` ``eps_guided`` is the noise that the map at their end implies.
         """
-        steps, alphas = self.config.denoise_steps, self.alphas_cumprod
-        if steps == 1:
+        alphas = self.alphas_cumprod
+        if denoise_steps == 1:
             z_t = guidance.add_noise(views.latents, noise, alphas[t])
             guided = self._guided_eps(views, text, z_t, t)
         else:
             t = t.clamp(max=len(alphas) - 2)  # where a schedule ends without signal, noise tells nothing of a map
             z_t = guidance.add_noise(views.latents, noise, alphas[t])
-            clean = guidance.denoised(partial(self._guided_eps, views, text), z_t, t, alphas, steps, MAP_BOUND)
+            clean = guidance.denoised(partial(self._guided_eps, views, text), z_t, t, alphas, denoise_steps, MAP_BOUND)
             guided = guidance.implied_noise(z_t, clean, alphas[t])
         return guidance.distillation_gradient(guided, noise, guidance.weight(weighting, alphas[t]))
 

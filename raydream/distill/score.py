@@ -99,7 +99,8 @@ class Score:
         t, noise = self._draw("guide_maps", step, particles, messages, *t_range, MAPS)
         sizes = [len(message[MAPS]) for message in messages]
         text = self.geometry.heard(self.config.seed, particles, sizes[0])
-        gradient = self.geometry.gradient(views, text, t, noise, self.config.guidance.weighting)
+        weighting, denoise_steps = self.config.guidance.weighting, int(geometry.denoise_steps.at(step))
+        gradient = self.geometry.gradient(views, text, t, noise, weighting, denoise_steps)
         gradients = [to_wire(part, self.config.wire_dtype) for part in gradient.split(sizes)]
         spent = {"time/guide_s": time.perf_counter() - started, "cpu/guide_s": time.thread_time() - cpu}
         return [*gradients, spent]
