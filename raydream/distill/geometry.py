@@ -30,11 +30,13 @@ class GeometryBranch:
         """The prompt as each particle hears it, the same in all of its steps, for ``num_views`` views of each."""
         plain = self.texts.prompt_embeddings(1)
         scale = self.config.text_noise * float(plain.std())
-        own = []
-        for index in particles:
-            noise = torch.randn(plain.shape, generator=generator(seed, "heard", index, 0)).to(plain)
-            own.append(plain + scale * noise if index and scale else plain)
-        return torch.cat(own).repeat_interleave(num_views, 0)
+
+        def own(index: int) -> Float[Tensor, "1 token width"]:
+            if not (index and scale):
+                return plain
+            return plain + scale * torch.randn(plain.shape, generator=generator(seed, "heard", index, 0)).to(plain)
+
+        return torch.cat([own(index) for index in particles]).repeat_interleave(num_views, 0)
 
     @torch.no_grad()
     def gradient(

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from raydream.diffusion.denoiser import suit_attention
+from raydream.diffusion.denoiser import load_unet, suit_attention
 from raydream.diffusion.guidance import add_noise, alphas_cumprod, classifier_free, v_target
 from raydream.diffusion.prior_files import LEXICON
 from raydream.diffusion.text import load_text_encoder
@@ -168,7 +168,7 @@ def load_models(folder: Path, device: torch.device) -> PriorModels:
 
     lexicon = Lexicon.loads((folder / LEXICON).read_text(encoding="utf-8"))
     tokenizer, text, _ = load_text_encoder(folder, device)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
+    unet = load_unet(folder, torch.float32)
     vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     suit_attention(unet, device)
