@@ -15,7 +15,7 @@ from raydream import cli, config_io
 from raydream.config import GeometryConfig, GuidanceConfig, RunConfig, particle_config, score_config
 from raydream.diffusion import prior_files
 from raydream.diffusion.text import TextBank, bank_prompts
-from raydream.distill.geometry import GeometryBranch
+from raydream.distill.geometry import MAP_BOUND, GeometryBranch
 from raydream.distill.messages import MAPS
 from raydream.distill.particle import Particle, encode_maps
 from raydream.distill.prior import MixtureTexts
@@ -73,7 +73,8 @@ def test_the_gradient_points_from_the_map_to_the_one_that_is_wanted(steps: int) 
     """
     generator = torch.Generator().manual_seed(0)
     abar = torch.linspace(0.99, 0.0, 1000)
-    wanted, here = 2 * torch.rand(4, 8, 8, generator=generator) - 1, torch.randn(3, 4, 8, 8, generator=generator)
+    wanted, here = torch.randn(4, 8, 8, generator=generator), torch.randn(3, 4, 8, 8, generator=generator)
+    wanted = wanted if steps == 1 else wanted.clamp(-MAP_BOUND, MAP_BOUND)
     branch = GeometryBranch(GeometryConfig(scale=7.5), PointDenoiser(wanted, abar), MixtureTexts(2, CPU), abar)
     c2w, zeros = torch.eye(4).expand(3, 4, 4), torch.zeros(3)
     t = torch.tensor([100, 500, 999])
