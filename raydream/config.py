@@ -7,21 +7,12 @@ Each class checks its own fields and raises ``ValueError`` that starts with the 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.schedule import Constant, Schedule, Steps, lowest
+from raydream.checks import require, require_range
+from raydream.config_guidance import GeometryConfig, GuidanceConfig, LearnerConfig
+from raydream.schedule import Constant, Schedule, lowest
 
 Method = Literal["vsd", "sds", "sjc"]
 MAX_PROMPT_CHARACTERS = 1000
-
-
-def require(condition: bool, name: str, remedy: str) -> None:
-    """Raises a ``ValueError`` that names the field and says what would be right."""
-    if not condition:
-        raise ValueError(f"{name}: {remedy}")
-
-
-def _require_range(low_high: tuple[float, float], name: str, low: float, high: float) -> None:
-    ok = low <= low_high[0] <= low_high[1] <= high
-    require(ok, name, f"must be two numbers, smaller first, within [{low}, {high}], got {list(low_high)}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class NerfConfig:
             require(getattr(self, name) >= low, name, f"must be at least {low}, got {getattr(self, name)}")
         probability = self.random_background_probability
         require(0 <= probability <= 1, "random_background_probability", f"must lie in [0, 1], got {probability}")
-        _require_range(self.random_background, "random_background", 0.0, 1.0)
+        require_range(self.random_background, "random_background", 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -96,9 +87,9 @@ class CameraConfig:
 
     def __post_init__(self) -> None:
         require(self.views_per_particle >= 1, "views_per_particle", f"must be positive, got {self.views_per_particle}")
-        _require_range(self.distance, "distance", 1e-3, 1e3)
-        _require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
-        _require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
+        require_range(self.distance, "distance", 1e-3, 1e3)
+        require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
+        require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
         require(lowest(self.image_px) >= 4, "image_px", f"must be at least 4 everywhere, got {lowest(self.image_px):g}")
 
 
@@ -131,86 +122,6 @@ class LossConfig:
     opaqueness: Schedule = Constant(0.0)
     orientation: Schedule = Constant(0.0)
     z_variance: Schedule = Constant(0.0)
-
-
-@dataclass(frozen=True)
-class GuidanceConfig:
-    """How the frozen prior turns into a gradient.
-
-    ``scale`` is classifier-free guidance in diffusers' convention, ``eps = negative + scale * (positive -
-    negative)``, so 1 means no guidance. ``t_min`` and ``t_max`` are fractions of 1000: t is drawn uniformly between
-    them. ``gradient_clip`` is a bound on each element of the gradient, 0 for none.
-    """
-
-    scale: float = 7.5
-    weighting: Literal["one_minus_abar", "uniform", "sqrt_abar_one_minus_abar", "fantasia3d"] = "one_minus_abar"
-    t_min: Schedule = Constant(0.02)
-    t_max: Schedule = Steps(((0, 0.98), (5000, 0.5)))
-    shared_t: bool = False
-    view_dependent_prompts: bool = True
-    front_deg: float = 45.0
-    back_deg: float = 45.0
-    overhead_deg: float = 60.0
-    perp_neg: bool = False
-    gradient_clip: Schedule = Constant(0.0)
-
-    def __post_init__(self) -> None:
-        require(self.scale >= 0, "scale", f"must not be negative, got {self.scale}")
-
-
-@dataclass(frozen=True)
-class GeometryConfig:
-    """The pull of an aligned geometric prior on each particle's canonical coordinate map (SweetDreamer).
-
-    ``agp`` is "off", "embedded" or a folder that ``jobs/finetune_agp.py`` wrote; ``prior`` the folder it was made from,
-    empty for the run's own prior (an exhibit's run: the embedded one). ``ori_weight`` and ``align_weight`` weigh the
-    gradients of picture and map. With ``denoise_steps`` above 1 the AGP is followed by DDIM from a noisy map to a whole
-    one, which pulls (after HiFA); 1 is SDS. Particles but the first hear the prompt with noise of ``text_noise`` times
-    its embedding's deviation and so differ in shape (after CADS, 2310.17347). The box is measured each ``box_every``.
-    """
-
-    agp: str = "off"
-    prior: str = ""
-    ori_weight: Schedule = Constant(1.0)
-    align_weight: Schedule = Constant(1.0)
-    scale: float = 7.5
-    t_min: Schedule = Constant(0.02)
-    t_max: Schedule = Constant(0.98)
-    denoise_steps: Schedule = Constant(1.0)
-    text_noise: float = 0.0
-    box_every: int = 50
-
-    def __post_init__(self) -> None:
-        require(bool(self.agp), "agp", "must be off, embedded or a folder")
-        require(self.text_noise >= 0, "text_noise", f"must not be negative, got {self.text_noise}")
-        require(lowest(self.denoise_steps) >= 1, "denoise_steps", "must be at least 1 everywhere")
-        require(self.box_every >= 1, "box_every", f"must be positive, got {self.box_every}")
-
-
-@dataclass(frozen=True)
-class LearnerConfig:
-    """The learned reference of VSD: a LoRA of the prior, or a small UNet beside an exhibit's exact score.
-
-    ``warm_up_fits`` are extra fits on the first step's views before any particle moves. ``bfloat16`` is for the small
-    UNet's arithmetic; "auto" takes it where the processor is fast at it.
-    """
-
-    rank: int = 4
-    lr: float = 1e-4
-    lr_warm_up_steps: int = 500
-    weight_decay: float = 1e-2
-    camera_dropout: float = 0.1
-    fits_per_step: int = 1
-    timesteps_per_view: int = 1
-    warm_up_fits: int = 0
-    unet_channels: tuple[int, ...] = (64, 96)
-    bfloat16: Literal["auto", "on", "off"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "fits_per_step", "timesteps_per_view"):
-            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
-        require(self.lr > 0, "lr", f"must be positive, got {self.lr}")
-        require(0 <= self.camera_dropout <= 1, "camera_dropout", f"must lie in [0, 1], got {self.camera_dropout}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from raydream import cli, config_io
-from raydream.config import RunConfig, require
+from raydream.checks import require
+from raydream.config import RunConfig
 from raydream.store import RunFolder
 
 if TYPE_CHECKING:

@@ -5,10 +5,7 @@ from collections.abc import Callable
 from raydream.config import (
     CameraConfig,
     ClusterConfig,
-    GeometryConfig,
-    GuidanceConfig,
     HashGridConfig,
-    LearnerConfig,
     LossConfig,
     NerfConfig,
     OutputConfig,
@@ -17,6 +14,7 @@ from raydream.config import (
     ShadingConfig,
     StageConfig,
 )
+from raydream.config_guidance import GeometryConfig, GuidanceConfig, LearnerConfig
 from raydream.schedule import Constant, Linear, Polyline, Steps
 
 DEFAULT_PRESET = "exhibit"

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from raydream import config_io
-from raydream.config import MAX_PROMPT_CHARACTERS, RunConfig, require
+from raydream.checks import require
+from raydream.config import MAX_PROMPT_CHARACTERS, RunConfig
 from raydream.diffusion.prior_files import EMBEDDED, known_nouns
 from raydream.launch import check_prior
 from raydream.presets import PRESETS

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raydream import config_io
-from raydream.config import RunConfig, require
+from raydream.checks import require
+from raydream.config import RunConfig
 from raydream.presets import DEFAULT_PRESET, PRESETS, make_preset
 
 PREFIX = "RAYDREAM_SERVE_"

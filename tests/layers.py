@@ -8,6 +8,8 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
     "L0: settings, run folder and words for people; no torch": [
         ("raydream raydream.*.__init__", ""),
         ("raydream.schedule", ""),
+        ("raydream.checks", ""),
+        ("raydream.config_guidance", ""),
         ("raydream.config", ""),
         ("raydream.config_io raydream.presets", ""),
         ("raydream.storage raydream.store", "pyarrow"),

@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from raydream.config import GeometryConfig, GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
+from raydream.config import Method, PriorConfig, ScoreConfig
+from raydream.config_guidance import GeometryConfig, GuidanceConfig, LearnerConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import alphas_cumprod
 from raydream.diffusion.lora import LoraDenoiser

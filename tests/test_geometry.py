@@ -12,7 +12,8 @@ from tiny_prior import make_tiny_prior
 from torch import Tensor
 
 from raydream import cli, config_io
-from raydream.config import GeometryConfig, GuidanceConfig, RunConfig, particle_config, score_config
+from raydream.config import RunConfig, particle_config, score_config
+from raydream.config_guidance import GeometryConfig, GuidanceConfig
 from raydream.diffusion import prior_files
 from raydream.diffusion.text import TextBank, bank_prompts
 from raydream.distill.geometry import MAP_BOUND, GeometryBranch

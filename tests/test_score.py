@@ -14,7 +14,8 @@ from tiny_prior import make_tiny_prior
 from tiny_score import GUIDANCE, LEARNER, NEGATIVE, PROMPT, SCALE, SEED, learn, new_score, views_of
 from torch import Tensor
 
-from raydream.config import GuidanceConfig, Method
+from raydream.config import Method
+from raydream.config_guidance import GuidanceConfig
 from raydream.diffusion.text import encode_prompts
 from raydream.distill.messages import Message
 from raydream.distill.score import Score

@@ -11,7 +11,7 @@ from tiny_prior import NUM_TOKENS, TEXT_WIDTH, make_tiny_prior
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from raydream.config import GuidanceConfig
+from raydream.config_guidance import GuidanceConfig
 from raydream.diffusion import text
 from raydream.diffusion.text import TextBank, bank_prompts, encode_prompts
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from raydream.camera import orbit_cameras
-from raydream.config import GeometryConfig, GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
+from raydream.config import Method, PriorConfig, ScoreConfig
+from raydream.config_guidance import GeometryConfig, GuidanceConfig, LearnerConfig
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.prior import load_prior
 from raydream.distill.score import Score

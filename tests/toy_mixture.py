@@ -15,7 +15,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from raydream.camera import orbit_cameras
-from raydream.config import GeometryConfig, GuidanceConfig, LearnerConfig, Method, PriorConfig, ScoreConfig
+from raydream.config import Method, PriorConfig, ScoreConfig
+from raydream.config_guidance import GeometryConfig, GuidanceConfig, LearnerConfig
 from raydream.diffusion.analytic import MixtureDenoiser
 from raydream.diffusion.guidance import PredictionType, alphas_cumprod, eps_from_v
 from raydream.diffusion.text import PerpNegTexts

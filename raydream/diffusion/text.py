@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.camera import ViewBin, view_bins, wrap_degrees
-from raydream.config import GuidanceConfig
+from raydream.config_guidance import GuidanceConfig
 from raydream.diffusion import prior_files
 
 if TYPE_CHECKING:

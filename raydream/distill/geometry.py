@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from raydream.config import GeometryConfig, ScoreConfig
+from raydream.config import ScoreConfig
+from raydream.config_guidance import GeometryConfig
 from raydream.diffusion import guidance
 from raydream.distill.prior import Texts, load_agp
 from raydream.seeds import generator

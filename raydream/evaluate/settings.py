@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raydream.config import require
+from raydream.checks import require
 
 NUM_VIEWS = 12
 

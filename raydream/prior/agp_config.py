@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config import require
+from raydream.checks import require
 from raydream.prior.train_config import StageSettings
 
 

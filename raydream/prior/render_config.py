@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config import require
+from raydream.checks import require, require_range
 
 ImageKind = Literal["rgb", "lit", "shade", "alpha", "depth", "normal", "ccm"]
 # How far a normalised object's farthest point can lie from its middle: half a unit cube's diagonal, or a unit sphere.
@@ -37,12 +37,12 @@ class ViewConfig:
         require(1 <= self.image_px <= 8192, "image_px", f"must be 1..8192, got {self.image_px}")
         require(1 <= self.supersample <= 8, "supersample", f"must be 1..8, got {self.supersample}")
         nearest = OBJECT_RADIUS[self.normalise]
-        _require_range(
+        require_range(
             self.distance, "distance", nearest + 0.02, 1000.0
         )  # a camera inside an object sees nothing of use
-        _require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
-        _require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
-        _require_range(self.azimuth_deg, "azimuth_deg", -360.0, 360.0)
+        require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
+        require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
+        require_range(self.azimuth_deg, "azimuth_deg", -360.0, 360.0)
         require(0 <= self.ambient <= 1, "ambient", f"must lie in [0, 1], got {self.ambient}")
         require(bool(self.images), "images", "must name at least one kind of image")
         require(len(set(self.images)) == len(self.images), "images", "must not name a kind twice")
@@ -130,8 +130,3 @@ def make_recipe(name: str) -> RenderJobConfig:
             return prior_recipe()
         case _:
             raise ValueError(f"recipe: must be 'ccm' or 'prior', got {name!r}")
-
-
-def _require_range(low_high: tuple[float, float], name: str, low: float, high: float) -> None:
-    ok = low <= low_high[0] <= low_high[1] <= high
-    require(ok, name, f"must be two numbers, smaller first, within [{low:.3g}, {high:.3g}], got {list(low_high)}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config import require
+from raydream.checks import require
 
 # Caption heads that name no shape ("a stack of coins") or several ("a light" is a lamp, a traffic light, a torch).
 VAGUE_NOUNS = (
