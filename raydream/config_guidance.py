@@ -40,7 +40,8 @@ class GeometryConfig:
     empty for the run's own prior (an exhibit's run: the embedded one). ``ori_weight`` and ``align_weight`` weigh the
     gradients of picture and map. With ``denoise_steps`` above 1 the AGP is followed by DDIM from a noisy map to a whole
     one, which pulls (after HiFA); 1 is SDS. Particles but the first hear the prompt with noise of ``text_noise`` times
-    its embedding's deviation and so differ in shape (after CADS, 2310.17347). The box is measured each ``box_every``.
+    its embedding's deviation and so differ in shape (after CADS, 2310.17347); not on the token that every prompt starts
+    with, which only keeps maps clean. The box is measured each ``box_every``.
     """
 
     agp: str = "off"

@@ -35,7 +35,9 @@ class GeometryBranch:
         def own(index: int) -> Float[Tensor, "1 token width"]:
             if not (index and scale):
                 return plain
-            return plain + scale * torch.randn(plain.shape, generator=generator(seed, "heard", index, 0)).to(plain)
+            noise = torch.randn(plain.shape, generator=generator(seed, "heard", index, 0)).to(plain)
+            noise[:, 0] = 0  # the start token is the same in every prompt, and no other value of it was ever seen
+            return plain + scale * noise
 
         return torch.cat([own(index) for index in particles]).repeat_interleave(num_views, 0)
 
