@@ -9,7 +9,7 @@ from typing import Literal
 
 from raydream.checks import require, require_range
 from raydream.config_guidance import GeometryConfig, GuidanceConfig, LearnerConfig
-from raydream.schedule import Constant, Schedule, lowest
+from raydream.schedule import Constant, Schedule, highest, lowest
 
 Method = Literal["vsd", "sds", "sjc"]
 MAX_PROMPT_CHARACTERS = 1000
@@ -116,12 +116,17 @@ class ShadingConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the regularisers; 0 switches one off. Orientation needs normals, which cost about a plain render."""
+    """Weights of the regularisers; 0 switches one off. Orientation needs normals, which cost about a plain render.
+
+    ``round_trip`` holds a view to what the prior's VAE makes of it. An encoder takes colours that it never saw for
+    colours that it knows, so that its gradient drives pixels to where no sample of the prior lies.
+    """
 
     sparsity: Schedule = Constant(0.0)
     opaqueness: Schedule = Constant(0.0)
     orientation: Schedule = Constant(0.0)
     z_variance: Schedule = Constant(0.0)
+    round_trip: Schedule = Constant(0.0)
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,11 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What a run leaves behind. ``out`` is a folder or a pyarrow.fs URI; empty means ``runs/<time>-<preset>``."""
+    """What a run leaves behind. ``out`` is a folder or a pyarrow.fs URI; empty means ``runs/<time>-<preset>``.
+
+    A mesh of ``material`` "lit" is shown under lamps, in its film too, "unlit" as its texture is: right where light is
+    in the albedo, which is what "auto" takes a run for that was never shaded.
+    """
 
     out: str = ""
     checkpoint_every: int = 200
@@ -226,6 +235,7 @@ class OutputConfig:
     mesh_max_faces: int = 8000
     mesh_threshold: float = 0.0
     texture_px: int = 512
+    material: Literal["auto", "lit", "unlit"] = "auto"
     turntable_frames: int = 48
     turntable_px: int = 192
 
@@ -260,6 +270,9 @@ class RunConfig:
         require(self.n >= 1, "n", f"must be at least 1 particle, got {self.n}")
         require(0 <= self.seed < 2**63, "seed", f"must be a non-negative 63-bit integer, got {self.seed}")
         require(len(self.stages) == 1, "stages", f"exactly one NeRF stage can be run, got {len(self.stages)}")
+        needs_vae = any(highest(stage.losses.round_trip) > 0 for stage in self.stages)
+        remedy = "needs a prior with a VAE; leave it at 0 for an exhibit"
+        require(self.prior.kind == "diffusers" or not needs_vae, "round_trip", remedy)
         replicas = self.cluster.score_replicas
         require(replicas <= self.n, "score_replicas", f"must not exceed n={self.n}, got {replicas}")
 

@@ -79,10 +79,19 @@ Schedule = Constant | Linear | Steps | Polyline
 
 def lowest(schedule: Schedule) -> float:
     """The smallest value that a schedule takes at any step."""
+    return min(_turning_values(schedule))
+
+
+def highest(schedule: Schedule) -> float:
+    """The largest value that a schedule takes at any step."""
+    return max(_turning_values(schedule))
+
+
+def _turning_values(schedule: Schedule) -> list[float]:
     match schedule:
         case Constant(value):
-            return value
+            return [value]
         case Linear(start, end):
-            return min(start, end)
+            return [start, end]
         case Steps(points) | Polyline(points):
-            return min(value for _, value in points)
+            return [value for _, value in points]

@@ -58,6 +58,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.prior.gltf_file raydream.prior.gltf raydream.prior.procedural", "numpy"),
         ("raydream.prior.assets", "numpy PIL trimesh"),
         ("raydream.prior.raster raydream.prior.shade_cpu", "jaxtyping numba numpy torch"),
+        ("raydream.scene.film", "jaxtyping numpy torch"),
         ("raydream.prior.exhibit_assets raydream.prior.exhibit", "jaxtyping torch"),
     ],
     "L3: workers, plain classes without ray": [

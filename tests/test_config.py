@@ -161,6 +161,7 @@ def test_a_number_is_a_constant_schedule_of_a_float() -> None:
         ("prompt= ", "^prompt: must not be empty"),
         ("prompt=" + "x" * 10_000, "^prompt: must be at most 1000 characters, got 10000"),
         ("cluster.score_replicas=9", "score_replicas: must not exceed n=8"),
+        ("stages.0.losses.round_trip=1", "round_trip: needs a prior with a VAE; leave it at 0 for an exhibit"),
         ("cluster.max_restarts=-1", "^cluster.max_restarts: must not be negative"),
         ("output.checkpoint_every=0", "^output.checkpoint_every: must be positive"),
         ("output.mesh_resolution=15", r"^output.mesh_resolution: must be 16\.\.1024"),

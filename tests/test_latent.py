@@ -120,6 +120,18 @@ def test_decoding_is_the_vaes_own_and_keeps_no_graph(
     assert not rgb.requires_grad
 
 
+def test_a_round_trip_pulls_pixels_to_what_the_vae_sees(generator: torch.Generator) -> None:
+    """The gradient by a pixel is its distance, shared by the views; what is seen is a constant, of its own size."""
+    rgb = torch.rand(3, 8, 8, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    seen = torch.rand(3, 8, 8, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    loss = latent.round_trip_loss(rgb, seen)
+    gradient, through = torch.autograd.grad(loss, [rgb, seen], allow_unused=True)
+    torch.testing.assert_close(gradient, (rgb - seen).detach() / 3)
+    assert through is None
+    plain = torch.full((1, 32, 32, 3), 0.25, dtype=torch.float64)
+    torch.testing.assert_close(latent.round_trip_loss(plain, seen[:1]), 0.5 * (0.25 - seen[0]).square().sum())
+
+
 def test_colour_and_opacity_directly(generator: torch.Generator) -> None:
     image = render(8, generator)
     latents = make_codec("rgba", 0, None, False, torch.float32, CPU).encode(image, generator)

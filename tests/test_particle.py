@@ -31,6 +31,16 @@ class ColorCodec:
         raise NotImplementedError
 
 
+class WhiteCodec:
+    """Sees white, whatever is there."""
+
+    def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view 4 h w"]:
+        return ColorCodec().encode(render, generator)
+
+    def decode(self, latents: Float[Tensor, "view 4 h w"]) -> Float[Tensor, "view h w 3"]:
+        return torch.ones(len(latents), 16, 16, 3)
+
+
 def make_config(*overrides: str, index: int = 0) -> ParticleConfig:
     run = small_config(*SETTINGS, *overrides, steps=1000)
     return particle_config(run, run.stages[0], index)
@@ -273,6 +283,28 @@ def test_a_message_is_plain_arrays(wire: str) -> None:
     assert message["latents"].dtype == wire
     assert message["c2w"].dtype == np.float32
     assert np.abs(message["latents"]).max() <= 1.001
+
+
+def test_a_round_trip_adds_its_pull_where_the_codec_sees_another_colour() -> None:
+    """A codec that takes every picture for a white one draws the particle to white, by the weight that is asked for."""
+
+    def pull(weight: float) -> tuple[dict[str, Tensor], dict[str, float]]:
+        particle = make_particle()
+        stage = particle.config.stage
+        losses = dataclasses.replace(stage.losses, sparsity=Constant(0.0), round_trip=Constant(weight))
+        particle.config = dataclasses.replace(particle.config, stage=dataclasses.replace(stage, losses=losses))
+        particle.codec = WhiteCodec()
+        particle.render(0)
+        stats = particle.apply(0, np.zeros((VIEWS, 4, 16, 16), np.float32))
+        return parameter_gradients(particle), stats
+
+    (once, stats), (twice, _), (none, without) = pull(1.0), pull(2.0), pull(0.0)
+    assert stats["loss/round_trip"] > 0
+    assert "loss/round_trip" not in without
+    assert all(not gradient.any() for gradient in none.values())
+    head = next(name for name in once if "head" in name)
+    torch.testing.assert_close(twice[head], 2 * once[head])
+    assert once[head].abs().max() > 0
 
 
 def test_pictures_have_straight_alpha() -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from raydream.schedule import Constant, Linear, Polyline, Steps, lowest
+from raydream.schedule import Constant, Linear, Polyline, Steps, highest, lowest
 
 
 def test_constant():
@@ -54,7 +54,7 @@ def test_a_polyline_needs_rising_steps(points):
         Polyline(points)
 
 
-def test_the_lowest_value_is_that_of_any_step():
+def test_the_lowest_and_the_highest_value_are_those_of_any_step():
     schedules = [
         Constant(2.0),
         Linear(5.0, 3.0, 1, 4),
@@ -62,3 +62,4 @@ def test_the_lowest_value_is_that_of_any_step():
         Polyline(((1, 4.0), (3, 6.0))),
     ]
     assert [lowest(s) for s in schedules] == [min(s.at(step) for step in range(6)) for s in schedules] == [2, 3, 7, 4]
+    assert [highest(s) for s in schedules] == [max(s.at(step) for step in range(6)) for s in schedules] == [2, 5, 9, 6]

@@ -48,3 +48,11 @@ def resize(images: Float[Tensor, "view channel h w"], size_px: int) -> Float[Ten
     if images.shape[-2:] == (size_px, size_px):
         return images
     return F.interpolate(images, (size_px, size_px), mode="bilinear", align_corners=False, antialias=True)
+
+
+def round_trip_loss(rgb: Float[Tensor, "view h w 3"], seen: Float[Tensor, "view size size 3"]) -> Float[Tensor, ""]:
+    """Holds views to what a VAE makes of them, ``seen``, from which no gradient flows: half the squared distance,
+    summed over each view like the gradient of score distillation, and meant over views.
+    """
+    pixels = resize(rgb.permute(0, 3, 1, 2), seen.shape[1])
+    return 0.5 * (pixels - seen.detach().permute(0, 3, 1, 2)).square().sum() / len(seen)

@@ -2,23 +2,28 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raydream.backend import load_backend
 from raydream.config import OutputConfig
 from raydream.scene.export import write_glb, write_png, write_turntable
+from raydream.scene.film import lit_pictures, mesh_asset
 from raydream.scene.isosurface import EmptyMeshError, extract_mesh
 from raydream.scene.nerf import NerfScene
 from raydream.scene.texture import bake_texture
 from raydream.store import MESH, PREVIEW, TURNTABLE, RunFolder, particle_file
+from raydream.types import Cameras, Mesh
 
 _log = logging.getLogger(__name__)
 _TURNTABLE_FPS = 24
 _PAPER = 245  # the light grey behind pictures for people
 
 Stats = dict[str, float | int | str | None]
+LookAt = Callable[[list[float], float, int], np.ndarray]
 
 
 def on_paper(pictures: np.ndarray) -> list[np.ndarray]:
@@ -28,36 +33,50 @@ def on_paper(pictures: np.ndarray) -> list[np.ndarray]:
     return list(mixed.round().astype(np.uint8))
 
 
-def export_particle(
-    scene: NerfScene,
-    look_at: Callable[[list[float], float, int], np.ndarray],
-    index: int,
-    output: OutputConfig,
-    unlit: bool,
-    uri: str,
-) -> Stats:
+@dataclass(frozen=True)
+class Eye:
+    """How a particle is looked at, by azimuths, an elevation and a size in pixels: ``cameras``, and pictures of the
+    scene itself, uint8 ``[view, h, w, 4]`` with straight colour and alpha.
+    """
+
+    cameras: Callable[[list[float], float, int], Cameras]
+    look_at: LookAt
+
+
+def export_particle(scene: NerfScene, eye: Eye, index: int, output: OutputConfig, unlit: bool, uri: str) -> Stats:
     """Writes mesh.glb, turntable.mp4 and preview.png into the run folder and tells what came out.
 
-    ``look_at`` is ``Particle.look_at``; ``unlit`` marks a mesh whose albedo holds its light. A particle without a
-    surface still gets its film and picture; ``note`` says why it has no mesh.
+    ``unlit`` marks a mesh whose albedo holds its light: its film and picture are of the scene, those of any other are
+    of the mesh under a lamp. A particle without a surface still gets its film and picture; ``note`` says why it has no
+    mesh.
     """
-    run = RunFolder.open(uri)
+    run, look_at = RunFolder.open(uri), eye.look_at
+    try:
+        mesh, stats = _textured_mesh(scene, output)
+        run.write_bytes(particle_file(index, MESH), write_glb(mesh, unlit))
+        if not unlit:
+            look_at = _look_at_mesh(mesh, eye)
+    except EmptyMeshError as error:
+        _log.warning("particle %d: %s", index, error)
+        stats = {"vertices": 0, "faces": 0, "note": str(error)}
     azimuths = [360 * frame / output.turntable_frames for frame in range(output.turntable_frames)]
     frames = on_paper(np.concatenate([look_at([azimuth], 15.0, output.turntable_px) for azimuth in azimuths]))
     run.write_bytes(particle_file(index, TURNTABLE), write_turntable(frames, _TURNTABLE_FPS))
     still = on_paper(look_at([30.0], 15.0, max(256, output.turntable_px)))[0]
     run.write_bytes(particle_file(index, PREVIEW), write_png(still))
-    try:
-        glb, stats = _mesh(scene, output, unlit)
-    except EmptyMeshError as error:
-        _log.warning("particle %d: %s", index, error)
-        return {"vertices": 0, "faces": 0, "note": str(error)}
-    run.write_bytes(particle_file(index, MESH), glb)
     return stats
 
 
+def _look_at_mesh(mesh: Mesh, eye: Eye) -> LookAt:
+    """Pictures of a mesh with the cameras of an eye."""
+    asset, backend = mesh_asset(mesh), load_backend("auto", "cpu")
+    return lambda azimuths, elevation, image_px: lit_pictures(
+        asset, eye.cameras(azimuths, elevation, image_px), backend
+    )
+
+
 @torch.no_grad()
-def _mesh(scene: NerfScene, output: OutputConfig, unlit: bool) -> tuple[bytes, Stats]:
+def _textured_mesh(scene: NerfScene, output: OutputConfig) -> tuple[Mesh, Stats]:
     device = scene.occupancy.values.device
 
     def density(points: Tensor) -> Tensor:
@@ -74,5 +93,5 @@ def _mesh(scene: NerfScene, output: OutputConfig, unlit: bool) -> tuple[bytes, S
         output.mesh_max_faces,
         scene.occupancy.mask.cpu(),
     )
-    textured = bake_texture(mesh, albedo, output.texture_px)
-    return write_glb(textured, unlit), {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+    stats: Stats = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+    return bake_texture(mesh, albedo, output.texture_px), stats

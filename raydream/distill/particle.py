@@ -16,9 +16,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras, sample_elevations, sample_uniform, stratified_azimuths
 from raydream.config import ParticleConfig
-from raydream.diffusion.latent import resize
+from raydream.diffusion.latent import resize, round_trip_loss
 from raydream.diffusion.prior_files import latent_px, resolve_agp_prior
-from raydream.distill.artefacts import Stats, export_particle
+from raydream.distill.artefacts import Eye, Stats, export_particle
 from raydream.distill.messages import Message, from_wire, pack_views
 from raydream.distill.prior import load_codec
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
@@ -105,6 +105,9 @@ class Particle:
             map_direction = from_wire(map_gradient, self.device) / len(latents)
             pull = (pending.maps * map_direction).sum()
             total = geometry.ori_weight.at(step) * total + geometry.align_weight.at(step) * pull
+        round_trip = self.config.stage.losses.round_trip.at(step)
+        if round_trip > 0:
+            regularizers["round_trip"] = round_trip * round_trip_loss(nerf.render.rgb, self.codec.decode(latents))
         total = total + sum(regularizers.values(), latents.new_zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -140,8 +143,10 @@ class Particle:
     def export(self, uri: str) -> Stats:
         """Writes this particle's mesh, film and picture into the run folder."""
         stage = self.config.stage
-        unlit = stage.shading.albedo_steps >= stage.num_steps  # never shaded: whatever light there is, is in the albedo
-        return export_particle(self.scene, self.look_at, self.config.index, self.config.output, unlit, uri)
+        shaded = stage.shading.albedo_steps < stage.num_steps  # else whatever light there is, is in the albedo
+        unlit = {"auto": not shaded, "lit": False, "unlit": True}[self.config.output.material]
+        eye = Eye(self._preview_cameras, self.look_at)
+        return export_particle(self.scene, eye, self.config.index, self.config.output, unlit, uri)
 
     def snapshot(self) -> Message:
         """Everything that a later step depends on, as arrays."""

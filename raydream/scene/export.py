@@ -154,11 +154,11 @@ def _to_trimesh(
     mesh: Mesh, visual: trimesh.visual.ColorVisuals | trimesh.visual.TextureVisuals | None
 ) -> trimesh.Trimesh:
     vertices, faces = mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy()
-    normals = _vertex_normals(vertices, faces)
+    normals = vertex_normals(vertices, faces)
     return trimesh.Trimesh(vertices=vertices, faces=faces, vertex_normals=normals, visual=visual, process=False)
 
 
-def _vertex_normals(
+def vertex_normals(
     vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"]
 ) -> Float[np.ndarray, "vertex 3"]:
     """Unit normals, averaged by area over all faces at a point, also those across a cut of the texture."""
