@@ -79,7 +79,8 @@ def embedded(steps: int = 600) -> RunConfig:
             uniform_sphere_probability=0.0,
         ),
         shading=ShadingConfig(albedo_steps=10**9),
-        losses=LossConfig(sparsity=Constant(1.0)),
+        # colours that its VAE never saw look to it like those that it did: without this they drift to neon and pink
+        losses=LossConfig(sparsity=Constant(1.0), round_trip=Constant(1.0)),
         guidance=GuidanceConfig(
             scale=7.5, t_min=Constant(0.02), t_max=Linear(0.98, 0.5, int(0.1 * steps), int(0.8 * steps))
         ),
@@ -88,14 +89,15 @@ def embedded(steps: int = 600) -> RunConfig:
         geometry=GeometryConfig(
             agp="embedded",
             # two steps find what one would blur, and leave specks around it, which one then clears away
-            denoise_steps=Steps(((0, 2.0), (max(1, int(0.6 * steps)), 1.0))),
+            denoise_steps=Steps(((0, 2.0), (max(1, int(0.3 * steps)), 1.0))),
             text_noise=1.0,
             ori_weight=Linear(0.2, 1.0, int(0.3 * steps), int(0.8 * steps)),
             align_weight=Linear(100.0, 40.0, int(0.3 * steps), int(0.8 * steps)),
         ),
     )
     every = max(1, steps // 6)
-    output = OutputConfig(checkpoint_every=every, preview_every=every)
+    # its prior saw objects in many lights, so that hardly any is in the albedo; lamps then show form
+    output = OutputConfig(checkpoint_every=every, preview_every=every, material="lit")
     prior = PriorConfig("diffusers", "embedded", dtype="auto")
     return RunConfig("a red chair", "embedded", prior=prior, stages=(stage,), output=output)
 
