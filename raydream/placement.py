@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Literal
 
 import ray
 from ray.autoscaler.v2.schema import ClusterStatus
@@ -126,6 +127,24 @@ def plan_bundles(config: ClusterConfig, num_particles: int, cluster: Cluster) ->
             )
     _check_nodes(bundles, num_particles, config, cluster)
     return bundles
+
+
+def workers_on_gpu(device: Literal["auto", "cuda", "cpu"], num_workers: int, cluster: Cluster) -> bool:
+    """Whether workers of a training, one core or one GPU each, take GPUs: by themselves where there are any, or may be.
+
+    ``ValueError`` naming ``workers`` where the cluster can never hold them, also where it has GPUs, but too few: a
+    training that took to the cores by itself would take weeks and say nothing.
+    """
+    most = cluster.most()
+    on_gpu = device == "cuda" or (device == "auto" and most.get("GPU", 0.0) > 0)
+    name = "GPU" if on_gpu else "CPU"
+    if num_workers > most.get(name, 0.0) + _ROUNDING:
+        instead = ", or --device cpu" if on_gpu and device == "auto" else ""
+        raise ValueError(
+            f"workers: {num_workers} workers need as many {name}s, the cluster "
+            f"{'can grow to' if cluster.types else 'has'} {most.get(name, 0.0):g}; ask for fewer{instead}, or add nodes"
+        )
+    return on_gpu
 
 
 def _check_nodes(

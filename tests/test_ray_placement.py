@@ -1,12 +1,21 @@
 """What actors ask for, of which nodes, and what a cluster has, or may come to have, for them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 
 from raydream.config import ClusterConfig
-from raydream.placement import ROLE_LABEL, Cluster, Nodes, label_selectors, node_types, plan_bundles, waiting_for
+from raydream.placement import (
+    ROLE_LABEL,
+    Cluster,
+    Nodes,
+    label_selectors,
+    node_types,
+    plan_bundles,
+    waiting_for,
+    workers_on_gpu,
+)
 
 POOLS = """{
   "head": {"resources": {"CPU": 0}, "max_workers": 0},
@@ -86,6 +95,29 @@ def test_types_that_say_nothing_sensible_are_refused_by_name(text: str) -> None:
 
 def test_where_nothing_is_said_nothing_can_be_started() -> None:
     assert node_types("") == []
+
+
+def test_a_training_takes_gpus_where_there_are_any_or_may_be() -> None:
+    assert not workers_on_gpu("auto", 4, one_node(CPU=4))
+    assert workers_on_gpu("auto", 2, one_node(CPU=4, GPU=2))
+    assert not workers_on_gpu("cpu", 2, one_node(CPU=4, GPU=2))
+    assert workers_on_gpu("auto", 9, GROWING), "no node is there yet"
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "cluster", "error"),
+    [
+        ("auto", 5, one_node(CPU=4), "need as many CPUs, the cluster has 4; ask for fewer, or add nodes"),
+        ("auto", 3, one_node(CPU=9, GPU=2), "as many GPUs, the cluster has 2; ask for fewer, or --device cpu, or"),
+        ("cuda", 1, one_node(CPU=9), "as many GPUs, the cluster has 0; ask for fewer, or add"),
+        ("cuda", 10, GROWING, "10 workers need as many GPUs, the cluster can grow to 9"),
+    ],
+)
+def test_a_training_that_no_cluster_can_hold_is_refused(
+    device: Literal["auto", "cuda"], workers: int, cluster: Cluster, error: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^workers: .*{error}"):
+        workers_on_gpu(device, workers, cluster)
 
 
 # --- on which nodes ---------------------------------------------------------------------------------------------------

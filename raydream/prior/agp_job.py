@@ -158,14 +158,11 @@ def _on_gpu(args: argparse.Namespace) -> bool:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: torch sees no CUDA device here")
         return args.device != "cpu" and torch.cuda.is_available()
-    if args.device != "auto":
-        return args.device == "cuda"
-    import ray
-
+    from raydream.placement import Cluster, workers_on_gpu
     from raydream.ray_runtime import connect
 
     connect()
-    return bool(ray.cluster_resources().get("GPU", 0) >= args.workers)
+    return workers_on_gpu(args.device, args.workers, Cluster.now())
 
 
 def _train_here(request: AgpRequest, device: torch.device) -> int:

@@ -8,10 +8,11 @@ rendered again by Ray, a lost driver's by the next run of the same command, and 
 import logging
 from contextlib import ExitStack
 
-import ray
+import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from raydream import config_io
+from raydream.placement import Cluster
 from raydream.prior.render_config import RenderJobConfig
 from raydream.prior.render_plan import open_plan
 from raydream.prior.render_report import write_report
@@ -49,7 +50,7 @@ def _render_shards(config: RenderJobConfig, uri: str, plan: Plan, missing: list[
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts views and knows what was done before
-    most = config.pool.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = config.pool.workers or max(1, int(Cluster.now().most().get("CPU", 1)))
     shards = ray.data.from_items(
         [{"shard": shard} for shard in missing], override_num_blocks=min(len(missing), _MAX_BLOCKS)
     )

@@ -142,12 +142,15 @@ def _train_here(request: TrainRequest) -> int:
 
 
 def _train_on_ray(request: TrainRequest) -> int:
+    from raydream.placement import Cluster, workers_on_gpu
     from raydream.prior.train_workers import run_workers
+    from raydream.ray_runtime import connect
 
     # absolute: a worker has another working directory
     views = request.views if "://" in request.views else str(Path(request.views).resolve())
     out = str(request.out.resolve())
-    on_gpu = request.device == "cuda" or (request.device == "auto" and _cluster_gpus() >= request.workers)
+    connect()
+    on_gpu = workers_on_gpu(request.device, request.workers, Cluster.now())
     work = functools.partial(_work, views=views, out=out, config=config_io.dumps(request.config))
     run_workers(work, out, request.workers, on_gpu)
     print("done", file=sys.stderr)
@@ -169,15 +172,6 @@ def _work(_settings: Mapping[str, object] | None = None, *, views: str, out: str
     train_prior(
         open_views(views), settings, Path(out), device, team, lambda row: ray.train.report(dict(row)), _NEVER_STOP
     )
-
-
-def _cluster_gpus() -> float:
-    import ray
-
-    from raydream.ray_runtime import connect
-
-    connect()
-    return ray.cluster_resources().get("GPU", 0)
 
 
 def _device(name: DeviceName):  # type: ignore[no-untyped-def]
