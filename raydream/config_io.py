@@ -120,7 +120,9 @@ def _construct(cls: type, arguments: dict[str, Any], path: str) -> Any:
 
 def _schedule(value: Any, path: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | dict):
-        raise ValueError(f"{path}: must be a number or a schedule such as {{'kind': 'linear', ...}}, got {value!r}")
+        raise ValueError(
+            f'{path}: must be a number such as 0.5 or JSON such as {{"kind": "linear", ...}}, got {value!r}'
+        )
     if not isinstance(value, dict):
         return Constant(_scalar(float, value, path))
     kind = value.get("kind")
