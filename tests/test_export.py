@@ -46,7 +46,7 @@ def bare() -> Mesh:
 
 @pytest.fixture(scope="module")
 def baked(bare) -> Mesh:
-    return bake_texture(bare, color_of_place, TEXTURE_PX)
+    return bake_texture(bare, lambda points, normals: color_of_place(points), TEXTURE_PX)
 
 
 def parse_glb(data: bytes) -> tuple[dict, bytes]:
@@ -183,7 +183,7 @@ def test_normals_are_smooth_across_cuts(baked):
 
 
 def test_texture_has_no_unpainted_texel_and_baking_keeps_the_shape(bare):
-    baked = bake_texture(bare, lambda points: torch.tensor([0.2, 0.4, 0.6]).expand(len(points), 3), 64)
+    baked = bake_texture(bare, lambda points, normals: torch.tensor([0.2, 0.4, 0.6]).expand(len(points), 3), 64)
     assert (baked.texture == torch.tensor([0.2, 0.4, 0.6])).all()
     assert torch.equal(baked.vertices[baked.faces], bare.vertices[bare.faces])
 

@@ -82,9 +82,6 @@ def _textured_mesh(scene: NerfScene, output: OutputConfig) -> tuple[Mesh, Stats]
     def density(points: Tensor) -> Tensor:
         return scene.field.density(points.to(device))
 
-    def albedo(points: Tensor) -> Tensor:
-        return scene.field.albedo(points.to(device))
-
     mesh = extract_mesh(
         density,
         output.mesh_resolution,
@@ -94,4 +91,4 @@ def _textured_mesh(scene: NerfScene, output: OutputConfig) -> tuple[Mesh, Stats]
         scene.occupancy.mask.cpu(),
     )
     stats: Stats = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
-    return bake_texture(mesh, albedo, output.texture_px), stats
+    return bake_texture(mesh, scene.surface_color, output.texture_px), stats

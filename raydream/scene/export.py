@@ -14,11 +14,11 @@ from typing import Literal
 import imageio_ffmpeg
 import numpy as np
 import trimesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from raydream.scene.texture import sample_texture
+from raydream.scene.texture import sample_texture, vertex_normals
 from raydream.types import Mesh
 
 MIN_VIDEO_SIDE_PX = 256
@@ -156,17 +156,3 @@ def _to_trimesh(
     vertices, faces = mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy()
     normals = vertex_normals(vertices, faces)
     return trimesh.Trimesh(vertices=vertices, faces=faces, vertex_normals=normals, visual=visual, process=False)
-
-
-def vertex_normals(
-    vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"]
-) -> Float[np.ndarray, "vertex 3"]:
-    """Unit normals, averaged by area over all faces at a point, also those across a cut of the texture."""
-    points, point = np.unique(vertices, axis=0, return_inverse=True)
-    corner = point.reshape(-1)[faces]
-    a, b, c = points.astype(np.float64)[corner].transpose(1, 0, 2)
-    normals = np.zeros(points.shape)
-    np.add.at(normals, corner, np.cross(b - a, c - a)[:, None])
-    length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    normals = np.where(length > 0, normals / np.where(length > 0, length, 1), (0.0, 1.0, 0.0))
-    return normals[point.reshape(-1)]

@@ -19,6 +19,10 @@ from raydream.scene.field import RadianceField
 from raydream.scene.occupancy import OccupancyGrid
 from raydream.types import Backend, Cameras, Rays, RaySamples, Render
 
+GAZES = 5  # rays to a point of the surface: down the normal and from four sides
+GAZE_TILT_DEG = 45.0
+GAZE_STEPS_OUTSIDE, GAZE_STEPS = 2, 10
+
 Shading = Literal["albedo", "lambertian", "textureless"]
 SHADINGS: tuple[Shading, ...] = get_args(Shading)
 
@@ -158,6 +162,29 @@ class NerfScene(nn.Module):
         render = self._images(accumulated, opacity, rays, cameras, look, normal is not None, ccm_box is not None)
         return NerfRender(render, rays, samples, weights, normal)
 
+    @torch.no_grad()
+    def surface_color(
+        self, points: Float[Tensor, "point 3"], normals: Float[Tensor, "point 3"]
+    ) -> Float[Tensor, "point 3"]:
+        """The colour in [0, 1] that renders show at points of the object's surface, given the outward unit normals.
+
+        A field's surface is no skin: rays take their colour from several steps before and behind it, and training sees
+        only that mixture, so that the albedo at the point itself may be any. Short rays down the normal and from
+        ``GAZE_TILT_DEG`` around it are composited as in a render. Where they meet nothing the albedo remains.
+        """
+        points, normals = points.to(self._device), normals.to(self._device)
+        color = 1e-3 * self.field.albedo(points)
+        opacity = torch.full_like(color[:, :1], 1e-3)
+        for direction in _gazes(normals):
+            rays = Rays(points - GAZE_STEPS_OUTSIDE * self.step_size * direction, direction)
+            jitter = torch.full((len(points),), 0.5, device=self._device)
+            samples = self._backend.march(rays, self.occupancy.mask, self.config.radius, self.step_size, jitter)
+            samples = _nearest(samples, GAZE_STEPS * self.step_size)
+            density, albedo = self.field(_along_rays(rays, samples, (samples.t_start + samples.t_end) / 2))
+            accumulated, seen, _ = self._backend.composite(density, albedo, samples)
+            color, opacity = color + accumulated, opacity + seen[:, None]
+        return color / opacity
+
     def regularizers(self, nerf: NerfRender, config: LossConfig, step: int) -> dict[str, Float[Tensor, ""]]:
         """The weighted regularisers of a step, by name; those with weight 0 are left out."""
         weight = {
@@ -231,6 +258,26 @@ def _along_rays(rays: Rays, samples: RaySamples, distance: Float[Tensor, " sampl
     """The points at a distance on each sample's ray; one gather of whole rows is several times faster than two."""
     ray = torch.cat([rays.origins, rays.directions], dim=-1).index_select(0, samples.ray_index)
     return torch.addcmul(ray[:, :3], ray[:, 3:], distance[:, None])
+
+
+def _gazes(normals: Float[Tensor, "point 3"]) -> Float[Tensor, "gaze point 3"]:
+    """Unit directions of rays that reach a surface: against its normal and, tilted, from around it."""
+    axis = F.one_hot(normals.abs().argmin(-1), 3).to(normals)
+    across = F.normalize(torch.linalg.cross(normals, axis), dim=-1)
+    beside = torch.linalg.cross(normals, across)
+    tilt = math.radians(GAZE_TILT_DEG)
+    up, out = math.cos(tilt) * normals, math.sin(tilt)
+    turns = [2 * math.pi * k / (GAZES - 1) for k in range(GAZES - 1)]
+    around = [up + out * (math.cos(turn) * across + math.sin(turn) * beside) for turn in turns]
+    return -torch.stack([normals, *around])
+
+
+def _nearest(samples: RaySamples, distance: float) -> RaySamples:
+    """The samples that begin within a distance of their rays' origins."""
+    kept = samples.t_start < distance
+    ray_index = samples.ray_index[kept]
+    counts = torch.bincount(ray_index, minlength=len(samples.counts))
+    return RaySamples(ray_index, samples.t_start[kept], samples.t_end[kept], counts.cumsum(0) - counts, counts)
 
 
 def _canonical(points: Float[Tensor, "sample 3"], box: Box) -> Float[Tensor, "sample 3"]:

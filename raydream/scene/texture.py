@@ -8,31 +8,38 @@ import xatlas
 from jaxtyping import Float, Int
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
+from torch.nn import functional as F
 
 from raydream.types import Mesh
 
-CHUNK_SIZE = 65_536
+CHUNK_SIZE = 16_384
 GUTTER_PX = 4  # xatlas overshoots the size it is asked for by up to 1.4, and two charts reach for their texels
 REACH_PX = 1.5
 
-ColorFunction = Callable[[Tensor], Tensor]
+ColorFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def bake_texture(mesh: Mesh, color_fn: ColorFunction, texture_size_px: int = 512) -> Mesh:
     """The mesh with a square texture in place of vertex colours; its vertices are doubled along the cuts.
 
-    ``color_fn`` maps world points ``[sample, 3]`` (on the CPU, at most 65,536 at once) to colours ``[sample, 3]`` on
-    any device: sRGB in [0, 1], as rendered. ``uv`` is OpenGL's: (0, 0) is the lower left corner of the picture, whose
-    first row is the top one. The gutter between the charts is filled by the nearest texel, so no seam shows.
+    ``color_fn`` maps points of the surface in the world, ``[sample, 3]``, and the outward unit normals there,
+    ``[sample, 3]`` (on the CPU, at most 16,384 at once), to colours ``[sample, 3]`` on any device: sRGB in [0, 1], as
+    rendered. ``uv`` is OpenGL's: (0, 0) is the lower left corner of the picture, whose first row is the top one. The
+    gutter between the charts is filled by the nearest texel, so no seam shows.
     """
     vertices = mesh.vertices.detach().cpu().numpy().astype(np.float32)
     sources, faces, uv = _unwrap(vertices, mesh.faces.cpu().numpy(), texture_size_px)
-    texel, position = _surface_points(vertices[sources], faces, uv, texture_size_px)
+    normals = vertex_normals(vertices, mesh.faces.cpu().numpy())
+    values = np.concatenate([vertices, normals], axis=-1).astype(np.float32)[sources]
+    texel, values = _surface_points(values, faces, uv, texture_size_px)
+    position, normal = torch.from_numpy(values).split(3, dim=-1)
+    up = torch.tensor([0.0, 1.0, 0.0])  # where the normals of a fold cancel
+    normal = F.normalize(torch.where(normal.norm(dim=-1, keepdim=True) > 1e-6, normal, up), dim=-1)
     colors = np.zeros((texture_size_px * texture_size_px, 3), dtype=np.float32)
     for start in range(0, len(texel), CHUNK_SIZE):
         chunk = slice(start, start + CHUNK_SIZE)
         with torch.no_grad():
-            colors[texel[chunk]] = color_fn(torch.from_numpy(position[chunk])).float().cpu().numpy()
+            colors[texel[chunk]] = color_fn(position[chunk], normal[chunk]).float().cpu().numpy()
     empty = np.ones(len(colors), dtype=bool)
     empty[texel] = False
     side = (texture_size_px, texture_size_px)
@@ -53,6 +60,20 @@ def sample_texture(texture: Float[Tensor, "th tw 3"], uv: Float[Tensor, "sample 
     return colors[0, :, 0].T
 
 
+def vertex_normals(
+    vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"]
+) -> Float[np.ndarray, "vertex 3"]:
+    """Unit normals, averaged by area over all faces at a point, also those across a cut of the texture."""
+    points, point = np.unique(vertices, axis=0, return_inverse=True)
+    corner = point.reshape(-1)[faces]
+    a, b, c = points.astype(np.float64)[corner].transpose(1, 0, 2)
+    normals = np.zeros(points.shape)
+    np.add.at(normals, corner, np.cross(b - a, c - a)[:, None])
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    normals = np.where(length > 0, normals / np.where(length > 0, length, 1), (0.0, 1.0, 0.0))
+    return normals[point.reshape(-1)]
+
+
 def _unwrap(
     vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"], texture_size_px: int
 ) -> tuple[Int[np.ndarray, " corner"], Int[np.ndarray, "face 3"], Float[np.ndarray, "corner 2"]]:
@@ -69,12 +90,12 @@ def _unwrap(
 
 
 def _surface_points(
-    vertices: Float[np.ndarray, "corner 3"],
+    values: Float[np.ndarray, "corner channel"],
     faces: Int[np.ndarray, "face 3"],
     uv: Float[np.ndarray, "corner 2"],
     size_px: int,
-) -> tuple[Int[np.ndarray, " texel"], Float[np.ndarray, "texel 3"]]:
-    """The texels that a viewer may mix into a chart, as flat indices, and the point of the surface that each one shows.
+) -> tuple[Int[np.ndarray, " texel"], Float[np.ndarray, "texel channel"]]:
+    """The texels that a viewer may mix into a chart, as flat indices, and ``values`` at the point that each one shows.
 
     These are the texels whose centre a face covers and, for the bilinear filter, those that it misses by at most
     ``REACH_PX``; they show the closest point of the closest face.
@@ -86,7 +107,7 @@ def _surface_points(
         near = distance <= REACH_PX
         texels.append((row * size_px + column)[near])
         distances.append(distance[near])
-        points.append((share[near, :, None] * vertices[faces[face[near]]]).sum(1).astype(np.float32))
+        points.append((share[near, :, None] * values[faces[face[near]]]).sum(1).astype(np.float32))
     texel, distance = np.concatenate(texels), np.concatenate(distances)
     order = np.argsort(distance, kind="stable")
     texel, first = np.unique(texel[order], return_index=True)
