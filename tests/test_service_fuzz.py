@@ -1,13 +1,14 @@
 """Requests made up from the service's own OpenAPI: no failure inside, and no answer that the description lacks."""
 
-import threading
-import time
+import multiprocessing
+import socket
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import httpx
 import pytest
 import schemathesis
-import schemathesis.specs.openapi.schemas  # not later, beside a service that imports: Python 3.11 parses in one thread
 import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
@@ -32,23 +33,35 @@ FEW = settings(
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
+def serve(folder: Path, told: Connection) -> None:
+    """The service without Ray on a port of its own, until it is terminated; tells its address when it is up."""
+    api = build_api(small_settings(folder, unfinished_per_key=5), lambda: 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        told.send(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        uvicorn.Server(uvicorn.Config(api, log_level="error")).run(sockets=[listener])
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The service without Ray on a port of its own, with a few generations in its record."""
-    api = build_api(small_settings(tmp_path_factory.mktemp("fuzz"), unfinished_per_key=5), lambda: 0.0)
-    server = uvicorn.Server(uvicorn.Config(api, "127.0.0.1", 0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.05)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    """The service with a few generations in its record.
+
+    In a process of its own: Hypothesis parses sources, which Python 3.11 cannot do in two threads at once ("AST
+    constructor recursion depth mismatch").
+    """
+    context = multiprocessing.get_context("spawn")
+    heard, told = context.Pipe(duplex=False)
+    process = context.Process(target=serve, args=(tmp_path_factory.mktemp("fuzz"), told), daemon=True)
+    process.start()
+    told.close()
+    assert heard.poll(120), "the service did not start"
+    url = heard.recv()
     with httpx.Client(base_url=url, timeout=60) as client:
         for seed in range(3):
             client.post("/v1/generations", json=CHAIR | {"seed": seed}).raise_for_status()
     yield url
-    server.should_exit = True
-    thread.join(30)
+    process.terminate()
+    process.join(30)
+    assert not process.is_alive()
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
