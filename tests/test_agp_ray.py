@@ -5,7 +5,9 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,10 +83,10 @@ def test_a_killed_worker_is_not_seen_in_the_losses(
 def test_a_stream_brings_every_view_as_memory_holds_it(cluster: None, words: list[str]) -> None:
     uri, config = words[1], AgpDataConfig()
     views = check_views(uri, LATENT_PX)
-    stream = StreamSamples(open_stream(uri).iterator(), views, LATENT_PX, config)
     generator = torch.Generator()
     number = view_recipe().library.max_objects * views.num_views
-    seen = [stream.samples(5, generator) for _ in range(2 * number // 5)]
+    with closing(StreamSamples(open_stream(uri).iterator(), views, LATENT_PX, config)) as stream:
+        seen = [stream.samples(5, generator) for _ in range(2 * number // 5)]
     memory = MemorySamples.read(uri, LATENT_PX, config)._views
     places = {(card.uid, float(angle)): i for i, (card, angle) in enumerate(zip(memory.cards, memory.azimuth_deg))}
     drawn = [(card.uid, float(angle)) for part in seen for card, angle in zip(part.cards, part.azimuth_deg)]
@@ -95,6 +97,9 @@ def test_a_stream_brings_every_view_as_memory_holds_it(cluster: None, words: lis
         found = torch.cat([getattr(part, name) for part in seen])
         assert torch.allclose(found, getattr(expected, name), atol=1e-3), name
     assert stream.nouns()
+    gone = weakref.ref(stream)
+    del stream
+    assert gone() is None  # at once: nothing of it waits for the garbage collector, which may run after Ray's end
     nothing = StreamSamples(open_stream(uri).iterator(), views, LATENT_PX, replace(config, nouns=("zeppelin",)))
     with pytest.raises(ValueError, match=r"data\.nouns"):
         nothing.samples(1, generator)

@@ -45,8 +45,8 @@ def serve(folder: Path, told: Connection) -> None:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service with a few generations in its record.
 
-    In a process of its own: Hypothesis parses sources, which Python 3.11 cannot do in two threads at once ("AST
-    constructor recursion depth mismatch").
+    In a process of its own: Hypothesis parses sources, which fails in Python 3.11 ("AST constructor recursion depth
+    mismatch") where anything else parses meanwhile, as the print of a traceback does.
     """
     context = multiprocessing.get_context("spawn")
     heard, told = context.Pipe(duplex=False)

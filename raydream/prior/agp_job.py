@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -223,14 +224,15 @@ def _work(_settings: Mapping[str, object] | None = None, *, request: AgpRequest)
 
     context = ray.train.get_context()
     team = Team(context.get_world_rank(), context.get_world_size())
-    source: SampleSource
-    if request.data == "stream":
-        part = ray.train.get_dataset_shard("views")
-        source = StreamSamples(part, request.view_config, request.latent_px, request.config.data)
-    else:
-        source = MemorySamples.read(request.views, request.latent_px, request.config.data)
     device = ray.train.torch.get_device()
-    _train(request, source, device, team, lambda row: ray.train.report(dict(row)), threading.Event())
+    with ExitStack() as stack:
+        source: SampleSource
+        if request.data == "stream":
+            part, data = ray.train.get_dataset_shard("views"), request.config.data
+            source = stack.enter_context(closing(StreamSamples(part, request.view_config, request.latent_px, data)))
+        else:
+            source = MemorySamples.read(request.views, request.latent_px, request.config.data)
+        _train(request, source, device, team, lambda row: ray.train.report(dict(row)), threading.Event())
 
 
 def _benchmark(request: AgpRequest, device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """Views of a rendering job that do not fit into memory, as a stream of Ray Data for each worker."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import pyarrow as pa
@@ -53,11 +53,15 @@ class StreamSamples:
         self._left = whole.select(range(size, len(whole.cards)))
         return whole.select(range(size))
 
+    def close(self) -> None:
+        """Ends the stream while Ray is there: left to the garbage collector, its end may come after Ray's."""
+        self._rows.close()
+
     def nouns(self) -> tuple[str, ...]:
         """Nouns of the objects that came by so far, the most frequent first."""
         return tuple(noun for noun, _ in self._seen.most_common() if noun)
 
-    def _forever(self) -> Iterator[Samples]:
+    def _forever(self) -> Generator[Samples, None, None]:
         while True:
             found = False
             for table in self._part.iter_batches(
