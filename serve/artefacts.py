@@ -84,8 +84,14 @@ def has_already(request: Request, tag: str) -> bool:
 
 
 def send_file(request: Request, path: Path, download_as: str | None, policy: str | None = None) -> Response:
-    """A file with its ETag; answers ranges, and 304 to who has it already."""
-    found = path.stat()
+    """A file with its ETag; answers ranges, and 304 to who has it already.
+
+    A picture is read at once and answers no range: a run that goes on may put another one, of another length, in its
+    place meanwhile.
+    """
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        picture = file.read() if path.suffix == ".png" else None
     headers = {"ETag": f'"{found.st_mtime_ns:x}-{found.st_size:x}"'}
     if policy is not None:
         headers["Content-Security-Policy"] = policy
@@ -93,6 +99,8 @@ def send_file(request: Request, path: Path, download_as: str | None, policy: str
         return Response(status_code=304, headers=headers)
     if download_as is not None:
         headers["Content-Disposition"] = f'attachment; filename="{download_as}"'
+    if picture is not None:
+        return Response(picture, headers=headers, media_type=MEDIA_TYPES[path.suffix])
     return FileResponse(path, headers=headers, media_type=MEDIA_TYPES[path.suffix], stat_result=found)
 
 

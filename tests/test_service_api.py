@@ -1,19 +1,23 @@
 """The HTTP interface without Ray: what is accepted, what is refused and how, who sees what, files, events."""
 
+import asyncio
 import io
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import Request
 from fastapi.testclient import TestClient
 from pyarrow import fs
 from service_cases import CHAIR, URL, assert_problem, client_of, post, records_of, small_settings
 
 from raydream.storage import RemoteFiles
 from raydream.store import MESH, METRICS, PREVIEW, REPORT, TURNTABLE, RunFolder, particle_file, preview_file
+from serve.artefacts import send_file
 from serve.guard import MAX_BODY_BYTES, PAGE_POLICY
 from serve.records import Records
 from serve.settings import Settings
@@ -357,3 +361,23 @@ def test_the_page_may_load_nothing_from_elsewhere(client: TestClient) -> None:
         assert_problem(response, 404, None)
     assert_problem(client.get("/static/../api.py"), 404, None)
     assert_problem(client.get("/static/%2e%2e/api.py"), 404, None)
+
+
+def test_a_picture_that_is_replaced_while_it_is_sent_is_whole(tmp_path: Path) -> None:
+    """A run that goes on puts a new preview in the place of the old one, of another length."""
+    path = tmp_path / "preview.png"
+    path.write_bytes(bytes(500))
+    response = send_file(Request({"type": "http", "headers": []}), path, None)
+    path.write_bytes(bytes(90))
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> MutableMapping[str, Any]:
+        await asyncio.sleep(60)  # nobody hangs up
+        return {"type": "http.disconnect"}
+
+    asyncio.run(response({"type": "http", "method": "GET", "headers": []}, receive, send))
+    assert dict(sent[0]["headers"])[b"content-length"] == b"500"
+    assert b"".join(part["body"] for part in sent[1:]) == bytes(500)
