@@ -91,16 +91,15 @@ def send_file(request: Request, path: Path, download_as: str | None, policy: str
     """
     with path.open("rb") as file:
         found = os.fstat(file.fileno())
-        picture = file.read() if path.suffix == ".png" else None
-    headers = {"ETag": f'"{found.st_mtime_ns:x}-{found.st_size:x}"'}
-    if policy is not None:
-        headers["Content-Security-Policy"] = policy
-    if has_already(request, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    if download_as is not None:
-        headers["Content-Disposition"] = f'attachment; filename="{download_as}"'
-    if picture is not None:
-        return Response(picture, headers=headers, media_type=MEDIA_TYPES[path.suffix])
+        headers = {"ETag": f'"{found.st_mtime_ns:x}-{found.st_size:x}"'}
+        if policy is not None:
+            headers["Content-Security-Policy"] = policy
+        if has_already(request, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        if download_as is not None:
+            headers["Content-Disposition"] = f'attachment; filename="{download_as}"'
+        if path.suffix == ".png":
+            return Response(file.read(), headers=headers, media_type=MEDIA_TYPES[path.suffix])
     return FileResponse(path, headers=headers, media_type=MEDIA_TYPES[path.suffix], stat_result=found)
 
 
