@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from store_cases import Place, local, place, save  # noqa: F401  (a fixture)
+from store_cases import Place, local, save
 
 from raydream import storage
 from raydream.store import (

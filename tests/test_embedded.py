@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from small_runs import SMALL, new_run, train
 
 from raydream import cli, config_io
@@ -38,6 +39,14 @@ def test_it_is_a_whole_prior_of_the_promised_size_and_words() -> None:
     assert "CC0-1.0" in card
     for test in ("noun", "colour", "side"):
         assert f"{gate['held_out_views'][test]['all']:.2f} (all)" in card
+
+
+def test_diffusers_loads_it_as_it_is_without_a_warning(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its constructor tells of each entry of the scheduler's settings that it takes for outdated."""
+    pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, local_files_only=True)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert [str(warning.message) for warning in recwarn] == []
+    assert "scheduler" not in capfd.readouterr().err
 
 
 def test_its_samples_have_the_colours_of_their_words() -> None:

@@ -7,6 +7,7 @@ import ast
 import builtins
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
@@ -270,6 +271,16 @@ def test_everything_is_caught_only_where_a_stranger_may_fail() -> None:
         assert bool(total) == bool(inside), f"{module} catches everything outside any function"
         found |= inside
     assert found == set(MAY_CATCH_EVERYTHING)
+
+
+def test_undefined_names_are_found() -> None:
+    """Shapes in annotations are strings that a checker could take for names; that must not switch its checks off."""
+    code = "def twice(x: int) -> int:\n    return x * factor\n"
+    words = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "-"]
+    done = subprocess.run(words, input=code, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "F821" in done.stdout
+    assert "disable_error_code" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
 
 
 def test_no_star_imports_and_no_work_at_import() -> None:

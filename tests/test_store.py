@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pyarrow import fs
-from store_cases import CONFIG_JSON, Place, local, place  # noqa: F401  (a fixture)
+from store_cases import CONFIG_JSON, Place, local
 
 from raydream.store import (
     CONFIG,

@@ -42,7 +42,7 @@ def camera_offset(c2w: Float[Tensor, "view 4 4"]) -> Float[Tensor, "view 4"]:
 def eps_by_autograd(
     z_t: Float[Tensor, "*latent"],
     abar: float,
-    means: Float[Tensor, "mode *latent"],
+    means: Float[Tensor, " mode *latent"],
     probabilities: Sequence[float],
     std: float,
 ) -> Float64[Tensor, "*latent"]:

@@ -140,6 +140,7 @@ def make_scheduler(config: UnetConfig) -> DDIMScheduler:
         set_alpha_to_one=False,
         prediction_type="v_prediction",
         rescale_betas_zero_snr=config.zero_terminal_snr,
+        steps_offset=1,  # what diffusers expects; timesteps that trail do not ask for it
         timestep_spacing="trailing",
     )
 
