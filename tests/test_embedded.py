@@ -41,7 +41,9 @@ def test_it_is_a_whole_prior_of_the_promised_size_and_words() -> None:
         assert f"{gate['held_out_views'][test]['all']:.2f} (all)" in card
 
 
-def test_diffusers_loads_it_as_it_is_without_a_warning(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_diffusers_loads_it_as_it_is_without_a_warning(
+    recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Its constructor tells of each entry of the scheduler's settings that it takes for outdated."""
     pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, local_files_only=True)
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
