@@ -4,7 +4,7 @@ Each class checks its own fields and raises ``ValueError`` that starts with the 
 (an object lies in [-1, 1]^3), angles in degrees, ``t`` is a diffusion timestep in 0..999.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from raydream.checks import require, require_range
@@ -193,8 +193,9 @@ class StageConfig:
 class ClusterConfig:
     """Where things run. Scheduling asks for GPUs; the device is whatever torch then sees.
 
-    -1 GPUs are "one where the cluster has GPUs, else none"; fractions share one. Places are waited for
-    ``nodes_timeout_s`` where an autoscaler starts nodes, else ``placement_timeout_s``. ``max_restarts``: of all actors.
+    -1 GPUs are one where there are enough, else such a fraction that all actors fit; none in a run that is quick on
+    cores (``cluster_config``). Fractions share one. Places are waited for ``nodes_timeout_s`` where an
+    autoscaler starts nodes, else ``placement_timeout_s``. ``max_restarts``: of all actors.
     """
 
     runtime: Literal["ray", "local"] = "ray"
@@ -322,3 +323,15 @@ def score_config(run: RunConfig, stage: StageConfig, replica: int) -> ScoreConfi
         replica, run.n, run.seed, run.prompt, run.negative_prompt, run.method, stage.guidance, stage.geometry,
         stage.learner, run.prior, cluster.backend, cluster.wire_dtype,
     )  # fmt: skip
+
+
+def cluster_config(run: RunConfig) -> ClusterConfig:
+    """The part of a run that says where it runs, without GPUs for models that are quick on cores: the exhibit's and
+    those that ship, unless the settings ask for GPUs or for their kernels.
+    """
+    models = [run.prior.source] if run.prior.kind == "diffusers" else []
+    models += [stage.geometry.agp for stage in run.stages]
+    asks = run.cluster.backend == "cuda" or max(run.cluster.gpus_per_particle, run.cluster.gpus_per_score) > 0
+    if asks or not {"off", "embedded"}.issuperset(models):
+        return run.cluster
+    return replace(run.cluster, gpus_per_particle=0.0, gpus_per_score=0.0)

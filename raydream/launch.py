@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from raydream import cli, config_io
 from raydream.checks import require
-from raydream.config import RunConfig
+from raydream.config import RunConfig, cluster_config
 from raydream.store import RunFolder
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _runtime_factory(
             connect()
             listen()  # again: Ray takes SIGTERM for itself when it starts
             try:
-                runtime = RayRuntime(config.cluster, config.n, tell=tell, stop=stop)
+                runtime = RayRuntime(cluster_config(config), config.n, tell=tell, stop=stop)
             except ValueError as error:  # the cluster cannot hold what the settings ask for
                 raise RunFailed(str(error)) from error
         return runtime

@@ -26,6 +26,7 @@ from ray.util.placement_group import (
 
 from raydream.config import ClusterConfig
 from raydream.runtime import Withdrawn
+from raydream.shares import cpu_share, gpu_shares
 
 NODE_TYPES = "RAYDREAM_NODE_TYPES"
 ROLE_LABEL = "raydream/role"  # of nodes, as in cluster.yaml and the KubeRay manifests
@@ -67,6 +68,23 @@ class Cluster:
         have, may = (_sum(nodes, role) for nodes in (self.there, self.types))
         return {name: max(have.get(name, 0.0), may.get(name, 0.0)) for name in have | may}
 
+    def each(self, name: str) -> list[Resources]:
+        """Every single node that has something of a resource, once all are there."""
+        nodes = max(self.there, self.types, key=lambda nodes: _sum(nodes).get(name, 0.0))
+        return [alike.resources for alike in nodes for _ in range(alike.count) if alike.resources.get(name, 0.0) > 0]
+
+    def num_held(self, bundle: Resources, role: str) -> int:
+        """How many bundles alike the nodes labelled with a role hold once all are there."""
+        return max(
+            sum(alike.count * _num_in(bundle, alike.resources) for alike in nodes if _is_for(role, alike))
+            for nodes in (self.there, self.types)
+        )
+
+    @property
+    def has(self) -> str:
+        """The verb before an amount of its resources."""
+        return "can grow to" if self.types else "has"
+
     def holds(self, bundle: Resources) -> bool:
         """Whether there is, or may be, one node that has all this."""
         return any(_is_within(bundle, nodes.resources) for nodes in (*self.there, *self.types))
@@ -99,34 +117,78 @@ def node_types(text: str) -> list[Nodes]:
 def plan_bundles(config: ClusterConfig, num_particles: int, cluster: Cluster) -> list[dict[str, float]]:
     """What each actor asks for: n particles, then k score replicas.
 
-    Where the cluster has GPUs, or may have, that is one each, else an equal share of the cores, a whole one at most.
-    Fractions are rounded down to 0.01 of a core. ``ValueError`` naming the field where the cluster can never hold them.
+    Of GPUs and cores that the settings leave open everybody gets a share such that all find a place.
+    ``ValueError`` naming the field, and settings that would do, where the cluster can never hold what is asked for.
     """
-    replicas, most = config.score_replicas, cluster.most()
-    gpus, cpus = most.get("GPU", 0.0), most.get("CPU", 0.0)
-    share = min(1.0, int(100 * cpus / (num_particles + replicas)) / 100)
-    particle = {
-        "CPU": share if config.cpus_per_particle < 0 else config.cpus_per_particle,
-        "GPU": float(gpus > 0) if config.gpus_per_particle < 0 else config.gpus_per_particle,
-    }
-    score = {
-        "CPU": share if config.cpus_per_score < 0 else config.cpus_per_score,
-        "GPU": float(gpus > 0) if config.gpus_per_score < 0 else config.gpus_per_score,
-    }
-    bundles = [{name: amount for name, amount in particle.items() if amount > 0} for _ in range(num_particles)]
-    bundles += [{name: amount for name, amount in score.items() if amount > 0} for _ in range(replicas)]
+    counts = (num_particles, config.score_replicas)
+    gpus = find_gpu_shares(config, counts, cluster)
+    if gpus is None:
+        raise ValueError(_too_many_for_gpus(config, counts, cluster))
+    share = find_cpu_share(config, counts, cluster, gpus)
+    cpus = [share if given < 0 else given for given in (config.cpus_per_particle, config.cpus_per_score)]
+    asked = [{"CPU": cpu, "GPU": gpu} for cpu, gpu in zip(cpus, gpus)]
+    bundles = [
+        {name: amount for name, amount in bundle.items() if amount > 0}
+        for bundle, count in zip(asked, counts)
+        for _ in range(count)
+    ]
     if not all(bundles):
         raise ValueError("cpus_per_particle, cpus_per_score: an actor needs a share of a core or of a GPU")
-    for name, field_name, have in (("GPU", "gpus_per_particle", gpus), ("CPU", "cpus_per_particle", cpus)):
-        need = sum(bundle.get(name, 0) for bundle in bundles)
-        if need > have + _ROUNDING:
-            raise ValueError(
-                f"{field_name}: n={num_particles} particles and {replicas} score replicas need {need:g} {name}, the "
-                f"cluster {'can grow to' if cluster.types else 'has'} {have:g}; ask for fractions "
-                f"(cluster.{field_name}=0.5), for fewer particles, or add nodes"
-            )
+    need, have = sum(bundle.get("CPU", 0.0) for bundle in bundles), cluster.most().get("CPU", 0.0)
+    if need > have + _ROUNDING:
+        raise ValueError(
+            f"cpus_per_particle: n={counts[0]} particles and {counts[1]} score replicas need {need:g} CPU, the cluster "
+            f"{cluster.has} {have:g}; {_instead('cpus', (share, share))}ask for fewer particles, or add nodes"
+        )
     _check_nodes(bundles, num_particles, config, cluster)
     return bundles
+
+
+def find_gpu_shares(config: ClusterConfig, counts: tuple[int, int], cluster: Cluster) -> tuple[float, float] | None:
+    """What each of so many particles and score replicas takes of a GPU; None where the settings leave too little."""
+    return gpu_shares(*counts, _gpus(config, cluster), *_given_gpus(config))
+
+
+def find_cpu_share(
+    config: ClusterConfig, counts: tuple[int, int], cluster: Cluster, shares: tuple[float, float]
+) -> float:
+    """What each of so many particles and score replicas, with these shares of a GPU, takes of a core."""
+    nodes = _usable(config, cluster, "GPU" if any(shares) else "CPU")
+    return cpu_share(*counts, [(node.get("CPU", 0.0), int(node.get("GPU", 0.0))) for node in nodes], shares)
+
+
+def _usable(config: ClusterConfig, cluster: Cluster, name: str) -> list[Resources]:
+    """The nodes with something of a resource among which a run may be spread."""
+    nodes = sorted(cluster.each(name), key=lambda node: node[name])
+    return nodes[-1:] if config.placement == "STRICT_PACK" else nodes
+
+
+def _gpus(config: ClusterConfig, cluster: Cluster) -> list[int]:
+    return [count for node in _usable(config, cluster, "GPU") if (count := int(node["GPU"]))]
+
+
+def _given_gpus(config: ClusterConfig) -> list[float | None]:
+    return [None if share < 0 else share for share in (config.gpus_per_particle, config.gpus_per_score)]
+
+
+def _too_many_for_gpus(config: ClusterConfig, counts: tuple[int, int], cluster: Cluster) -> str:
+    given, gpus = _given_gpus(config), _gpus(config, cluster)
+    field_name = "gpus_per_score" if given[0] is None else "gpus_per_particle"
+    each = ["" if share is None else f" of {share:g} GPU" for share in given]
+    where = "one node" if config.placement == "STRICT_PACK" else "the cluster"
+    return (
+        f"{field_name}: n={counts[0]} particles{each[0]} and {counts[1]} score replicas{each[1]} do not fit on the "
+        f"{sum(gpus)} GPUs that {where} {cluster.has}; {_instead('gpus', gpu_shares(*counts, gpus))}"
+        "ask for fewer particles, or add nodes"
+    )
+
+
+def _instead(resource: str, shares: tuple[float, float] | None) -> str:
+    """Settings with which the same run can be placed, where there are any."""
+    if shares is None:
+        return ""
+    names = (f"cluster.{resource}_per_particle", f"cluster.{resource}_per_score")
+    return " ".join(f"--set {name}={share:g}" for name, share in zip(names, shares)) + " would do; or "
 
 
 def workers_on_gpu(device: Literal["auto", "cuda", "cpu"], num_workers: int, cluster: Cluster) -> bool:
@@ -141,8 +203,8 @@ def workers_on_gpu(device: Literal["auto", "cuda", "cpu"], num_workers: int, clu
     if num_workers > most.get(name, 0.0) + _ROUNDING:
         instead = ", or --device cpu" if on_gpu and device == "auto" else ""
         raise ValueError(
-            f"workers: {num_workers} workers need as many {name}s, the cluster "
-            f"{'can grow to' if cluster.types else 'has'} {most.get(name, 0.0):g}; ask for fewer{instead}, or add nodes"
+            f"workers: {num_workers} workers need as many {name}s, the cluster {cluster.has} "
+            f"{most.get(name, 0.0):g}; ask for fewer{instead}, or add nodes"
         )
     return on_gpu
 
@@ -168,11 +230,8 @@ def label_selectors(bundles: Mapping[Key, Resources], cluster: Cluster) -> list[
     """On which nodes each bundle may stand: on those labelled with its role where they hold all bundles of that role,
     or will when they are started, else on any.
     """
-    held = {
-        role
-        for role in {role for role, _ in bundles}
-        if _is_within(_sum([Nodes(asked) for key, asked in bundles.items() if key[0] == role]), cluster.most(role))
-    }
+    asked = {role: [bundle for (of, _), bundle in bundles.items() if of == role] for role, _ in bundles}
+    held = {role for role in asked if cluster.num_held(asked[role][0], role) >= len(asked[role])}
     return [{ROLE_LABEL: role} if role in held else {} for role, _ in bundles]
 
 
@@ -257,10 +316,21 @@ def waiting_for(asked: Resources, free: Resources, status: ClusterStatus) -> str
 def _sum(nodes: Sequence[Nodes], role: str = "") -> dict[str, float]:
     total: dict[str, float] = defaultdict(float)
     for alike in nodes:
-        if not role or alike.labels.get(ROLE_LABEL) == role:
+        if _is_for(role, alike):
             for name, amount in alike.resources.items():
                 total[name] += alike.count * amount
     return dict(total)
+
+
+def _is_for(role: str, nodes: Nodes) -> bool:
+    return not role or nodes.labels.get(ROLE_LABEL) == role
+
+
+def _num_in(bundle: Resources, node: Resources) -> int:
+    """How many bundles alike a node holds; a fraction of a GPU lies on one GPU."""
+    counts = [int(node.get(name, 0.0) / amount + _ROUNDING) for name, amount in bundle.items()]
+    share = bundle.get("GPU", 1.0)
+    return min(counts) if share >= 1 else min(*counts, int(node.get("GPU", 0.0)) * int(1 / share + _ROUNDING))
 
 
 def _is_within(asked: Resources, have: Resources) -> bool:

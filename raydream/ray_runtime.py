@@ -85,15 +85,15 @@ class _Room:
         tell: Callable[[str], None],
         stop: threading.Event,
     ) -> None:
-        self._bundles, self._order = bundles, list(bundles)
+        self.bundles, self._order = bundles, list(bundles)
         self._group = reserve(bundles, config, cluster, tell, stop) if bundles else None
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._bundles
+        return key in self.bundles
 
     def start(self, key: Key, factory: Callable[[], object]) -> Any:
         assert self._group is not None
-        resources = self._bundles[key]
+        resources = self.bundles[key]
         host = ray.remote(**_LANES)(_Host).options(
             num_cpus=resources.get("CPU", 0),
             num_gpus=resources.get("GPU", 0),
@@ -135,8 +135,9 @@ class HostPool:
             self.close()
             raise ValueError(f"warm_particles: a process could not be started: {error}") from error
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._room
+    def has(self, key: Key, bundle: Mapping[str, float]) -> bool:
+        """Whether there is such a place, with a share of a GPU where one is asked for and none where not."""
+        return key in self._room and ("GPU" in self._room.bundles[key]) == ("GPU" in bundle)
 
     def take(self, key: Key, factory: Callable[[], object]) -> Any:
         """The place's process with a new object in it; whatever is still under way there comes first."""
@@ -193,7 +194,8 @@ class RayRuntime:
             pool.settle()
         cluster = Cluster.now()
         bundles = _plan(config, num_particles, cluster)
-        missing = {key: bundles[key] for key in bundles if pool is None or key not in pool}
+        self._pooled = {key for key in bundles if pool is not None and pool.has(key, bundles[key])}
+        missing = {key: bundles[key] for key in bundles if key not in self._pooled}
         self._room = _Room(missing, config, cluster, tell, stop or threading.Event())
         self._factories: dict[Actor, Callable[[], object]] = {}
         self._started: dict[Actor, Reference] = {}  # answered once the actor's process is up, or has failed to be
@@ -201,7 +203,7 @@ class RayRuntime:
     def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
         actor, key = Actor(role, index), (role, index)
         self._factories[actor] = factory
-        if self._pool is not None and key in self._pool:
+        if self._pool is not None and key in self._pooled:
             actor.place = self._pool.take(key, factory)
         else:
             actor.place = self._room.start(key, factory)
@@ -210,7 +212,7 @@ class RayRuntime:
 
     def respawn(self, actor: Actor) -> None:
         key, factory = (actor.role, actor.index), self._factories[actor]
-        if self._pool is not None and key in self._pool:
+        if self._pool is not None and key in self._pooled:
             actor.place = self._pool.restart(key, factory)
         else:
             ray.kill(actor.place, no_restart=True)
@@ -305,6 +307,8 @@ def connect() -> None:
 
 def _warm_up(backend: str) -> None:
     """Fills this node's cache of compiled kernels, lest all actors compile them at once."""
+    if backend == "cuda":
+        return  # is for the nodes with GPUs, of which this may be none
     if load_backend(backend, "cuda" if torch.cuda.is_available() else "cpu").name == "numba":
         from raydream.backend.cpu import warm_up
 

@@ -1,5 +1,6 @@
 """Supervisor and runners as named, detached Ray actors: they outlive the HTTP replicas and each other."""
 
+import dataclasses
 import logging
 import threading
 import time
@@ -8,12 +9,12 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from raydream.config import RunConfig
-from raydream.placement import Cluster, free_room, plan_bundles
+from raydream.config import ClusterConfig, RunConfig, cluster_config
+from raydream.placement import Cluster, find_cpu_share, find_gpu_shares, free_room, plan_bundles
 from raydream.ray_runtime import HostPool, RayRuntime
 from raydream.runtime import Runtime
-from serve.generation import GenerationRun, GenerationWatch, shared_cluster
-from serve.records import Records
+from serve.generation import GenerationRun, GenerationWatch
+from serve.records import Record, Records
 from serve.settings import Settings
 from serve.supervisor import Hand, Job, Supervisor
 
@@ -47,9 +48,10 @@ class Runner:
             is_ready = self._is_ready and self._job is None
             return Hand(self._job, is_ready, settings != self._settings, self._is_new)
 
-    def num_warm(self) -> int:
-        """For how many particles there are processes."""
-        return self._settings.warm_particles if self._pool is not None else 0
+    def num_warm(self, bundle: dict[str, float]) -> int:
+        """For how many particles that ask for this much there are processes."""
+        pool = self._pool
+        return self._settings.warm_particles if pool is not None and pool.has(("particle", 0), bundle) else 0
 
     def take(self, job: Job) -> bool:
         """Begins with a generation; False where it has one or is not ready."""
@@ -80,7 +82,7 @@ class Runner:
 
         if self._settings.warm_particles:
             base = self._settings.base_config(self._settings.presets[0], None)
-            cluster = shared_cluster(base.cluster, self._settings, ray.cluster_resources().get("CPU", 0.0))
+            cluster = shared_cluster(base, self._settings, Cluster.now())
             try:
                 self._pool = HostPool(cluster, self._settings.warm_particles, {"particle": Particle, "score": Score})
             except ValueError as error:  # each generation starts its own processes then
@@ -99,7 +101,7 @@ class Runner:
             self._is_new = False
             watch.phase(message)
 
-        cluster = shared_cluster(config.cluster, self._settings, Cluster.now().most().get("CPU", 0.0))
+        cluster = shared_cluster(config, self._settings, Cluster.now())
         try:
             return RayRuntime(cluster, config.n, self._pool, tell, watch.stop)
         finally:
@@ -131,17 +133,15 @@ class RayCrew:
     def open(self, slot: int) -> None:
         _start(Runner, _runner_name(slot), self._settings, max_restarts=0)
 
-    def has_room(self, slot: int, num_particles: int) -> bool:
-        base = self._settings.base_config(self._settings.presets[0], None).cluster
+    def has_room(self, slot: int, record: Record) -> bool:
         try:
-            cluster = Cluster.now()
-            config = shared_cluster(base, self._settings, cluster.most().get("CPU", 0.0))
-            bundles = plan_bundles(config, num_particles, cluster)
+            cluster, base = Cluster.now(), self._settings.base_config(record.preset, None)
+            bundles = plan_bundles(shared_cluster(base, self._settings, cluster), record.n, cluster)
         except ValueError:
             return True  # it never will have: the run says so in words
         runner = self._runner(slot)
-        num_warm = 0 if runner is None else ray.get(runner.num_warm.remote(), timeout=_ANSWER_S)
-        missing = bundles[num_warm:num_particles] if num_warm else bundles
+        num_warm = 0 if runner is None else ray.get(runner.num_warm.remote(bundles[0]), timeout=_ANSWER_S)
+        missing = bundles[num_warm : record.n] if num_warm else bundles
         room, names = free_room(cluster), {name for bundle in missing for name in bundle}
         return all(sum(b.get(name, 0.0) for b in missing) <= room.get(name, 0.0) + 1e-6 for name in names)
 
@@ -200,6 +200,24 @@ def look_after_supervisor(settings: Settings) -> float:
         ray.kill(supervisor, no_restart=True)
         return float("inf")
     return silent_s
+
+
+def shared_cluster(run: RunConfig, settings: Settings, cluster: Cluster) -> ClusterConfig:
+    """Shares of GPUs and cores that leave room for ``max_running`` generations of ``max_n`` particles, where the
+    settings say nothing; the same for every n, so that processes can be passed on from one generation to the next.
+    """
+    config = cluster_config(run)
+    counts = (settings.max_running * settings.max_n, settings.max_running * config.score_replicas)
+    gpus = find_gpu_shares(config, counts, cluster) or (config.gpus_per_particle, config.gpus_per_score)
+    share = max(0.01, find_cpu_share(config, counts, cluster, (max(gpus[0], 0.0), max(gpus[1], 0.0))))
+    particle, score = config.cpus_per_particle, config.cpus_per_score
+    return dataclasses.replace(
+        config,
+        gpus_per_particle=gpus[0],
+        gpus_per_score=gpus[1],
+        cpus_per_particle=share if particle < 0 else particle,
+        cpus_per_score=share if score < 0 else score,
+    )
 
 
 def _runner_name(slot: int) -> str:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from raydream import config_io
-from raydream.config import ClusterConfig, RunConfig
+from raydream.config import RunConfig
 from raydream.distill.artefacts import on_paper
 from raydream.distill.loop import RunFailed
 from raydream.distill.pipeline import run_pipeline
@@ -151,20 +151,6 @@ class GenerationRun:
     def _fail(self, title: str, detail: str) -> None:
         values = {"phase": "failed", "error_title": title, "error_detail": detail}
         self._records.end(self._id, self._attempt, "failed", values)
-
-
-def shared_cluster(config: ClusterConfig, settings: Settings, num_cpus: float) -> ClusterConfig:
-    """Shares of the cores that leave room for ``max_running`` generations of ``max_n`` particles, where the settings
-    say nothing; the same for every n, so that processes can be passed on from one generation to the next.
-    """
-    num_actors = settings.max_running * (settings.max_n + config.score_replicas)
-    share = max(0.01, min(1.0, int(100 * num_cpus / num_actors) / 100))
-    particle, score = config.cpus_per_particle, config.cpus_per_score
-    return dataclasses.replace(
-        config,
-        cpus_per_particle=share if particle < 0 else particle,
-        cpus_per_score=share if score < 0 else score,
-    )
 
 
 @contextmanager

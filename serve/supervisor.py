@@ -43,7 +43,7 @@ class Crew(Protocol):
         """Starts a runner where there is none."""
         ...
 
-    def has_room(self, slot: int, num_particles: int) -> bool:
+    def has_room(self, slot: int, record: Record) -> bool:
         """Whether a generation's actors would find their places now, with what the runner holds already."""
         ...
 
@@ -113,7 +113,7 @@ class Supervisor:
             return False
         if any(hand.is_new or (hand.job is None and not hand.is_ready) for hand in hands.values()):
             return False  # nobody knows yet what room these leave
-        if not self._crew.has_room(slot, record.n):
+        if not self._crew.has_room(slot, record):
             self._release_others(slot, hands)
             return False
         attempt = self._records.take_up(record)

@@ -92,6 +92,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.evaluate.sheet raydream.evaluate.run raydream.evaluate.command", "numpy rich torch"),
     ],
     "L4: cluster and whole runs": [
+        ("raydream.shares", ""),
         ("raydream.placement", "ray"),
         ("raydream.ray_runtime", "ray torch"),
         ("raydream.distill.loop", "numpy"),

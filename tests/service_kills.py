@@ -42,7 +42,7 @@ _PATIENCE_S = 300.0
 
 @contextlib.contextmanager
 def running_service(
-    data: Path, *changes: str, behind_proxy: bool = False, address: str = ""
+    data: Path, *changes: str, overrides: Sequence[str] = (), behind_proxy: bool = False, address: str = ""
 ) -> Iterator[tuple[httpx.Client, psutil.Process]]:
     """A service in a process of its own with quick generations; ``changes`` are ``NAME=value`` of its environment.
 
@@ -53,7 +53,7 @@ def running_service(
         port = free.getsockname()[1]
     temporary = tempfile.mkdtemp(prefix="rd-")  # short: paths of sockets have to fit into 107 characters
     settings = dict(change.split("=", 1) for change in changes)
-    settings |= {"DATA": str(data), "PORT": str(port), "OVERRIDES": json.dumps([*OVERRIDES, *SPARSE])}
+    settings |= {"DATA": str(data), "PORT": str(port), "OVERRIDES": json.dumps([*OVERRIDES, *SPARSE, *overrides])}
     environment = os.environ | {f"RAYDREAM_SERVE_{name}": value for name, value in settings.items()}
     environment |= {"RAY_TMPDIR": temporary, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)

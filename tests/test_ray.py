@@ -150,9 +150,11 @@ def test_calls_keep_their_order_and_failures_are_passed_on(cluster: str) -> None
 
 
 def test_more_than_the_cluster_has_ends_the_run_with_the_setting(cluster: str, tmp_path: Path, capfd) -> None:
-    words = [*words_of_a_run(tmp_path / "run"), "--n", "9"]
+    words = [*words_of_a_run(tmp_path / "run"), "--n", "9", "--set", "cluster.gpus_per_particle=1"]
     assert main("test", words) == 1
-    assert "error: gpus_per_particle: n=9 particles and 1 score replicas need 10 GPU" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "error: gpus_per_particle: n=9 particles of 1 GPU and 1 score replicas do not fit on the 9 GPUs that" in told
+    assert "; --set cluster.gpus_per_particle=0.9001 --set cluster.gpus_per_score=0.0999 would do; or " in told
 
 
 # --- whole runs ----------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ pytestmark = [
 ]
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = f"{0:056x}"  # what the provider calls the head
+WHOLE_GPUS = ("cluster.gpus_per_particle=1", "cluster.gpus_per_score=1")  # which an exhibit takes only when told to
 MEMORY = 80 * 2**20  # of each node's object store
 
 
@@ -112,7 +113,7 @@ def address() -> Iterator[str]:
 def start(folder: Path, address: str, n: int, types: dict[str, Any], *changes: str) -> "subprocess.Popen[str]":
     """The main job on that cluster, as a user starts it."""
     settings = [setting for setting in (*SMALL, *changes) if not setting.startswith(("n=", "cluster.runtime"))]
-    words = [word for setting in settings for word in ("--set", setting)]
+    words = [word for setting in (*settings, *WHOLE_GPUS) for word in ("--set", setting)]
     command = [sys.executable, "jobs/vsd_particles.py", "--n", str(n), "--steps", "4", "--out", str(folder), *words]
     environment = os.environ | {"RAY_ADDRESS": address, NODE_TYPES: json.dumps(types), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -120,7 +121,8 @@ def start(folder: Path, address: str, n: int, types: dict[str, Any], *changes: s
 
 def test_what_the_cluster_can_never_hold_is_refused_at_once(address: str, tmp_path: Path) -> None:
     told = start(tmp_path / "run", address, 8, POOLS).communicate(timeout=120)[1]
-    assert "error: gpus_per_particle: n=8 particles and 1 score replicas need 9 GPU, the cluster can grow to 3" in told
+    assert "error: gpus_per_particle: n=8 particles of 1 GPU and 1 score replicas of 1 GPU do not fit" in told
+    assert "on the 3 GPUs that the cluster can grow to; --set cluster.gpus_per_particle=" in told
     assert "waiting for" not in told
 
 
@@ -162,7 +164,10 @@ def test_a_run_waits_for_the_nodes_that_it_makes_start(address: str, tmp_path: P
 def test_the_service_admits_what_the_cluster_can_grow_to(tmp_path: Path) -> None:
     """Two at once want three GPUs each, of the three that there can be: the second one waits in the queue."""
     slots = ("MAX_RUNNING=2", "MAX_N=8", "WARM_PARTICLES=2", "PRESETS=exhibit")
-    with empty_cluster() as address, running_service(tmp_path, *slots, address=address) as (client, _):
+    with (
+        empty_cluster() as address,
+        running_service(tmp_path, *slots, overrides=WHOLE_GPUS, address=address) as (client, _),
+    ):
         paths = [
             client.post("/v1/generations", json=LONG | {"steps": 10, "n": n}).raise_for_status().headers["location"]
             for n in (2, 2, 8)
@@ -177,7 +182,7 @@ def test_the_service_admits_what_the_cluster_can_grow_to(tmp_path: Path) -> None
             phases |= {now["progress"]["phase"] for now in found}
             time.sleep(0.1)
     assert [now["state"] for now in found] == ["finished", "finished", "failed"], found
-    assert "n=8 particles and 1 score replicas need 9 GPU, the cluster can grow to 3" in found[2]["error"]["detail"]
+    assert "do not fit on the 3 GPUs that the cluster can grow to; " in found[2]["error"]["detail"]
     # the first one's places are free when its meshes are written, a moment before its report and its end
     assert all(phase.startswith(("exporting", "done")) for phase in at_once), at_once
     assert any(phase.startswith("waiting for 3 GPUs: ") for phase in phases), phases

@@ -44,6 +44,15 @@ def one_node(**resources: int) -> Cluster:
         ({"cpus_per_particle": 0.0}, 2, one_node(CPU=4, GPU=3), {"GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}),
         ({}, 8, GROWING, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}),
         ({"cpus_per_score": 8.0}, 1, GROWING, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}),
+        ({}, 8, one_node(CPU=64, GPU=8), {"CPU": 1.0, "GPU": 0.8889}, {"CPU": 1.0, "GPU": 0.1111}),
+        ({}, 8, one_node(CPU=64, GPU=4), {"CPU": 1.0, "GPU": 0.4445}, {"CPU": 1.0, "GPU": 0.111}),
+        ({}, 8, one_node(CPU=4, GPU=1), {"CPU": 0.44, "GPU": 0.1112}, {"CPU": 0.44, "GPU": 0.1104}),
+        ({}, 9, GROWING, {"CPU": 1.0, "GPU": 0.5001}, {"CPU": 1.0, "GPU": 0.4999}),
+        ({"gpus_per_particle": 0.6}, 8, one_node(CPU=9, GPU=8), {"CPU": 1.0, "GPU": 0.6}, {"CPU": 1.0, "GPU": 0.4}),
+        ({"gpus_per_score": 0.4}, 8, one_node(CPU=9, GPU=8), {"CPU": 1.0, "GPU": 0.6}, {"CPU": 1.0, "GPU": 0.4}),
+        ({"gpus_per_score": 1.0}, 2, one_node(CPU=9, GPU=3), {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}),
+        ({"placement": "STRICT_PACK"}, 1, GROWING, {"CPU": 1.0, "GPU": 0.5001}, {"CPU": 1.0, "GPU": 0.4999}),
+        ({}, 8, Cluster([Nodes({"CPU": 4.0}, count=2)]), {"CPU": 0.8}, {"CPU": 0.8}),
     ],
 )
 def test_what_actors_ask_for(settings: dict[str, Any], n: int, cluster: Cluster, particle: Any, score: Any) -> None:
@@ -57,14 +66,33 @@ def test_each_replica_has_a_bundle() -> None:
 @pytest.mark.parametrize(
     ("settings", "n", "cluster", "error"),
     [
-        ({}, 8, one_node(CPU=64, GPU=4), "^gpus_per_particle: n=8 particles and 1 score replicas need 9 GPU, the"),
-        ({"gpus_per_particle": 1.0}, 1, one_node(CPU=4), "^gpus_per_particle: .* need 1 GPU, the cluster has 0"),
-        ({"cpus_per_particle": 2.0}, 2, one_node(CPU=4), "^cpus_per_particle: .* need 5 CPU, the cluster has 4"),
+        (
+            {"gpus_per_particle": 1.0},
+            8,
+            one_node(CPU=64, GPU=4),
+            "^gpus_per_particle: n=8 particles of 1 GPU and 1 score replicas do not fit on the 4 GPUs that the cluster "
+            "has; --set cluster.gpus_per_particle=0.4445 --set cluster.gpus_per_score=0.111 would do; or ask for fewer",
+        ),
+        ({"gpus_per_particle": 1.0}, 1, one_node(CPU=4), "on the 0 GPUs that .*; --set cluster.gpus_per_particle=0 "),
+        ({"gpus_per_particle": 0.6, "gpus_per_score": 0.6}, 8, one_node(CPU=64, GPU=8), "0.6 GPU do not fit on the 8"),
+        ({"gpus_per_score": 1.0}, 8, one_node(CPU=64, GPU=8), "^gpus_per_score: .* do not fit on the 8 GPUs"),
+        (
+            {"cpus_per_particle": 2.0},
+            2,
+            one_node(CPU=4),
+            "^cpus_per_particle: .* need 5 CPU, .* has 4; --set cluster.cpus_per_particle=1 --set cluster.cpus",
+        ),
         ({"cpus_per_particle": 0.0}, 2, one_node(CPU=4), "^cpus_per_particle, cpus_per_score: an actor needs a share"),
-        ({}, 9, GROWING, "^gpus_per_particle: .* need 10 GPU, the cluster can grow to 9"),
+        ({"gpus_per_particle": 1.0}, 9, GROWING, "^gpus_per_particle: .* do not fit on the 9 GPUs .* can grow to;"),
         ({"cpus_per_particle": 9.0}, 1, GROWING, "^cpus_per_particle, .*: no node .* started, has 9 CPU, 1 GPU; ask"),
-        ({"gpus_per_score": 2.0}, 1, GROWING, "^cpus_per_score, gpus_per_score: no node .* has 1 CPU, 2 GPU"),
-        ({"placement": "STRICT_PACK"}, 1, GROWING, "^placement: no node .* has 2 CPU, 2 GPU"),
+        ({"gpus_per_score": 2.0}, 1, GROWING, "^gpus_per_score: .* 1 score replicas of 2 GPU do not fit"),
+        (
+            {"placement": "STRICT_PACK", "gpus_per_particle": 1.0},
+            1,
+            GROWING,
+            "^gpus_per_particle: .* do not fit on the 1 GPUs that one node can grow to;",
+        ),
+        ({"placement": "STRICT_PACK", "cpus_per_score": 9.0}, 1, one_node(CPU=9), "^cpus_per_particle: .* need 10 CPU"),
     ],
 )
 def test_what_no_cluster_can_hold_is_refused_by_name(
@@ -147,6 +175,13 @@ def test_without_labels_or_without_room_there_any_node_will_do() -> None:
     assert label_selectors(BUNDLES, Cluster([node("", 8)])) == NOWHERE
     assert label_selectors(BUNDLES, Cluster([node("render", 8)])) == NOWHERE
     assert label_selectors(BUNDLES, Cluster([node("particle", 1), node("", 8)])) == NOWHERE
+
+
+def test_a_fraction_lies_on_one_gpu() -> None:
+    """Nine of two thirds are six GPUs by their sum, and need nine."""
+    bundles = {("particle", i): {"CPU": 1.0, "GPU": 0.6667} for i in range(9)}
+    assert label_selectors(bundles, GROWING) == [{}] * 9
+    assert label_selectors({key: bundles[key] for key in list(bundles)[:8]}, GROWING)[0] == {ROLE_LABEL: "particle"}
 
 
 # --- what the person who waits is told --------------------------------------------------------------------------------

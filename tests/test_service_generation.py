@@ -12,9 +12,12 @@ from small_runs import Fault, WatchedRuntime, assert_same_end
 
 from raydream import config_io
 from raydream.config import ClusterConfig, RunConfig
+from raydream.placement import Cluster, Nodes
+from raydream.presets import make_preset
 from raydream.runtime import LocalRuntime, Runtime, Withdrawn
 from raydream.store import MESH, PREVIEW, REPORT, RunFolder, particle_file, preview_file
-from serve.generation import GenerationRun, GenerationWatch, shared_cluster
+from serve.crew import shared_cluster
+from serve.generation import GenerationRun, GenerationWatch
 from serve.plan import config_of
 from serve.records import Record, Records
 from serve.settings import Settings
@@ -216,8 +219,17 @@ def test_an_older_runner_ends_when_it_learns_of_the_newer(settings: Settings, re
     assert len(RunFolder.open(settings.run_uri(record.id)).read_metrics()) < NUM_STEPS
 
 
-def test_shares_of_cores_are_the_same_for_every_n(settings: Settings) -> None:
-    assert shared_cluster(ClusterConfig(), settings, 2.0).cpus_per_particle == 0.22
-    assert shared_cluster(ClusterConfig(), settings, 64.0).cpus_per_score == 1.0
-    own = shared_cluster(ClusterConfig(cpus_per_particle=0.5), settings, 2.0)
+def test_shares_are_the_same_for_every_n(settings: Settings) -> None:
+    def shared(run: RunConfig, cpus: float, gpus: float = 0.0) -> ClusterConfig:
+        return shared_cluster(run, settings, Cluster([Nodes({"CPU": cpus, "GPU": gpus})]))
+
+    run, heavy = make_preset("exhibit", 10), make_preset("sd21", 10)
+    assert shared(run, 2.0).cpus_per_particle == 0.22
+    assert shared(run, 64.0).cpus_per_score == 1.0
+    own = shared(config_io.apply_overrides(run, ["cluster.cpus_per_particle=0.5"]), 2.0)
     assert (own.cpus_per_particle, own.cpus_per_score) == (0.5, 0.22)
+    assert (own.gpus_per_particle, own.gpus_per_score) == (0.0, 0.0)
+    one = shared(heavy, 16.0, 1.0)
+    assert (one.gpus_per_particle, one.gpus_per_score) == (0.1112, 0.1104)
+    bold = shared(config_io.apply_overrides(heavy, ["cluster.gpus_per_particle=1"]), 16.0, 1.0)
+    assert (bold.gpus_per_particle, bold.gpus_per_score) == (1.0, -1.0), "some n fit: what does not is refused by name"

@@ -118,7 +118,7 @@ class SharedCrew:
         with self._lock:
             self._jobs.setdefault(slot, None)
 
-    def has_room(self, slot: int, num_particles: int) -> bool:
+    def has_room(self, slot: int, record: Record) -> bool:
         return True
 
     def start(self, slot: int, job: Job) -> bool:

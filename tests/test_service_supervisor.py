@@ -27,8 +27,8 @@ class FakeCrew:
         assert slot not in self.runners
         self.runners[slot] = Hand(None, is_ready=False)
 
-    def has_room(self, slot: int, num_particles: int) -> bool:
-        return num_particles <= self.room
+    def has_room(self, slot: int, record: Record) -> bool:
+        return record.n <= self.room
 
     def start(self, slot: int, job: Job) -> bool:
         assert self.runners[slot] == Hand(None, is_ready=True)

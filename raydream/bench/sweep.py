@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from raydream import config_io
 from raydream.bench.figures import RunCost
 from raydream.bench.whole_run import LOOK_AHEAD, measure_run
-from raydream.config import RunConfig
+from raydream.config import RunConfig, cluster_config
 from raydream.launch import check_prior
 from raydream.presets import exhibit
 from raydream.runtime import LocalRuntime, Runtime
@@ -51,4 +51,4 @@ def make_runtime(config: RunConfig) -> Runtime:
         return LocalRuntime()
     from raydream.ray_runtime import RayRuntime
 
-    return RayRuntime(config.cluster, config.n)
+    return RayRuntime(cluster_config(config), config.n)
