@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from raydream import config_io
 from raydream.config import RunConfig
+from raydream.paths import with_absolute_folders
 from raydream.presets import DEFAULT_PRESET, PRESETS, make_preset
 from raydream.store import RunFolder
 
@@ -72,6 +73,7 @@ def parse(description: str, words: Sequence[str] | None = None) -> Request:
         return _resumed(args)
     preset = args.preset or ("diffusers" if args.prior else DEFAULT_PRESET)
     config = config_io.apply_overrides(make_preset(preset, args.steps), _flags(args) + args.set)
+    config = with_absolute_folders(config)
     if config.prior.kind == "diffusers" and not config.prior.source:
         raise ValueError("prior: the preset needs one; give --prior FOLDER")
     out = args.out or config.output.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.preset}"
@@ -103,8 +105,8 @@ def _resumed(args: argparse.Namespace) -> Request:
     for name in ("preset", "steps", "out"):
         if getattr(args, name) is not None:
             raise ValueError(f"{name}: cannot be given with --resume; the run folder says it already")
-    saved = config_io.loads(RunConfig, RunFolder.open(args.resume).read_config())
-    config = config_io.apply_overrides(saved, _flags(args) + args.set)
+    saved = with_absolute_folders(config_io.loads(RunConfig, RunFolder.open(args.resume).read_config()))
+    config = with_absolute_folders(config_io.apply_overrides(saved, _flags(args) + args.set))
     changed = changed_fields(saved, config)
     if changed:
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 from raydream import config_io
 from raydream.checks import require
 from raydream.config import RunConfig
+from raydream.paths import absolute_override
 from raydream.presets import DEFAULT_PRESET, PRESETS, make_preset
 
 PREFIX = "RAYDREAM_SERVE_"
@@ -76,7 +77,8 @@ class Settings:
             known_name = PREFIX + name.upper()
             raise ValueError(f"{known_name if known_name in known else name}:{remedy}") from error
         runs = settings.runs if "://" in settings.runs else str(Path(settings.runs).resolve()) if settings.runs else ""
-        return dataclasses.replace(settings, data=str(Path(settings.data).resolve()), runs=runs)
+        overrides = tuple(absolute_override(override) for override in settings.overrides)
+        return dataclasses.replace(settings, data=str(Path(settings.data).resolve()), runs=runs, overrides=overrides)
 
     def base_config(self, preset: str, steps: int | None) -> RunConfig:
         """A preset with the operator's overrides, before a client's wishes."""

@@ -11,7 +11,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.checks", ""),
         ("raydream.config_guidance", ""),
         ("raydream.config", ""),
-        ("raydream.config_io raydream.presets", ""),
+        ("raydream.config_io raydream.presets raydream.paths", ""),
         ("raydream.storage raydream.store", "pyarrow"),
         ("raydream.cli", ""),
         ("raydream.tensors", "numpy safetensors"),
@@ -92,6 +92,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.evaluate.sheet raydream.evaluate.run raydream.evaluate.command", "numpy rich torch"),
     ],
     "L4: cluster and whole runs": [
+        ("raydream.connection", "grpc ray"),
         ("raydream.shares", ""),
         ("raydream.placement", "ray"),
         ("raydream.ray_runtime", "ray torch"),

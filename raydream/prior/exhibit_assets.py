@@ -35,7 +35,7 @@ def find_minipack() -> Path | None:
     if named:
         if not (Path(named) / MANIFEST).is_file():
             raise ValueError(f"{ASSETS_VARIABLE}: no {MANIFEST} in {named}")
-        return Path(named)
+        return Path(named).resolve()  # actors have working directories of their own
     beside = Path(__file__).resolve().parents[3] / "shared" / "assets" / "minipack"
     return beside if (beside / MANIFEST).is_file() else None
 
