@@ -29,6 +29,10 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
             print(config_io.dumps(request.config))
             return 0
         config = check_prior(request.config)
+        if config.cluster.runtime == "ray":
+            from raydream.connection import check_address  # Ray only for those who want it
+
+            check_address()
         run = RunFolder.open(request.out) if request.resume else RunFolder.create(request.out, config_io.dumps(config))
         with ExitStack() as stack:
             stack.enter_context(run.lock())
@@ -106,13 +110,14 @@ def _runtime_factory(
     def make() -> "Runtime":
         runtime: "Runtime" = LocalRuntime()
         if config.cluster.runtime == "ray":
-            from raydream.ray_runtime import RayRuntime, connect
+            from raydream.connection import connect
+            from raydream.ray_runtime import RayRuntime
 
-            connect()
-            listen()  # again: Ray takes SIGTERM for itself when it starts
             try:
+                connect()
+                listen()  # again: Ray takes SIGTERM for itself when it starts
                 runtime = RayRuntime(cluster_config(config), config.n, tell=tell, stop=stop)
-            except ValueError as error:  # the cluster cannot hold what the settings ask for
+            except ValueError as error:  # the cluster is away, or cannot hold what the settings ask for
                 raise RunFailed(str(error)) from error
         return runtime
 

@@ -5,11 +5,9 @@ store.
 import dataclasses
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydream.backend import load_backend
 from raydream.config import ClusterConfig
+from raydream.connection import connect
 from raydream.placement import Cluster, Key, plan_bundles, reserve
 from raydream.runtime import Actor, ActorFailed, Reference
 
@@ -31,8 +30,6 @@ _ACTOR_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
 _PING_TIMEOUT_S = 10.0
 _POOL_TIMEOUT_S = 10.0  # a pool takes what is free: where it waited, it would take what a run should have next
-# Views and gradients of a step travel inside the calls instead of through the object store: a fifth less overhead.
-_SMALL_MESSAGES = {"max_direct_call_object_size": 2**20, "task_rpc_inlined_bytes_limit": 100 * 2**20}
 _LANES: dict[str, Any] = {"concurrency_groups": {"ctl": 1}}  # beside the lane that works
 
 
@@ -281,28 +278,6 @@ def actor_environment(resources: dict[str, float]) -> dict[str, str]:
         environment = environment | {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves all GPUs visible to an actor without one
     numba_cache = os.environ.get("NUMBA_CACHE_DIR")
     return environment | ({"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {})
-
-
-def connect() -> None:
-    """Joins the cluster that this job runs in, or starts one for this process alone, without a dashboard."""
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a lost actor's other calls fail too; one is enough said
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
-        return
-    ray.init(
-        address="local",  # without it Ray would join whatever cluster somebody started on this machine
-        include_dashboard=False,
-        log_to_driver=True,
-        object_store_memory=256 * 2**20,
-        logging_level=logging.WARNING,
-        _system_config=_SMALL_MESSAGES,
-    )
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
-        token.chmod(0o600)  # Ray writes it readable for all
 
 
 def _warm_up(backend: str) -> None:

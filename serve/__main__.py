@@ -9,7 +9,7 @@ import threading
 
 from ray import serve
 
-from raydream.ray_runtime import connect
+from raydream.connection import connect
 from serve.app import listening
 from serve.keys import Keys
 from serve.listener import open_door
@@ -17,7 +17,9 @@ from serve.settings import Settings, is_loopback
 
 
 def main() -> int:
-    """Starts Ray and the service, and ends both on SIGINT or SIGTERM; 2 for settings that cannot be."""
+    """Starts Ray and the service, and ends both on SIGINT or SIGTERM; 2 for settings that cannot be and a cluster
+    that does not answer.
+    """
     try:
         settings = Settings.from_environment()
         if not is_loopback(settings.host) and not Keys(settings.keys_file).are_needed:
@@ -26,10 +28,10 @@ def main() -> int:
                 "make one by `python -m serve.keys add NAME`, or stay at 127.0.0.1"
             )
         open_door(settings, is_shared=False).close()  # a replica's share of somebody else's port would be no error
+        connect()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    connect()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes them for itself
         signal.signal(number, lambda *_: stop.set())

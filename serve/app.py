@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from raydream.connection import check_address
 from serve.api import build_api
 from serve.crew import look_after_supervisor
 from serve.listener import Listener
@@ -39,10 +40,15 @@ def app(arguments: dict[str, str]) -> Application:
     """The application for ``serve run``, behind Ray Serve's own proxies; ``arguments`` are settings by name
     (``max_n=4``), before the environment's.
 
-    Sets the patience of a Ray that this process has yet to start, where the environment says nothing about it.
+    Leaves with an error in a line where ``RAY_ADDRESS`` names no cluster. Sets the patience of a Ray that this process
+    has yet to start, where the environment says nothing about it.
     """
     given = {PREFIX + name.upper(): value for name, value in arguments.items()}
     settings = Settings.from_environment(dict(os.environ) | given)
+    try:
+        check_address()
+    except ValueError as error:  # Ray's own words are a traceback, after a quarter of an hour
+        raise SystemExit(f"error: {error}") from error
     for name, seconds in _PATIENCE_S.items():
         os.environ.setdefault(name, seconds)
     return _deployed(serve.ingress()(Replica), settings, {})

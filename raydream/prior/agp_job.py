@@ -159,8 +159,8 @@ def _on_gpu(args: argparse.Namespace) -> bool:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: torch sees no CUDA device here")
         return args.device != "cpu" and torch.cuda.is_available()
+    from raydream.connection import connect
     from raydream.placement import Cluster, workers_on_gpu
-    from raydream.ray_runtime import connect
 
     connect()
     return workers_on_gpu(args.device, args.workers, Cluster.now())
@@ -201,9 +201,9 @@ def _train(
 
 
 def _train_on_ray(request: AgpRequest, workers: int, on_gpu: bool) -> int:
+    from raydream.connection import connect
     from raydream.prior.agp_stream import open_stream
     from raydream.prior.train_workers import run_workers
-    from raydream.ray_runtime import connect
 
     connect()  # before the stream is opened, which would start Ray in its own way
     out = RunFolder.open(request.out).uri  # absolute: a worker has another working directory

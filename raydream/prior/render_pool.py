@@ -12,6 +12,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from raydream import config_io
+from raydream.connection import connect
 from raydream.placement import Cluster
 from raydream.prior.render_config import RenderJobConfig
 from raydream.prior.render_plan import open_plan
@@ -19,7 +20,6 @@ from raydream.prior.render_report import write_report
 from raydream.prior.render_shard import ShardWorker
 from raydream.prior.views_folder import Plan, finished_shards
 from raydream.progress import Progress
-from raydream.ray_runtime import connect
 from raydream.storage import LocalFiles, resolve
 
 _MAX_BLOCKS = 4096  # Ray Data's scheduler grows slow with many more

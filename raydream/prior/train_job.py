@@ -142,9 +142,9 @@ def _train_here(request: TrainRequest) -> int:
 
 
 def _train_on_ray(request: TrainRequest) -> int:
+    from raydream.connection import connect
     from raydream.placement import Cluster, workers_on_gpu
     from raydream.prior.train_workers import run_workers
-    from raydream.ray_runtime import connect
 
     # absolute: a worker has another working directory
     views = request.views if "://" in request.views else str(Path(request.views).resolve())

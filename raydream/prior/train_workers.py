@@ -7,7 +7,7 @@ from ray.data import Dataset
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from raydream.ray_runtime import connect
+from raydream.connection import connect
 
 # A training thread of Ray's has a heap of its own, which returns its memory in every step and takes it page by page in
 # the next: one heap for all threads, that keeps up to 2 GiB.
