@@ -3,8 +3,8 @@
 python jobs/render_ccm.py --out views --source ../shared/assets/minipack
 ray job submit --working-dir . -- python jobs/render_ccm.py --out s3://bucket/views --source /data/objaverse
 
-The same command again renders what is missing. Without --source it takes the asset folder of this machine, or objects
-that the project makes itself.
+The same command again renders what is missing, also what could not be had the first time (exit code 1). Without
+--source it takes the asset folder of this machine, or objects that the project makes itself.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Returns the exit code: 0 done, 2 bad input, 130 stopped."""
+    """Returns the exit code: 0 done, 1 not done though nothing is wrong with the input, 2 bad input, 130 stopped."""
     args = _parser().parse_args()
     named = {"library.source": args.source, "pool.workers": args.workers}
     overrides = [f"{field}={value}" for field, value in named.items() if value is not None]
@@ -39,14 +39,23 @@ def main() -> int:
         config = config_io.apply_overrides(make_recipe(args.recipe), overrides + args.set)
         from raydream.prior.render_pool import render_library  # Ray and torch only for what can be done
 
-        report = render_library(config, args.out)
+        report, told = render_library(config, args.out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a storage that is away, a disk that is full
+        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     print(json.dumps(report, indent=2))
+    if report["open_shards"]:
+        why = f" ({told})" if told else ""
+        print(
+            f"error: {report['open_shards']} shards are open{why}; the same command tries them again", file=sys.stderr
+        )
+        return 1
     return 0
 
 

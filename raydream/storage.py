@@ -3,33 +3,44 @@
 ``store.py`` gives them their meaning and checks every name; here only the two kinds of storage differ.
 """
 
+import errno
 import fcntl
 import logging
 import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import pyarrow as pa
 from pyarrow import fs
+
+from raydream.storage_faults import PATIENCE_S, patiently
 
 _LINES_PER_PART = 64
 _LOCK = ".driver_lock"  # a leading dot: no name that the run folder accepts reaches it
 _ATOMIC_PUT = frozenset({"s3", "gcs", "abfs"})  # an object appears when its upload is complete
 
 _log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
 
 
-def resolve(uri: str, filesystem: fs.FileSystem | None) -> "LocalFiles | RemoteFiles":
-    """The storage that a path or URI names; OSError or ValueError where there is none that we can reach."""
+def resolve(uri: str, filesystem: fs.FileSystem | None, patience_s: float = PATIENCE_S) -> "LocalFiles | RemoteFiles":
+    """The storage that a path or URI names; OSError or ValueError where there is none that we can reach.
+
+    A remote one is asked again for ``patience_s`` while it is busy or away, see ``storage_faults``.
+    """
     if filesystem is None and "://" not in uri:
         return LocalFiles(Path(uri).expanduser().resolve())
-    filesystem, path = (filesystem, uri) if filesystem is not None else fs.FileSystem.from_uri(uri)
+    path = uri
+    if filesystem is None:
+        filesystem, path = patiently(lambda: fs.FileSystem.from_uri(uri), uri.partition("?")[0], patience_s)
     if isinstance(filesystem, fs.LocalFileSystem):
         return LocalFiles(Path(path).resolve())
-    return RemoteFiles(filesystem, path.rstrip("/"))
+    return RemoteFiles(filesystem, path.rstrip("/"), patience_s)
 
 
 class LocalFiles:
@@ -70,8 +81,16 @@ class LocalFiles:
         finally:
             os.close(folder)
 
-    def read(self, name: str) -> bytes:
-        return self.path(name).read_bytes()
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """The content; OSError ``EFBIG``, before anything is read, where it has more than ``max_bytes``."""
+        path = self.path(name)
+        if max_bytes is not None:
+            _check_size(name, path.stat().st_size, max_bytes)
+        return path.read_bytes()
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file of which only parts are read."""
+        return pa.memory_map(str(self.path(name)))
 
     def exists(self, name: str) -> bool:
         return self.path(name).is_file()
@@ -81,6 +100,10 @@ class LocalFiles:
         top = self.path(folder)
         paths = (Path(parent) / name for parent, _, names in os.walk(top) for name in names if not name.startswith("."))
         return {path.relative_to(top).as_posix(): path.lstat().st_size for path in paths}
+
+    def names_in(self, folder: str) -> list[str]:
+        """The names of the files that lie in a folder itself."""
+        return [path.name for path in self.path(folder).iterdir() if path.is_file()]
 
     def delete(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
@@ -112,11 +135,15 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Files below a path of any ``pyarrow.fs`` filesystem."""
+    """Files below a path of any ``pyarrow.fs`` filesystem.
 
-    def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
+    Each call is made again, as a whole, while the storage is busy or away; see ``storage_faults`` for what it raises.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, root: str, patience_s: float = PATIENCE_S) -> None:
         self.filesystem = filesystem
         self.root = root
+        self.patience_s = patience_s
         self.puts_are_atomic = filesystem.type_name in _ATOMIC_PUT
 
     def uri(self, given: str) -> str:
@@ -126,13 +153,16 @@ class RemoteFiles:
         return f"{self.root}/{name}"
 
     def make_empty_root(self) -> None:
-        if self.filesystem.get_file_info(self.root).type == fs.FileType.File:
+        if self._ask("", lambda: self.filesystem.get_file_info(self.root)).type == fs.FileType.File:
             raise FileExistsError("it is a file")
-        if self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True)):
+        everything = fs.FileSelector(self.root, allow_not_found=True)
+        if self._ask("", lambda: self.filesystem.get_file_info(everything)):
             raise FileExistsError("it exists and is not empty; choose another, or resume it")
 
     def write(self, name: str, data: bytes) -> None:
-        path = self.path(name)
+        self._ask(name, lambda: self._write(self.path(name), data))
+
+    def _write(self, path: str, data: bytes) -> None:
         if self.puts_are_atomic:
             self._put(path, data)
             return
@@ -146,26 +176,92 @@ class RemoteFiles:
         with self.filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
 
-    def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
-            return stream.read()
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """The content; OSError ``EFBIG``, before anything is read, where it has more than ``max_bytes``."""
+
+        return self._ask(name, lambda: self._read(name, max_bytes))
+
+    def _read(self, name: str, max_bytes: int | None) -> bytes:
+        if max_bytes is None:
+            with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
+                return stream.read()
+        with self.filesystem.open_input_file(self.path(name)) as file:
+            _check_size(name, file.size(), max_bytes)
+            return file.read()
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file of which only parts are read."""
+        file = self._ask(name, lambda: self.filesystem.open_input_file(self.path(name)))
+        return pa.PythonFile(_PatientFile(file, self.path(name), self.patience_s), mode="r")
 
     def exists(self, name: str) -> bool:
-        return self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File
+        return self._ask(name, lambda: self.filesystem.get_file_info(self.path(name))).type == fs.FileType.File
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Size in bytes of each file below a folder, by its name relative to the folder."""
-        selector = fs.FileSelector(self.path(folder), allow_not_found=True, recursive=True)
-        files = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
         start = len(self.path(folder)) + 1
-        return {info.path[start:]: info.size for info in files if not info.base_name.startswith(".")}
+        infos = self._infos(folder, recursive=True)
+        return {info.path[start:]: info.size for info in infos if not info.base_name.startswith(".")}
+
+    def names_in(self, folder: str) -> list[str]:
+        """The names of the files that lie in a folder itself."""
+        return [info.base_name for info in self._infos(folder, recursive=False)]
 
     def delete(self, name: str) -> None:
         if self.exists(name):
-            self.filesystem.delete_file(self.path(name))
+            self._ask(name, lambda: self._gone(self.filesystem.delete_file, name))
 
     def delete_folder(self, folder: str) -> None:
-        self.filesystem.delete_dir(self.path(folder))
+        self._ask(folder, lambda: self._gone(self.filesystem.delete_dir, folder))
+
+    def _gone(self, delete: Callable[[str], None], name: str) -> None:
+        try:
+            delete(self.path(name))
+        except FileNotFoundError:  # a call before did it, whose answer was lost
+            _log.debug("%s is gone already", self.path(name))
+
+    def _infos(self, folder: str, recursive: bool) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(self.path(folder).rstrip("/"), allow_not_found=True, recursive=recursive)
+        infos = self._ask(folder, lambda: self.filesystem.get_file_info(selector))
+        return [info for info in infos if info.type == fs.FileType.File]
+
+    def _ask(self, name: str, ask: Callable[[], _Answer]) -> _Answer:
+        return patiently(ask, self.path(name), self.patience_s)
+
+
+class _PatientFile:
+    """The Python file that pyarrow's readers see of a remote one: a read that fails of what passes is made again."""
+
+    def __init__(self, file: pa.NativeFile, path: str, patience_s: float) -> None:
+        self._file, self._path, self._patience_s = file, path, patience_s
+        self._size = patiently(file.size, path, patience_s)
+        self._place = 0
+        self.closed = False
+
+    def read(self, size: int = -1) -> bytes:
+        place, left = self._place, self._size - self._place
+        wanted = left if size < 0 else min(size, left)
+        if wanted <= 0:
+            return b""
+        data = patiently(lambda: self._file.read_at(wanted, place), self._path, self._patience_s)
+        self._place += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def close(self) -> None:
+        self._file.close()
+        self.closed = True
+
+
+def _check_size(name: str, size_bytes: int, max_bytes: int) -> None:
+    if size_bytes > max_bytes:
+        raise OSError(errno.EFBIG, f"it has {size_bytes} bytes, over {max_bytes}", name)
 
 
 class LocalLog:

@@ -20,6 +20,7 @@ from typing import cast
 from pyarrow import fs
 
 from raydream.storage import LocalFiles, LocalLog, RemoteFiles, RemoteLog, resolve
+from raydream.storage_faults import PATIENCE_S, StorageError
 
 CONFIG = "config.json"
 VERSIONS = "versions.json"
@@ -106,10 +107,13 @@ class RunFolder:
         return cls(files.uri(uri), files)
 
     @classmethod
-    def open(cls, uri: str, filesystem: fs.FileSystem | None = None) -> "RunFolder":
-        """An existing run folder; ValueError naming ``resume`` where it is none or its configuration is damaged."""
+    def open(cls, uri: str, filesystem: fs.FileSystem | None = None, patience_s: float = PATIENCE_S) -> "RunFolder":
+        """An existing run folder; ValueError naming ``resume`` where it is none or its configuration is damaged.
+
+        ``patience_s``: how long a remote storage that is busy or away is asked again, here and in every later call.
+        """
         try:
-            files = resolve(uri, filesystem)
+            files = resolve(uri, filesystem, patience_s)
             config = json.loads(files.read(CONFIG))
         except FileNotFoundError as error:
             raise ValueError(f"resume: {uri!r} is not a run folder: it has no {CONFIG}") from error
@@ -216,13 +220,18 @@ class RunFolder:
         self.write_text(checkpoint_file(step, _MANIFEST), json.dumps(manifest, indent=1))
 
     def latest_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint of which every byte verifies; damaged ones are skipped with a warning."""
+        """The newest checkpoint of which every byte verifies; damaged ones are skipped with a warning.
+
+        StorageError where the storage is away, which says nothing of a checkpoint.
+        """
         for step in reversed(self._steps(re.escape(_MANIFEST))):
             try:
                 checkpoint = self._read_manifest(step)
                 for name in checkpoint.files:
                     self._read_verified(checkpoint, name)
                 return checkpoint
+            except StorageError:  # it may be whole: an older one in its place would throw steps away
+                raise
             except (OSError, ValueError) as error:
                 _log.warning("%s: checkpoint of step %d is damaged and skipped: %s", self.uri, step, error)
         return None
@@ -278,6 +287,8 @@ class RunFolder:
     def _is_whole(self, step: int) -> bool:
         try:
             self._check_sizes(self._read_manifest(step))
+        except StorageError:  # what cannot be seen now must not be pruned for it
+            raise
         except (OSError, ValueError):
             return False
         return True

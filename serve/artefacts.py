@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import HTTPException, Request
 from fastapi.responses import FileResponse, Response
 
+from raydream.storage_faults import StorageError
 from raydream.store import CONFIG, METRICS, PARTICLES, PREVIEWS, REPORT, VERSIONS, RunFolder
 from serve.records import Record
 from serve.schema import FINAL_STATES, MAX_METRIC_ROWS, MetricRows
@@ -72,9 +73,11 @@ class Artefacts:
         if record.started_at is None:
             return None
         try:
-            return RunFolder.open(self._settings.run_uri(record.id))
-        except ValueError:  # its runner has not made it yet
-            return None
+            return RunFolder.open(self._settings.run_uri(record.id), patience_s=0)  # a client asks again itself
+        except ValueError as error:
+            if isinstance(error.__cause__, StorageError):
+                raise error.__cause__ from error
+            return None  # its runner has not made it yet
 
 
 def has_already(request: Request, tag: str) -> bool:

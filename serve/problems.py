@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from raydream.storage_faults import StorageError
 from serve.records import KeyUsedForOther, QuotaUsedUp
 from serve.schema import Problem, title_of
 
@@ -27,6 +28,7 @@ def install_handlers(api: FastAPI) -> None:
     api.add_exception_handler(ValueError, _wrong_value)
     api.add_exception_handler(QuotaUsedUp, _used_up)
     api.add_exception_handler(KeyUsedForOther, _conflict)
+    api.add_exception_handler(StorageError, _storage_away)
     api.add_exception_handler(Exception, _failed)
 
 
@@ -60,6 +62,11 @@ async def _used_up(_request: Request, error: Exception) -> Response:
 
 async def _conflict(_request: Request, error: Exception) -> Response:
     return problem(409, f"Idempotency-Key: {error}; send another one", "Idempotency-Key")
+
+
+async def _storage_away(_request: Request, error: Exception) -> Response:
+    _log.warning("a request was not answered: %s", error)
+    return problem(503, "the storage of the runs does not answer", headers={"Retry-After": "30"})
 
 
 async def _failed(_request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.config_guidance", ""),
         ("raydream.config", ""),
         ("raydream.config_io raydream.presets raydream.paths", ""),
+        ("raydream.storage_faults", ""),
         ("raydream.storage raydream.store", "pyarrow"),
         ("raydream.cli", ""),
         ("raydream.tensors", "numpy safetensors"),
@@ -21,6 +22,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.prior.nouns", ""),
         ("raydream.diffusion.prior_files", "huggingface_hub"),
         ("raydream.prior.asset_error raydream.prior.asset_library", ""),
+        ("raydream.prior.named_files", ""),
         ("raydream.prior.remote_library", ""),
         ("raydream.prior.render_config raydream.prior.train_config", ""),
         ("raydream.prior.agp_config raydream.prior.agp_plan", ""),
@@ -127,6 +129,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
     ],
 }
 MAY_CATCH_EVERYTHING = {
+    "raydream.storage_faults.patiently": "other people's filesystems raise what their HTTP client does",
     "raydream.runtime.LocalRuntime._run": "what a process boundary would do",
     "raydream.ray_runtime._Host.call": "told in words: the exception's class may not survive the way to the driver",
     "raydream.prior.assets.load_trimesh_parts": "another library's parser on a stranger's file",

@@ -12,7 +12,7 @@ from test_render_pool import render_without_ray, small_job
 from raydream.prior import remote_library
 from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_library import AssetRecord
-from raydream.prior.remote_library import local_asset
+from raydream.prior.remote_library import AssetFetcher
 from raydream.prior.render_config import LibraryConfig
 from raydream.prior.render_plan import library_records
 from raydream.storage import LocalFiles, RemoteFiles
@@ -68,18 +68,18 @@ def test_what_is_missing_outside_or_too_large_is_left_out(uri: str) -> None:
     records = {record.uid: record for record in library_records(LibraryConfig(uri))[0]}
     assert set(records) == set("abcd")
     for uid, reason in (("c", "missing_file"), ("d", "outside_folder")):
-        with pytest.raises(AssetError, match=reason), local_asset(records[uid], MIB):
+        with pytest.raises(AssetError, match=reason), AssetFetcher().local(records[uid], MIB):
             pass
-    with pytest.raises(AssetError, match="too_large"), local_asset(records["a"], 10):
+    with pytest.raises(AssetError, match="too_large"), AssetFetcher().local(records["a"], 10):
         pass
-    with local_asset(records["a"], MIB) as local:
+    with AssetFetcher().local(records["a"], MIB) as local:
         assert [path.name for path in local.path.parent.iterdir()] == ["box.glb"]
     assert not local.path.exists()
 
 
 def test_a_local_record_is_itself(tmp_path: Path) -> None:
     record = AssetRecord("a", tmp_path / "a.glb")
-    with local_asset(record, MIB) as local:
+    with AssetFetcher().local(record, MIB) as local:
         assert local is record
 
 

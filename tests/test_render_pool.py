@@ -62,7 +62,7 @@ def render_without_ray(config: RenderJobConfig, out: Path, files=None, child: bo
         worker._process = InThisProcess()
     try:
         for shard in range(plan.num_shards):
-            worker({"shard": shard})
+            worker({"shard": shard, "was_open": 0})
     finally:
         worker.close()
     write_report(files, plan, config.views)

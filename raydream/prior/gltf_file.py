@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from raydream.prior.asset import AssetError
+from raydream.storage_faults import is_passing
 
 GLB_MAGIC, CHUNK_JSON, CHUNK_BIN = b"glTF", 0x4E4F534A, 0x004E4942
 COMPONENT_DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -53,10 +54,15 @@ class AssetLimits:
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file; AssetError ``missing_file`` or ``too_large``. Never blocks on a pipe or device."""
+    """The content of a regular file; AssetError ``missing_file`` or ``too_large``. Never blocks on a pipe or device.
+
+    OSError where its disk is away, which says nothing of the file.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
+        if is_passing(error):
+            raise
         raise AssetError("missing_file", str(error)) from error
     if not stat.S_ISREG(status.st_mode):
         raise AssetError("missing_file", f"{path.name} is not a regular file")
@@ -65,6 +71,8 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
+        if is_passing(error):
+            raise
         raise AssetError("missing_file", str(error)) from error
 
 
@@ -80,6 +88,8 @@ def resolve_inside(folder: Path, name: str) -> Path:
             path = (folder / candidate.replace("\\", "/")).resolve()
             exists = path.exists()
         except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+            if is_passing(error):
+                raise
             raise AssetError("missing_file", str(error)[:200]) from error
         if not path.is_relative_to(folder.resolve()):
             raise AssetError("outside_folder", name[:200])

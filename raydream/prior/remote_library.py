@@ -1,5 +1,6 @@
 """Asset libraries that lie behind a ``pyarrow.fs`` URI: their index is copied once, each asset when it is rendered."""
 
+import errno
 import posixpath
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_library import FRONTS, LVIS, MANIFEST, METADATA, OBJECT_PATHS, SUBSETS, AssetRecord
+from raydream.prior.named_files import named_files
 from raydream.storage import LocalFiles, RemoteFiles, resolve
+from raydream.storage_faults import StorageError
 
-_LONELY = (".glb",)  # all other kinds may name files beside them
 _MAX_FILES = 1000
+_MAX_NAME_BYTES = 250  # of each part of a local path
 
 
 def is_remote(source: str) -> bool:
@@ -24,16 +27,21 @@ def is_remote(source: str) -> bool:
 def index_of(uri: str) -> Iterator[Path]:
     """A local copy of a library's index files, without any asset, until the end of the block.
 
-    ValueError naming ``library.source`` where the URI cannot be reached or holds neither kind of library.
+    ValueError naming ``library.source`` where the URI is none or holds neither kind of library; StorageError where its
+    storage is away.
     """
     with tempfile.TemporaryDirectory(prefix="raydream-index-") as folder:
-        try:
+        with _naming_source(uri):
             files = resolve(uri, None)
             for name in _index_names(files):
                 _copy(files, name, Path(folder))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"library.source: cannot read {uri}: {error}") from error
         yield Path(folder)
+
+
+def check_reachable(uri: str) -> None:
+    """Raises what ``index_of`` would, without a copy of anything."""
+    with _naming_source(uri):
+        _index_names(resolve(uri, None))
 
 
 def as_remote(record: AssetRecord, index: Path, uri: str) -> AssetRecord:
@@ -41,30 +49,97 @@ def as_remote(record: AssetRecord, index: Path, uri: str) -> AssetRecord:
     return replace(record, path=record.path.relative_to(index), root=uri)
 
 
-@contextmanager
-def local_asset(record: AssetRecord, max_bytes: int) -> Iterator[AssetRecord]:
-    """The record with its file on this machine, until the end of the block; a local record is itself.
+class AssetFetcher:
+    """Brings the assets of remote libraries to this machine, by connections that it keeps."""
 
-    A GLB comes alone, any other format with its whole folder. AssetError ``missing_file``, ``outside_folder`` or
-    ``too_large`` (more than ``max_bytes`` in all) before anything large is copied.
-    """
-    if not record.root:
-        yield record
-        return
-    name = posixpath.normpath(PurePosixPath(record.path).as_posix())
-    if name.startswith(("/", "..")):
-        raise AssetError("outside_folder", name[:200])
-    with tempfile.TemporaryDirectory(prefix="raydream-asset-") as folder:
-        try:
-            files = resolve(record.root, None)
-            sizes = _wanted(files, name)
-            if sum(sizes.values()) > max_bytes or len(sizes) > _MAX_FILES:
-                raise AssetError("too_large", f"{len(sizes)} files of {sum(sizes.values())} bytes")
-            for each in sizes:
-                _copy(files, each, Path(folder))
-        except (OSError, ValueError) as error:
-            raise AssetError("missing_file", str(error)[:200]) from error
-        yield replace(record, path=Path(folder) / name, root="")
+    def __init__(self) -> None:
+        self._libraries: dict[str, LocalFiles | RemoteFiles] = {}
+        self._names: dict[tuple[str, str], dict[str, str]] = {}
+
+    @contextmanager
+    def local(self, record: AssetRecord, max_bytes: int) -> Iterator[AssetRecord]:
+        """The record with its file on this machine, until the end of the block; a local record is itself.
+
+        The file comes with those that it names and no others, and nothing is listed for it. AssetError
+        ``missing_file``, ``access_denied``, ``outside_folder`` or ``too_large`` (more than ``max_bytes`` in all) before
+        anything large is copied. OSError where nothing is known of the asset: the storage is away or shut, or this
+        machine's disk is full.
+        """
+        if not record.root:
+            yield record
+            return
+        name = posixpath.normpath(PurePosixPath(record.path).as_posix())
+        if name.startswith(("/", "..")):
+            raise AssetError("outside_folder", name[:200])
+        with tempfile.TemporaryDirectory(prefix="raydream-asset-") as folder:
+            try:
+                self._fetch(record.root, name, Path(folder), max_bytes)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
+                raise AssetError("missing_file", str(error)[:200]) from error
+            except PermissionError as error:
+                _check_readable(self._library(record.root), record.root)
+                raise AssetError("access_denied", str(error)[:200]) from error
+            yield replace(record, path=Path(folder) / name, root="")
+
+    def _fetch(self, uri: str, name: str, folder: Path, max_bytes: int) -> None:
+        """Copies an asset's file and those that it and they name."""
+        files, home = self._library(uri), posixpath.dirname(name)
+        wanted, seen = [name], {name}
+        num_files = num_bytes = 0
+        while wanted:
+            each = wanted.pop(0)
+            try:
+                data = files.read(each, max_bytes - num_bytes)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                if each == name:
+                    raise
+                other = self._in_other_case(uri, each)  # who reads the asset says what is missing, or does without
+                wanted += {other} - seen - {""}
+                seen.add(other)
+                continue
+            except OSError as error:
+                if error.errno != errno.EFBIG:
+                    raise
+                raise AssetError("too_large", f"{each[-100:]}: {error.strerror}") from error
+            num_files, num_bytes = num_files + 1, num_bytes + len(data)
+            target = folder / each
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            found = [posixpath.join(home, other) for other in named_files(each, data)]
+            new = [other for other in found if other not in seen and _fits(other)]
+            if num_files + len(wanted) + len(new) > _MAX_FILES:
+                raise AssetError("too_large", f"it names over {_MAX_FILES} files")
+            wanted, seen = wanted + new, seen | set(new)
+
+    def _in_other_case(self, uri: str, name: str) -> str:
+        """The file that a name from a system without upper and lower case means, "" where there is none.
+
+        Its folder is listed once, however many assets lie in it.
+        """
+        home, base = posixpath.split(name)
+        if (uri, home) not in self._names:
+            try:
+                names = self._library(uri).names_in(home)
+            except (FileNotFoundError, NotADirectoryError):
+                names = []
+            self._names[uri, home] = {real.casefold(): real for real in names}
+        real = self._names[uri, home].get(base.casefold(), "")
+        return posixpath.join(home, real) if real else ""
+
+    def _library(self, uri: str) -> LocalFiles | RemoteFiles:
+        if uri not in self._libraries:
+            self._libraries[uri] = resolve(uri, None)
+        return self._libraries[uri]
+
+
+@contextmanager
+def _naming_source(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"library.source: cannot read {uri}: {error}") from error
 
 
 def _index_names(files: LocalFiles | RemoteFiles) -> list[str]:
@@ -76,13 +151,16 @@ def _index_names(files: LocalFiles | RemoteFiles) -> list[str]:
     return names
 
 
-def _wanted(files: LocalFiles | RemoteFiles, name: str) -> dict[str, int]:
-    """Sizes of the asset's file and of those that it may name."""
-    if not files.exists(name):
-        raise AssetError("missing_file", name[:200])
-    home, base = posixpath.split(name)
-    sizes = {posixpath.join(home, each): size for each, size in files.sizes(home).items()}
-    return {name: sizes[name]} if base.lower().endswith(_LONELY) else sizes
+def _fits(name: str) -> bool:
+    return all(len(part.encode()) <= _MAX_NAME_BYTES for part in name.split("/"))
+
+
+def _check_readable(files: LocalFiles | RemoteFiles, uri: str) -> None:
+    """StorageError where the library itself is denied, too: expired credentials say nothing of one file."""
+    try:
+        files.exists(MANIFEST)
+    except PermissionError as error:
+        raise StorageError(f"{uri.partition('?')[0]} is denied: {error}") from error
 
 
 def _copy(files: LocalFiles | RemoteFiles, name: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from typing import IO, cast
 
 import pyarrow as pa
@@ -21,11 +22,18 @@ from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_library import AssetRecord
 from raydream.prior.render_config import PoolConfig, ViewConfig
 from raydream.prior.views_schema import record_from_json, record_to_json
+from raydream.storage_faults import StorageError, is_passing
 
 _HEADER = struct.Struct("<cQ")
-_ROWS, _REFUSED = b"V", b"R"
-_ATTEMPTS = 2  # a process may have been killed for what it did not do
+_ROWS, _REFUSED, _AWAY = b"V", b"R", b"A"
+_CRASHES = 2  # of its own: the file does it
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+_PAUSES_S = (1.0, 10.0)  # after the first kill and the second: who was short of memory may have it by then
 _MAX_DETAIL = 300
+
+
+class ChildKilled(Exception):
+    """The child was killed from outside over an asset, again and again; nothing is known of the asset."""
 
 
 class RenderProcess:
@@ -39,19 +47,29 @@ class RenderProcess:
         """The rows of ``render_record`` for one asset.
 
         Raises AssetError: besides those of ``render_record``, ``timeout``, ``out_of_memory``, ``crashed`` (the process
-        died of it twice) or ``render_error``.
+        died of it twice) or ``render_error``. Raises ChildKilled, or StorageError where the disk that the asset lies
+        on is away.
         """
         line = record_to_json(record)
-        for _ in range(_ATTEMPTS):
+        num_crashes = num_kills = 0
+        while True:
             reply = self._ask(line)
             if reply is not None:
                 return reply
-        assert self._process is not None
-        number = -self._process.wait()
-        if number == signal.SIGALRM:
-            raise AssetError("timeout", "longer than pool.asset_limit_s")
-        told = f"signal {signal.Signals(number).name}" if number > 0 else f"exit code {-number}"
-        raise AssetError("crashed", f"its process ended with {told}, {_ATTEMPTS} times")
+            assert self._process is not None
+            number = -self._process.wait()
+            if number == signal.SIGALRM:  # a second try would take as long
+                raise AssetError("timeout", "longer than pool.asset_limit_s")
+            told = f"signal {signal.Signals(number).name}" if number > 0 else f"exit code {-number}"
+            if number in _FROM_OUTSIDE:
+                if num_kills == len(_PAUSES_S):
+                    raise ChildKilled(f"its process ended with {told}, {num_kills + 1} times")
+                time.sleep(_PAUSES_S[num_kills])
+                num_kills += 1
+            else:
+                num_crashes += 1
+                if num_crashes == _CRASHES:
+                    raise AssetError("crashed", f"its process ended with {told}, {num_crashes} times")
 
     def close(self) -> None:
         """Ends the child; also safe where there is none."""
@@ -70,6 +88,8 @@ class RenderProcess:
         except (BrokenPipeError, EOFError):
             process.wait()
             return None
+        if kind == _AWAY:
+            raise StorageError(body.decode())
         if kind == _REFUSED:
             raise AssetError(*json.loads(body))
         with pa.ipc.open_stream(body) as stream:
@@ -118,14 +138,22 @@ def main() -> None:
         except (
             Exception
         ) as error:  # the last net under files that nobody has seen: the pool goes on, the report says it
-            short = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-            kind, body = _refusal("out_of_memory" if short else "render_error", f"{type(error).__name__}: {error}")
+            kind, body = _last_words(error)
         signal.alarm(0)
         try:
             replies.write(_HEADER.pack(kind, len(body)) + body)
             replies.flush()
         except BrokenPipeError:  # nobody waits for it any more
             os._exit(0)
+
+
+def _last_words(error: Exception) -> tuple[bytes, bytes]:
+    """The reply for an error that no reader foresaw."""
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and is_passing(error):
+        return _AWAY, words[:_MAX_DETAIL].encode()
+    short = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return _refusal("out_of_memory" if short else "render_error", words)
 
 
 def _refusal(reason: str, detail: str) -> tuple[bytes, bytes]:

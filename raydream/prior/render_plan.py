@@ -22,7 +22,7 @@ from raydream.prior.asset_library import (
 )
 from raydream.prior.exhibit_assets import find_minipack
 from raydream.prior.procedural import PROCEDURAL, procedural_records
-from raydream.prior.remote_library import as_remote, index_of, is_remote
+from raydream.prior.remote_library import as_remote, check_reachable, index_of, is_remote
 from raydream.prior.render_config import LibraryConfig, RenderJobConfig
 from raydream.prior.views_folder import LEFT_OUT, PLAN, PLAN_ROWS_AT_ONCE, SETTINGS, Files, Plan, open_parquet
 from raydream.prior.views_schema import record_to_json
@@ -109,8 +109,8 @@ def _check_same(saved: RenderJobConfig, given: RenderJobConfig) -> None:
 
 def _check_reachable(config: LibraryConfig) -> None:
     if is_remote(config.source):
-        with index_of(config.source):
-            return
+        check_reachable(config.source)
+        return
     _library_folder(config)
 
 

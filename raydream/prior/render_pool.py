@@ -5,8 +5,11 @@ rendered again by Ray, a lost driver's by the next run of the same command, and 
 (Ray Data's own checkpoints know rows by an id and are written per block; a plan of shards needs neither.)
 """
 
+import json
 import logging
+from collections.abc import Iterable
 from contextlib import ExitStack
+from typing import Any
 
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
@@ -16,22 +19,27 @@ from raydream.connection import connect
 from raydream.placement import Cluster
 from raydream.prior.render_config import RenderJobConfig
 from raydream.prior.render_plan import open_plan
-from raydream.prior.render_report import write_report
+from raydream.prior.render_report import summary_line, write_report
 from raydream.prior.render_shard import ShardWorker
-from raydream.prior.views_folder import Plan, finished_shards
+from raydream.prior.views_folder import Files, Plan, finished_shards, open_notes, summary_log
 from raydream.progress import Progress
-from raydream.storage import LocalFiles, resolve
+from raydream.storage import LocalFiles, LocalLog, RemoteLog, resolve
+from raydream.storage_faults import StorageError
 
 _MAX_BLOCKS = 4096  # Ray Data's scheduler grows slow with many more
 
 
-def render_library(config: RenderJobConfig, out: str) -> dict[str, object]:
-    """Renders what is missing of a job in ``out``, a path or a ``pyarrow.fs`` URI; returns the report.
+def render_library(config: RenderJobConfig, out: str) -> tuple[dict[str, object], str]:
+    """Renders what is missing of a job in ``out``, a path or a ``pyarrow.fs`` URI.
 
-    Raises ValueError naming ``out`` or a field of ``library`` before anything is started.
+    Returns the report, and where its ``open_shards`` is not 0, why the first of them could not be made: the same call
+    tries them again. Raises ValueError naming ``out`` or a field of ``library`` before anything is started, OSError
+    where a storage is away or a disk full, which the same call may find otherwise.
     """
     try:
         files = resolve(out, None)
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"out: cannot reach {out!r}: {error}") from error
     plan = open_plan(files, config)
@@ -39,20 +47,22 @@ def render_library(config: RenderJobConfig, out: str) -> dict[str, object]:
         if isinstance(files, LocalFiles):
             stack.enter_context(files.lock())
             files.sweep_temporary()
-        missing = sorted(set(range(plan.num_shards)) - finished_shards(files, plan))
-        if missing:
-            _render_shards(config, files.uri(out), plan, missing)
-        return write_report(files, plan, config.views)
+        missing = sorted(set(range(plan.num_shards)) - finished_shards(files, plan).keys())
+        told = _render_shards(config, files, files.uri(out), plan, missing) if missing else ""
+        return write_report(files, plan, config.views), told
 
 
-def _render_shards(config: RenderJobConfig, uri: str, plan: Plan, missing: list[int]) -> None:
+def _render_shards(config: RenderJobConfig, files: Files, uri: str, plan: Plan, missing: list[int]) -> str:
+    """Renders shards and logs what came out of each; returns why the first of those that stay open does so, or ""."""
     connect()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts views and knows what was done before
     most = config.pool.workers or max(1, int(Cluster.now().most().get("CPU", 1)))
+    noted = open_notes(files, plan)
     shards = ray.data.from_items(
-        [{"shard": shard} for shard in missing], override_num_blocks=min(len(missing), _MAX_BLOCKS)
+        [{"shard": shard, "was_open": int(shard in noted)} for shard in missing],
+        override_num_blocks=min(len(missing), _MAX_BLOCKS),
     )
     results = shards.map(
         ShardWorker,  # type: ignore[arg-type]  # a class is what Ray wants here, its hints know functions only
@@ -60,12 +70,33 @@ def _render_shards(config: RenderJobConfig, uri: str, plan: Plan, missing: list[
         compute=ActorPoolStrategy(min_size=1, max_size=min(most, len(missing)), max_tasks_in_flight_per_actor=2),
         num_cpus=1,
     )
-    done = plan.num_shards - len(missing)
-    num_views = num_rejected = 0
-    with Progress(plan.num_shards, done) as progress:
+    with Progress(plan.num_shards, plan.num_shards - len(missing)) as progress:
         progress.phase(f"{len(missing)} shards of {config.pool.objects_per_shard} objects, up to {most} workers")
-        for row in results.iter_rows():
-            num_views += row["num_views"]
-            num_rejected += row["num_rejected"]
-            progress.update(done, {"views": num_views, "rejected": num_rejected})
-            done += 1
+        return _collect(results.iter_rows(), summary_log(files), progress, plan.num_shards - len(missing), 2 * most)
+
+
+def _collect(
+    rows: Iterable[dict[str, Any]], log: LocalLog | RemoteLog, progress: Progress, num_done: int, most_in_a_row: int
+) -> str:
+    """Logs each shard that is done. So many in a row that stay open are no longer the fault of single assets, and the
+    rest is not tried.
+    """
+    num_views = num_rejected = num_in_a_row = 0
+    told = ""
+    try:
+        for row in rows:
+            if row["open_because"]:
+                progress.phase(f"shard {row['shard']} stays open: {row['open_because']}")
+                told, num_in_a_row = told or row["open_because"], num_in_a_row + 1
+                if num_in_a_row == most_in_a_row:
+                    progress.phase(f"{num_in_a_row} shards in a row stay open; the others are not tried")
+                    break
+                continue
+            num_in_a_row = 0
+            num_views, num_rejected = num_views + row["num_views"], num_rejected + row["num_rejected"]
+            log.append(summary_line(row["shard"], row["num_views"], json.loads(row["rejected_json"])))
+            progress.update(num_done, {"views": num_views, "rejected": num_rejected})
+            num_done += 1
+    finally:
+        log.flush()
+    return told

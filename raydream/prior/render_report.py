@@ -4,6 +4,8 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,42 +19,75 @@ from raydream.prior.views_folder import (
     VIEWS,
     Files,
     Plan,
+    finished_shards,
     open_parquet,
     shard_name,
+    summary_log,
 )
 from raydream.prior.views_schema import decode_image
 
 _SHEET_OBJECTS, _SHEET_WIDTH_PX, _SHEET_TILE_PX = 48, 1600, 128
 _GREY = 0.75
+_FILES_AT_ONCE = 16
 
 
 def write_report(files: Files, plan: Plan, config: ViewConfig) -> dict[str, object]:
-    """Counts the rows that are there, writes ``report.json`` and the contact sheet, returns the report."""
+    """Counts the rows that are there, writes ``report.json`` and the contact sheet, returns the report.
+
+    Costs a listing and the log of summaries; only a shard that this lacks is opened. ``open_shards`` are those that
+    are still to be made.
+    """
     left_out = Counter(open_parquet(files, LEFT_OUT).read(["reason"])["reason"].to_pylist())
+    done = finished_shards(files, plan)
     rejected: Counter[str] = Counter()
-    num_views = num_bytes = 0
-    sizes = files.sizes(VIEWS)
-    for shard in range(plan.num_shards):
-        rejected.update(open_parquet(files, shard_name(REJECTED_FOLDER, shard)).read(["reason"])["reason"].to_pylist())
-        num_views += open_parquet(files, shard_name(VIEWS, shard)).metadata.num_rows
-        num_bytes += sizes[shard_name("", shard)[1:]]
+    num_views = 0
+    for summary in _summaries(files, list(done)):
+        rejected.update(summary["rejected"])
+        num_views += summary["views"]
     report: dict[str, object] = {
         "objects": num_views // config.num_views,
         "views": num_views,
-        "bytes": num_bytes,
+        "bytes": sum(done.values()),
         "planned": plan.num_objects,
+        "open_shards": plan.num_shards - len(done),
         "rejected": dict(rejected.most_common()),
         "left_out_by_filters": dict(left_out.most_common()),
     }
     files.write(REPORT, json.dumps(report, indent=2).encode())
     if num_views:
-        files.write(SHEET, contact_sheet(files, plan, config))
+        files.write(SHEET, contact_sheet(files, list(done), config))
     return report
 
 
-def contact_sheet(files: Files, plan: Plan, config: ViewConfig) -> bytes:
+def summary_line(shard: int, num_views: int, rejected: dict[str, int]) -> bytes:
+    """A shard's line in the log of summaries."""
+    return json.dumps({"shard": shard, "views": num_views, "rejected": rejected}).encode() + b"\n"
+
+
+def _summaries(files: Files, done: list[int]) -> list[dict[str, Any]]:
+    """What came out of each shard, by the log; what a driver that was killed did not write down there is added."""
+    log = summary_log(files)
+    told = {row["shard"]: row for row in map(json.loads, log.read().splitlines())}
+    untold = [shard for shard in done if shard not in told]
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        lines = list(pool.map(lambda shard: _line_of(files, shard), untold))
+    if lines:
+        log.append(b"".join(lines))
+    log.close()
+    told |= {row["shard"]: row for row in map(json.loads, lines)}
+    return [told[shard] for shard in done]
+
+
+def _line_of(files: Files, shard: int) -> bytes:
+    """The line of a shard by its files."""
+    reasons = open_parquet(files, shard_name(REJECTED_FOLDER, shard)).read(["reason"])["reason"].to_pylist()
+    num_views = open_parquet(files, shard_name(VIEWS, shard)).metadata.num_rows
+    return summary_line(shard, num_views, dict(Counter(reasons)))
+
+
+def contact_sheet(files: Files, done: list[int], config: ViewConfig) -> bytes:
     """A PNG of objects from all over the job, each by one of its views in every kind of image there is."""
-    strips = [_strip(row, config) for row in _samples(files, plan, config)]
+    strips = [_strip(row, config) for row in _samples(files, done, config)]
     per_line = max(1, _SHEET_WIDTH_PX // strips[0].shape[1])
     blank = np.full_like(strips[0], 255)
     strips += [blank] * (-len(strips) % per_line)
@@ -62,12 +97,12 @@ def contact_sheet(files: Files, plan: Plan, config: ViewConfig) -> bytes:
     return sink.getvalue()
 
 
-def _samples(files: Files, plan: Plan, config: ViewConfig) -> Iterator[dict[ImageKind, np.ndarray]]:
+def _samples(files: Files, done: list[int], config: ViewConfig) -> Iterator[dict[ImageKind, np.ndarray]]:
     """One view each of objects that lie evenly in the plan: another view for each, so that all sides are seen."""
-    step = max(1, plan.num_shards // _SHEET_OBJECTS)
-    per_shard = -(-_SHEET_OBJECTS // len(range(0, plan.num_shards, step)))
+    some = done[:: max(1, len(done) // _SHEET_OBJECTS)]
+    per_shard = -(-_SHEET_OBJECTS // len(some))
     number = 0
-    for shard in range(0, plan.num_shards, step):
+    for shard in some:
         rows = open_parquet(files, shard_name(VIEWS, shard))
         groups = range(0, rows.num_row_groups, max(1, rows.num_row_groups // per_shard))
         for group in groups[:per_shard]:

@@ -1,32 +1,57 @@
-"""One shard of a rendering job: what a worker of the pool does, with or without Ray."""
+"""One shard of a rendering job: what a worker of the pool does, with or without Ray.
 
+A rejection is for good, so it tells of the asset alone. What may be somebody else's fault, a storage that is away or a
+child that was killed from outside, leaves the shard open instead: nothing is written but a note of the asset, and the
+next command tries again. Who is in trouble for a second time, and its library answers, is rejected then, as
+``unreadable`` or ``killed``: one file must not keep a shard open for ever.
+"""
+
+import json
+import logging
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
 from raydream import config_io
 from raydream.prior.asset_error import AssetError
-from raydream.prior.asset_library import AssetRecord
 from raydream.prior.assets import DEFAULT_LIMITS
-from raydream.prior.remote_library import local_asset
-from raydream.prior.render_child import RenderProcess
+from raydream.prior.remote_library import AssetFetcher, check_reachable, is_remote
+from raydream.prior.render_child import ChildKilled, RenderProcess
 from raydream.prior.render_config import RenderJobConfig
-from raydream.prior.views_folder import REJECTED_FOLDER, VIEWS, Files, Plan, read_shard_records, shard_name
+from raydream.prior.views_folder import (
+    REJECTED_FOLDER,
+    VIEWS,
+    Files,
+    Plan,
+    note_name,
+    read_shard_records,
+    shard_name,
+)
 from raydream.prior.views_schema import REJECTED, ShardBuffer, views_schema
 from raydream.storage import resolve
+from raydream.storage_faults import StorageError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard; ``num_objects`` gave views."""
+    """What became of a shard; ``num_objects`` gave views. One that is open, for the reason told, wrote nothing.
+
+    ``rejected_json`` counts the rejections by their reasons.
+    """
 
     shard: int
     num_objects: int
     num_rejected: int
     num_views: int
     duration_s: float
+    rejected_json: str = "{}"
+    open_because: str = ""
 
 
 class ShardWorker:
@@ -37,40 +62,86 @@ class ShardWorker:
         self._plan = plan
         self._config = config_io.loads(RenderJobConfig, config_json)
         self._process = RenderProcess(self._config.views, self._config.pool)
+        self._fetcher = AssetFetcher()
 
-    def __call__(self, row: dict[str, int]) -> dict[str, float | int]:
-        """Row ``{"shard": number}`` in, ``ShardResult`` as a row out. Doing a shard again gives the same rows."""
-        return asdict(self.render(int(row["shard"])))
+    def __call__(self, row: dict[str, int]) -> dict[str, float | int | str]:
+        """Row ``{"shard": number, "was_open": 0 or 1}`` in, ``ShardResult`` as a row out. Doing a shard again gives the
+        same rows.
+        """
+        return asdict(self.render(int(row["shard"]), bool(row["was_open"])))
 
-    def render(self, shard: int) -> ShardResult:
-        """Writes the files of one shard, each in one piece: first what was rejected, then the views, which end it."""
+    def render(self, shard: int, was_open: bool = False) -> ShardResult:
+        """Writes the files of one shard, each in one piece: first what was rejected, then the views, which end it.
+
+        ``was_open``: an earlier command left a note of it.
+        """
         begin = time.monotonic()
-        views = ShardBuffer(views_schema(self._config.views))
-        rejected: list[dict[str, str]] = []
-        num_objects = 0
-        records = read_shard_records(self._files, self._plan, shard)
-        for record, rows in self._rendered(records, rejected):
-            assert rows.num_rows == self._config.views.num_views, record.uid
-            views.append(rows)
-            num_objects += 1
-        refused = ShardBuffer(REJECTED)
-        refused.append(pa.Table.from_pylist(rejected, REJECTED))
-        self._files.write(shard_name(REJECTED_FOLDER, shard), refused.finish())
-        self._files.write(shard_name(VIEWS, shard), views.finish())
-        num_views = num_objects * self._config.views.num_views
-        return ShardResult(shard, num_objects, len(rejected), num_views, time.monotonic() - begin)
+        try:
+            return self._render(shard, was_open, begin)
+        except OSError as error:  # of the plan or the output: nothing was lost, and all of it is made again
+            return ShardResult(shard, 0, 0, 0, time.monotonic() - begin, open_because=str(error))
 
     def close(self) -> None:
         """Ends the child process; without it the child ends with this process."""
         self._process.close()
 
+    def _render(self, shard: int, was_open: bool, begin: float) -> ShardResult:
+        views = ShardBuffer(views_schema(self._config.views))
+        rejected: list[dict[str, str]] = []
+        trouble: dict[str, str] = {}
+        suspects = frozenset(json.loads(self._files.read(note_name(shard)))) if was_open else frozenset()
+        num_objects = 0
+        for rows in self._rendered(shard, suspects, rejected, trouble):
+            views.append(rows)
+            num_objects += 1
+        if trouble:
+            self._files.write(note_name(shard), json.dumps(sorted(suspects | trouble.keys())).encode())
+            first = next(f"{uid}: {told}" for uid, told in trouble.items())
+            return ShardResult(shard, 0, 0, 0, time.monotonic() - begin, open_because=first)
+        refused = ShardBuffer(REJECTED)
+        refused.append(pa.Table.from_pylist(rejected, REJECTED))
+        self._files.write(shard_name(REJECTED_FOLDER, shard), refused.finish())
+        self._files.write(shard_name(VIEWS, shard), views.finish())
+        if was_open:
+            self._files.delete(note_name(shard))
+        num_views = num_objects * self._config.views.num_views
+        reasons = json.dumps(Counter(row["reason"] for row in rejected))
+        return ShardResult(shard, num_objects, len(rejected), num_views, time.monotonic() - begin, reasons)
+
     def _rendered(
-        self, records: Iterable[AssetRecord], rejected: list[dict[str, str]]
-    ) -> Iterable[tuple[AssetRecord, pa.Table]]:
-        for record in records:
+        self, shard: int, suspects: frozenset[str], rejected: list[dict[str, str]], trouble: dict[str, str]
+    ) -> Iterator[pa.Table]:
+        """The rows of each asset; fills ``rejected``, and ``trouble``: uid to what happened, which keeps it open."""
+        for record in read_shard_records(self._files, self._plan, shard):
             try:
-                with local_asset(record, DEFAULT_LIMITS.max_bytes) as local:
+                with self._fetcher.local(record, DEFAULT_LIMITS.max_bytes) as local:
                     rows = self._process.render(local)
-                yield record, rows
+                assert rows.num_rows == self._config.views.num_views, record.uid
+                yield rows
             except AssetError as error:
+                if error.reason == "missing_file" and not self._library_is_there():
+                    trouble[record.uid] = "its library is not there any more"
+                    return
                 rejected.append({"uid": record.uid, "reason": error.reason, "detail": error.detail})
+            except (ChildKilled, StorageError) as error:
+                is_killed = isinstance(error, ChildKilled)
+                if record.uid in suspects and self._library_is_there():
+                    reason = "killed" if is_killed else "unreadable"
+                    rejected.append({"uid": record.uid, "reason": reason, "detail": str(error)[:300]})
+                    continue
+                trouble[record.uid] = str(error)
+                if not is_killed:  # each of the others would wait as long
+                    return
+
+    def _library_is_there(self) -> bool:
+        """Whether the library answers, or the disk that it lies on has not gone from under it."""
+        source = self._config.library.source
+        try:
+            if is_remote(source):
+                check_reachable(source)
+                return True
+            folder = Path(source).expanduser()
+            return not folder.is_absolute() or any(folder.iterdir())
+        except (OSError, ValueError) as error:
+            _log.warning("%s", error)
+            return False

@@ -6,11 +6,12 @@ import pyarrow.parquet as pq
 
 from raydream.prior.asset_library import AssetRecord
 from raydream.prior.views_schema import record_from_json
-from raydream.storage import LocalFiles, RemoteFiles
+from raydream.storage import LocalFiles, LocalLog, RemoteFiles, RemoteLog
 
 SETTINGS, PLAN, LEFT_OUT = "settings.json", "plan.parquet", "left_out.parquet"
 REPORT, SHEET = "report.json", "contact_sheet.png"
-VIEWS, REJECTED_FOLDER = "views", "rejected"
+VIEWS, REJECTED_FOLDER, NOTES = "views", "rejected", "open"
+SUMMARIES = "shards.jsonl"
 PLAN_ROWS_AT_ONCE = 4096
 
 Files = LocalFiles | RemoteFiles
@@ -33,17 +34,34 @@ def shard_name(folder: str, shard: int) -> str:
     return f"{folder}/shard-{shard:05d}.parquet"
 
 
+def note_name(shard: int) -> str:
+    """The file that tells, of a shard that was left open, the uids of the assets that were in trouble."""
+    return f"{NOTES}/shard-{shard:05d}.json"
+
+
+def summary_log(files: Files) -> LocalLog | RemoteLog:
+    """The driver's log of what came out of each shard: a line ``{"shard", "views", "rejected"}`` for each."""
+    return LocalLog(files, SUMMARIES) if isinstance(files, LocalFiles) else RemoteLog(files, SUMMARIES)
+
+
 def open_parquet(files: Files, name: str) -> pq.ParquetFile:
     """A Parquet file below a folder, of which only what is asked for is read."""
-    if isinstance(files, LocalFiles):
-        return pq.ParquetFile(files.path(name), memory_map=True)
-    return pq.ParquetFile(files.filesystem.open_input_file(files.path(name)))
+    return pq.ParquetFile(files.open(name))
 
 
-def finished_shards(files: Files, plan: Plan) -> set[int]:
-    """The shards that are there; each was written whole, after the list of what it rejected."""
+def finished_shards(files: Files, plan: Plan) -> dict[int, int]:
+    """The shards that are there and their sizes in bytes, by one listing; each was written whole, after the list of
+    what it rejected.
+    """
     there = files.sizes(VIEWS)
-    return {shard for shard in range(plan.num_shards) if shard_name("", shard)[1:] in there}
+    names = {shard: shard_name("", shard)[1:] for shard in range(plan.num_shards)}
+    return {shard: there[name] for shard, name in names.items() if name in there}
+
+
+def open_notes(files: Files, plan: Plan) -> set[int]:
+    """The shards that an earlier command left open with a note."""
+    there = files.sizes(NOTES)
+    return {shard for shard in range(plan.num_shards) if note_name(shard).removeprefix(f"{NOTES}/") in there}
 
 
 def read_shard_records(files: Files, plan: Plan, shard: int) -> list[AssetRecord]:
