@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Returns the exit code: 0 done, 1 not done though nothing is wrong with the input, 2 bad input, 130 stopped."""
+    """Returns the exit code: 0 done, 1 open for now, 2 bad input, 130 stopped."""
     args = _parser().parse_args()
     named = {"library.source": args.source, "pool.workers": args.workers}
     overrides = [f"{field}={value}" for field, value in named.items() if value is not None]
@@ -39,7 +39,7 @@ def main() -> int:
         config = config_io.apply_overrides(make_recipe(args.recipe), overrides + args.set)
         from raydream.prior.render_pool import render_library  # Ray and torch only for what can be done
 
-        report, told = render_library(config, args.out)
+        report = render_library(config, args.out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,12 +51,8 @@ def main() -> int:
         return 130
     print(json.dumps(report, indent=2))
     if report["open_shards"]:
-        why = f" ({told})" if told else ""
-        print(
-            f"error: {report['open_shards']} shards are open{why}; the same command tries them again", file=sys.stderr
-        )
-        return 1
-    return 0
+        print(f"error: {report['open_shards']} shards are open; the same command tries them again", file=sys.stderr)
+    return 1 if report["open_shards"] else 0
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Artefacts:
         if record.started_at is None:
             return None
         try:
-            return RunFolder.open(self._settings.run_uri(record.id), patience_s=0)  # a client asks again itself
+            return RunFolder.open(self._settings.run_uri(record.id), patience_s=0.0)  # a client asks again itself
         except ValueError as error:
             if isinstance(error.__cause__, StorageError):
                 raise error.__cause__ from error

@@ -27,6 +27,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.prior.render_config raydream.prior.train_config", ""),
         ("raydream.prior.agp_config raydream.prior.agp_plan", ""),
         ("raydream.prior.views_schema raydream.prior.views_folder", "numpy pyarrow"),
+        ("raydream.prior.plan_rows", ""),
     ],
     "L1: tensors and pure functions": [
         ("raydream.types", "jaxtyping torch"),

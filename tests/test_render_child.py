@@ -1,9 +1,12 @@
 """The process that reads strangers' files: its rows, its limits, and what is told when it dies."""
 
+import errno
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from raydream.backend import load_backend
 from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_library import AssetRecord
 from raydream.prior.procedural import procedural_records
-from raydream.prior.render_child import RenderProcess
+from raydream.prior.render_child import _AWAY, ChildKilled, RenderProcess, _last_words
 from raydream.prior.render_config import PoolConfig, ViewConfig
 from raydream.prior.render_views import render_record
 from raydream.prior.views_schema import record_from_json, record_to_json
@@ -52,35 +55,62 @@ def test_killed_child_is_not_seen_in_the_rows(process):
     assert first.equals(render_record(CHAIR, SMALL, BACKEND))
 
 
-def test_asset_that_takes_too_long_times_out_and_the_next_goes_on(process):
+def test_asset_that_takes_too_long_is_tried_once_and_the_next_goes_on(process, monkeypatch):
+    started: list[object] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **more: started.append(words) or popen(*words, **more))
     renderer = process(ENDLESS, PoolConfig(asset_limit_s=1))
     with pytest.raises(AssetError) as caught:
         renderer.render(CHAIR)
     assert caught.value.reason == "timeout"
+    assert len(started) == 1
     with pytest.raises(AssetError, match="missing_file"):
         renderer.render(AssetRecord("gone", Path("/nonexistent.glb")))
 
 
-def test_asset_whose_process_dies_twice_is_rejected(process):
-    renderer = process(ENDLESS, PoolConfig())
+@contextmanager
+def killing_every_child(renderer: RenderProcess, number: int) -> Iterator[None]:
+    """Sends a signal to whatever child the renderer has, until the end of the block."""
     done = threading.Event()
 
-    def kill_every_child() -> None:
+    def kill() -> None:
         while not done.wait(0.05):
             child = renderer._process
             if child is not None and child.poll() is None:
-                os.kill(child.pid, signal.SIGSEGV)
+                os.kill(child.pid, number)
 
-    killer = threading.Thread(target=kill_every_child)
+    killer = threading.Thread(target=kill)
     killer.start()
     try:
-        with pytest.raises(AssetError) as caught:
-            renderer.render(CHAIR)
+        yield
     finally:
         done.set()
         killer.join()
+
+
+def test_asset_whose_process_dies_twice_is_rejected(process):
+    renderer = process(ENDLESS, PoolConfig())
+    with killing_every_child(renderer, signal.SIGSEGV), pytest.raises(AssetError) as caught:
+        renderer.render(CHAIR)
     assert caught.value.reason == "crashed"
     assert "SIGSEGV" in caught.value.detail
+
+
+def test_kills_from_outside_say_nothing_of_the_asset(process, monkeypatch):
+    monkeypatch.setattr("raydream.prior.render_child._PAUSES_S", (0.0, 0.0))
+    renderer = process(ENDLESS, PoolConfig())
+    with killing_every_child(renderer, signal.SIGKILL), pytest.raises(ChildKilled, match="SIGKILL, 3 times"):
+        renderer.render(CHAIR)
+
+
+def test_a_disk_that_is_away_is_no_missing_file(monkeypatch):
+    def away(path: Path, **_more: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(Path, "stat", away)
+    with pytest.raises(OSError, match="not connected") as caught:
+        render_record(AssetRecord("a", Path("/mnt/a.glb")), SMALL, BACKEND)
+    assert _last_words(caught.value)[0] == _AWAY
 
 
 def test_asset_that_needs_too_much_memory_is_rejected(process):

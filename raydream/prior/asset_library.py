@@ -5,7 +5,7 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,30 +122,35 @@ def _manifest_record(folder: Path, row: dict, fronts: Mapping[str, str | None]) 
 
 
 def read_objaverse_folder(folder: Path, uids: frozenset[str] = frozenset()) -> list[AssetRecord]:
+    """The records of ``iterate_objaverse_folder``, by uid."""
+    return sorted(iterate_objaverse_folder(folder, uids), key=lambda record: record.uid)
+
+
+def iterate_objaverse_folder(folder: Path, uids: frozenset[str] = frozenset()) -> Iterator[AssetRecord]:
     """The records of an Objaverse 1.0 cache (``object-paths``, ``metadata``, ``lvis-annotations``, ``glbs``).
 
-    With ``uids`` only those, and only the metadata files of their folders are opened. Captions are names and tags; add
-    Cap3D's by ``with_captions``. ValueError names ``assets`` where the folder is not in this layout.
+    One metadata file after the other, of which each holds thousands: all of them take 8 GB. With ``uids`` only those,
+    and only the metadata files of their folders are opened. Captions are names and tags; add Cap3D's by
+    ``with_captions``. ValueError names ``assets`` where the folder is not in this layout.
     """
     try:
         paths: dict[str, str] = _read_json_gz(folder / OBJECT_PATHS)
         lvis: dict[str, list[str]] = _read_json_gz(folder / LVIS) if (folder / LVIS).is_file() else {}
-        wanted = {uid: path for uid, path in paths.items() if not uids or uid in uids}
-        annotations: dict[str, dict] = {}
-        for shard in sorted({path.split("/")[1] for path in wanted.values()}):
+        shards: dict[str, list[str]] = {}
+        for uid, path in paths.items():
+            if not uids or uid in uids:
+                shards.setdefault(path.split("/")[1], []).append(uid)
+        categories: dict[str, list[str]] = {}
+        for category, members in lvis.items():
+            for uid in members:
+                categories.setdefault(uid, []).append(_category_word(category))
+        for shard, members in sorted(shards.items()):
             metadata = folder / METADATA / f"{shard}.json.gz"
-            if metadata.is_file():
-                annotations.update(_read_json_gz(metadata))
+            annotations: dict[str, dict] = _read_json_gz(metadata) if metadata.is_file() else {}
+            for uid in members:
+                yield _objaverse_record(folder, uid, paths[uid], annotations.get(uid, {}), categories.get(uid, []))
     except (OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"assets: {folder} is not in the Objaverse layout: {error!r}") from error
-    categories: dict[str, list[str]] = {}
-    for category, members in lvis.items():
-        for uid in members:
-            categories.setdefault(uid, []).append(_category_word(category))
-    return [
-        _objaverse_record(folder, uid, path, annotations.get(uid, {}), categories.get(uid, []))
-        for uid, path in sorted(wanted.items())
-    ]
 
 
 def _objaverse_record(folder: Path, uid: str, path: str, annotation: dict, nouns: list[str]) -> AssetRecord:

@@ -12,41 +12,45 @@ from urllib.parse import unquote
 _GLTF_URI = re.compile(rb'"uri"\s*:\s*"((?!data:)[^"]{1,1000})"')
 _OBJ_LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\r\n]{1,1000})", re.MULTILINE)
 _MTL_MAP = re.compile(rb"^[ \t]*map_\w+[ \t]+([^\r\n]{1,1000})", re.MULTILINE | re.IGNORECASE)
-_MTL_OPTION = re.compile(r"-\w+(\s+([-+]?[\d.]+(e[-+]?\d+)?|on|off|[rgbmlz])(?=\s))*\s+", re.IGNORECASE)
+_MTL_OPTIONS = re.compile(r"(-\w+(\s+([-+]?[\d.]+(e[-+]?\d+)?|on|off|[rgbmlz])(?=\s))*\s+)+", re.IGNORECASE)
 _PLY_TEXTURE = re.compile(rb"^comment[ \t]+TextureFile[ \t]+([^\r\n]{1,1000})", re.MULTILINE)
 _PLY_HEADER_BYTES = 2**16
 
 
-def named_files(name: str, data: bytes) -> list[str]:
-    """The files that ``data``, the content of file ``name``, names: normalised relative paths below its folder, once
-    each; those that would lie outside are left out, as whoever reads the asset refuses them.
+def named_files(name: str, data: bytes) -> list[tuple[str, ...]]:
+    """The files that ``data``, the content of file ``name``, names, each by the readings of its name, the likely first.
+
+    Normalised relative paths; what would lie outside of the folder is left out, as whoever reads the asset refuses it.
     """
-    below = (posixpath.normpath(other.strip().replace("\\", "/")) for other in _named(name, data))
-    fine = [
-        other for other in below if other != "." and not other.startswith(("/", "..")) and not set(other) & {":", "\0"}
-    ]
-    return list(dict.fromkeys(fine))
+    found = (tuple(filter(None, map(_below, readings))) for readings in _named(name, data))
+    return list(dict.fromkeys(filter(None, found)))
 
 
-def _named(name: str, data: bytes) -> Iterator[str]:
+def _below(name: str) -> str:
+    """A name as a normalised path below its folder, "" where it is none."""
+    path = posixpath.normpath(name.strip().replace("\\", "/"))
+    return "" if path == "." or path.startswith(("/", "..")) or set(path) & {":", "\0"} else path
+
+
+def _named(name: str, data: bytes) -> Iterator[tuple[str, ...]]:
     match posixpath.splitext(name.lower())[1]:
         case ".glb" | ".gltf":
-            text = _json_chunk(data)
-            for match in _GLTF_URI.finditer(text):
+            for match in _GLTF_URI.finditer(_json_chunk(data)):
                 uri = _json_string(match[1])
-                yield from (unquote(uri), uri)
+                yield tuple(dict.fromkeys((unquote(uri), uri)))
         case ".obj":
             for match in _OBJ_LIBRARY.finditer(data):
-                line = match[1].decode(errors="replace")
-                yield line
-                yield from line.split()
+                line = match[1].decode(errors="replace").strip()
+                yield (line,)
+                yield from ((word,) for word in line.split() if word != line)  # several, or one with spaces
         case ".mtl":
             for match in _MTL_MAP.finditer(data):
                 line = match[1].decode(errors="replace")
-                yield line[place.end() :] if (place := re.match(rf"(?:{_MTL_OPTION.pattern})+", line)) else line
+                options = _MTL_OPTIONS.match(line)
+                yield (line[options.end() :] if options else line,)
         case ".ply":
             for match in _PLY_TEXTURE.finditer(data[:_PLY_HEADER_BYTES]):
-                yield match[1].decode(errors="replace")
+                yield (match[1].decode(errors="replace"),)
 
 
 def _json_chunk(data: bytes) -> bytes:

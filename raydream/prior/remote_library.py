@@ -54,7 +54,7 @@ class AssetFetcher:
 
     def __init__(self) -> None:
         self._libraries: dict[str, LocalFiles | RemoteFiles] = {}
-        self._names: dict[tuple[str, str], dict[str, str]] = {}
+        self._names: dict[tuple[str, str], dict[str, set[str]]] = {}
 
     @contextmanager
     def local(self, record: AssetRecord, max_bytes: int) -> Iterator[AssetRecord]:
@@ -83,48 +83,57 @@ class AssetFetcher:
 
     def _fetch(self, uri: str, name: str, folder: Path, max_bytes: int) -> None:
         """Copies an asset's file and those that it and they name."""
-        files, home = self._library(uri), posixpath.dirname(name)
-        wanted, seen = [name], {name}
+        home = posixpath.dirname(name)
+        wanted, seen = [(name,)], {(name,)}
         num_files = num_bytes = 0
         while wanted:
-            each = wanted.pop(0)
-            try:
-                data = files.read(each, max_bytes - num_bytes)
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                if each == name:
-                    raise
-                other = self._in_other_case(uri, each)  # who reads the asset says what is missing, or does without
-                wanted += {other} - seen - {""}
-                seen.add(other)
-                continue
-            except OSError as error:
-                if error.errno != errno.EFBIG:
-                    raise
-                raise AssetError("too_large", f"{each[-100:]}: {error.strerror}") from error
-            num_files, num_bytes = num_files + 1, num_bytes + len(data)
-            target = folder / each
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-            found = [posixpath.join(home, other) for other in named_files(each, data)]
-            new = [other for other in found if other not in seen and _fits(other)]
+            readings = wanted.pop(0)
+            each, data = self._first(uri, readings, max_bytes - num_bytes)
+            if data is None:
+                if readings == (name,):
+                    raise FileNotFoundError(errno.ENOENT, "it is not in the library", name)
+                # who reads the asset takes one of these, does without or says what is missing
+                new = [(other,) for other in sorted(self._otherwise_spelt(uri, readings[0]))]
+            else:
+                num_files, num_bytes = num_files + 1, num_bytes + len(data)
+                target = folder / each
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+                named = named_files(each, data)
+                new = [tuple(posixpath.join(home, other) for other in names) for names in named if _fits(names)]
+            new = [readings for readings in new if readings not in seen]
             if num_files + len(wanted) + len(new) > _MAX_FILES:
                 raise AssetError("too_large", f"it names over {_MAX_FILES} files")
             wanted, seen = wanted + new, seen | set(new)
 
-    def _in_other_case(self, uri: str, name: str) -> str:
-        """The file that a name from a system without upper and lower case means, "" where there is none.
+    def _first(self, uri: str, names: tuple[str, ...], max_bytes: int) -> tuple[str, bytes | None]:
+        """The first file that is there and its content, or None."""
+        for name in names:
+            try:
+                return name, self._library(uri).read(name, max_bytes)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                continue
+            except OSError as error:
+                if error.errno != errno.EFBIG:
+                    raise
+                raise AssetError("too_large", f"{name[-100:]}: {error.strerror}") from error
+        return names[0], None
 
-        Its folder is listed once, however many assets lie in it.
+    def _otherwise_spelt(self, uri: str, name: str) -> set[str]:
+        """Files that a name may mean that is not there: of its stem, in upper or lower case and any format.
+
+        Their folder is listed once, however many assets lie in it.
         """
         home, base = posixpath.split(name)
         if (uri, home) not in self._names:
+            by_stem: dict[str, set[str]] = {}
             try:
-                names = self._library(uri).names_in(home)
+                for real in self._library(uri).names_in(home):
+                    by_stem.setdefault(_stem(real), set()).add(posixpath.join(home, real))
             except (FileNotFoundError, NotADirectoryError):
-                names = []
-            self._names[uri, home] = {real.casefold(): real for real in names}
-        real = self._names[uri, home].get(base.casefold(), "")
-        return posixpath.join(home, real) if real else ""
+                by_stem.clear()
+            self._names[uri, home] = by_stem
+        return self._names[uri, home].get(_stem(base), set())
 
     def _library(self, uri: str) -> LocalFiles | RemoteFiles:
         if uri not in self._libraries:
@@ -151,8 +160,12 @@ def _index_names(files: LocalFiles | RemoteFiles) -> list[str]:
     return names
 
 
-def _fits(name: str) -> bool:
-    return all(len(part.encode()) <= _MAX_NAME_BYTES for part in name.split("/"))
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0].casefold()
+
+
+def _fits(names: tuple[str, ...]) -> bool:
+    return all(len(part.encode()) <= _MAX_NAME_BYTES for name in names for part in name.split("/"))
 
 
 def _check_readable(files: LocalFiles | RemoteFiles, uri: str) -> None:

@@ -1,7 +1,9 @@
 """Which asset goes into which shard: fixed once, before anything is rendered, so that a resumed job is the same job."""
 
+import itertools
 import json
-from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,18 +16,20 @@ from raydream.prior.asset_library import (
     SUBSETS,
     AssetFilter,
     AssetRecord,
+    iterate_objaverse_folder,
     read_cap3d_captions,
     read_manifest_folder,
-    read_objaverse_folder,
     why_not,
     with_captions,
 )
 from raydream.prior.exhibit_assets import find_minipack
+from raydream.prior.plan_rows import PlanRows, plan_rows
 from raydream.prior.procedural import PROCEDURAL, procedural_records
 from raydream.prior.remote_library import as_remote, check_reachable, index_of, is_remote
 from raydream.prior.render_config import LibraryConfig, RenderJobConfig
 from raydream.prior.views_folder import LEFT_OUT, PLAN, PLAN_ROWS_AT_ONCE, SETTINGS, Files, Plan, open_parquet
-from raydream.prior.views_schema import record_to_json
+from raydream.prior.views_schema import record_from_json
+from raydream.storage_faults import StorageError
 
 
 def open_plan(files: Files, config: RenderJobConfig) -> Plan:
@@ -43,58 +47,72 @@ def open_plan(files: Files, config: RenderJobConfig) -> Plan:
 
 
 def library_records(config: LibraryConfig) -> tuple[list[AssetRecord], dict[str, str]]:
-    """The records to render, by uid, and the uids that were left out with the reason of each.
+    """The records to render, by uid, and the uids that were left out with the reason of each; for small libraries.
 
     Raises ValueError naming ``library.source``, ``library.subsets`` or ``library.captions``.
     """
-    if is_remote(config.source):
-        with index_of(config.source) as index:
-            wanted, records = _read_library(config, index)
-            records = [as_remote(record, index, config.source) for record in records]
-    else:
-        wanted, records = _read_library(config, _library_folder(config))
+    with library_rows(config) as rows:
+        return [record_from_json(line) for _, line in rows.kept()], dict(rows.left_out())
+
+
+@contextmanager
+def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
+    """The records to render and those that are left out; raises as ``library_records`` does."""
+    captions: dict[str, str] = {}
     if config.captions:
         if not Path(config.captions).is_file():
             raise ValueError(f"library.captions: there is no file {config.captions}")
-        records = with_captions(records, read_cap3d_captions(Path(config.captions)))
-    rule = _filter(config, wanted)
-    kept: dict[str, AssetRecord] = {}
-    left_out: dict[str, str] = {}
-    for record in sorted(records, key=lambda record: record.uid):
-        reason = "max_objects" if config.max_objects and len(kept) >= config.max_objects else why_not(record, rule)
-        if record.uid in kept:
-            raise ValueError(f"library.source: uid {record.uid!r} stands twice in it")
-        if reason is None:
-            kept[record.uid] = record
-        else:
-            left_out[record.uid] = reason
-    if not kept:
-        raise ValueError(f"library: no asset is left of {len(records)}: {dict(Counter(left_out.values()))}")
-    return list(kept.values()), left_out
+        captions = read_cap3d_captions(Path(config.captions))
+    with plan_rows() as rows:
+        with _library(config) as (wanted, records):
+            rule = _filter(config, wanted)
+            for record in records:
+                captioned = with_captions([record], captions)[0]
+                rows.add(captioned, why_not(captioned, rule))
+        doubled = rows.doubled()
+        if doubled is not None:
+            raise ValueError(f"library.source: uid {doubled!r} stands twice in it")
+        if config.max_objects:
+            rows.keep_first(config.max_objects)
+        reasons = rows.reasons()
+        if not reasons.pop(None, 0):
+            raise ValueError(f"library: no asset is left of {reasons.total()}: {dict(reasons)}")
+        yield rows
 
 
-def _read_library(config: LibraryConfig, folder: Path | None) -> tuple[frozenset[str], list[AssetRecord]]:
+@contextmanager
+def _library(config: LibraryConfig) -> Iterator[tuple[frozenset[str], Iterable[AssetRecord]]]:
+    """The uids that the subsets name, and all records of a library, one after the other."""
+    if is_remote(config.source):
+        with index_of(config.source) as index:
+            wanted, records = _read_library(config, index)
+            yield wanted, (as_remote(record, index, config.source) for record in records)
+    else:
+        yield _read_library(config, _library_folder(config))
+
+
+def _read_library(config: LibraryConfig, folder: Path | None) -> tuple[frozenset[str], Iterable[AssetRecord]]:
     """The uids that the subsets name, and all records of a folder (or the procedural ones)."""
     wanted = _subset_uids(config, folder)
     if folder is None:
         return wanted, procedural_records()
     if (folder / MANIFEST).is_file():
         return wanted, read_manifest_folder(folder)
-    return wanted, read_objaverse_folder(folder, wanted)
+    return wanted, iterate_objaverse_folder(folder, wanted)
 
 
 def _make_plan(files: Files, config: RenderJobConfig) -> None:
-    records, left_out = library_records(config.library)
-    if not files.exists(SETTINGS):
-        try:
-            files.make_empty_root()
-        except OSError as error:
-            raise ValueError(f"out: {error}") from error
-        files.write(SETTINGS, config_io.dumps(config).encode())
-    reasons = {"uid": pa.array(left_out.keys(), pa.string()), "reason": pa.array(left_out.values(), pa.string())}
-    files.write(LEFT_OUT, _parquet_bytes(pa.table(reasons)))
-    lines = {"uid": [record.uid for record in records], "record": [record_to_json(record) for record in records]}
-    files.write(PLAN, _parquet_bytes(pa.table(lines)))  # last: the job begins when there is a plan
+    with library_rows(config.library) as rows:
+        if not files.exists(SETTINGS):
+            try:
+                files.make_empty_root()
+            except StorageError:
+                raise
+            except OSError as error:
+                raise ValueError(f"out: {error}") from error
+            files.write(SETTINGS, config_io.dumps(config).encode())
+        files.write(LEFT_OUT, _parquet_bytes(("uid", "reason"), rows.left_out()))
+        files.write(PLAN, _parquet_bytes(("uid", "record"), rows.kept()))  # last: the job begins when there is a plan
 
 
 def _check_same(saved: RenderJobConfig, given: RenderJobConfig) -> None:
@@ -156,7 +174,11 @@ def _filter(config: LibraryConfig, uids: frozenset[str]) -> AssetFilter:
     )
 
 
-def _parquet_bytes(table: pa.Table) -> bytes:
+def _parquet_bytes(names: tuple[str, str], rows: Iterator[tuple[str, str]]) -> bytes:
+    """Two columns of words, ``PLAN_ROWS_AT_ONCE`` rows in a group and in memory."""
+    schema = pa.schema([(name, pa.string()) for name in names])
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=PLAN_ROWS_AT_ONCE)
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        while some := list(itertools.islice(rows, PLAN_ROWS_AT_ONCE)):
+            writer.write_table(pa.table(list(map(list, zip(*some))), schema=schema))
     return sink.getvalue().to_pybytes()

@@ -29,12 +29,11 @@ from raydream.storage_faults import StorageError
 _MAX_BLOCKS = 4096  # Ray Data's scheduler grows slow with many more
 
 
-def render_library(config: RenderJobConfig, out: str) -> tuple[dict[str, object], str]:
-    """Renders what is missing of a job in ``out``, a path or a ``pyarrow.fs`` URI.
+def render_library(config: RenderJobConfig, out: str) -> dict[str, object]:
+    """Renders what is missing of a job in ``out``, a path or a ``pyarrow.fs`` URI; returns the report.
 
-    Returns the report, and where its ``open_shards`` is not 0, why the first of them could not be made: the same call
-    tries them again. Raises ValueError naming ``out`` or a field of ``library`` before anything is started, OSError
-    where a storage is away or a disk full, which the same call may find otherwise.
+    Where its ``open_shards`` is not 0 the same call tries those again. Raises ValueError naming ``out`` or a field of
+    ``library`` before anything is started, OSError where a storage is away or a disk full for now.
     """
     try:
         files = resolve(out, None)
@@ -48,12 +47,13 @@ def render_library(config: RenderJobConfig, out: str) -> tuple[dict[str, object]
             stack.enter_context(files.lock())
             files.sweep_temporary()
         missing = sorted(set(range(plan.num_shards)) - finished_shards(files, plan).keys())
-        told = _render_shards(config, files, files.uri(out), plan, missing) if missing else ""
-        return write_report(files, plan, config.views), told
+        if missing:
+            _render_shards(config, files, files.uri(out), plan, missing)
+        return write_report(files, plan, config.views)
 
 
-def _render_shards(config: RenderJobConfig, files: Files, uri: str, plan: Plan, missing: list[int]) -> str:
-    """Renders shards and logs what came out of each; returns why the first of those that stay open does so, or ""."""
+def _render_shards(config: RenderJobConfig, files: Files, uri: str, plan: Plan, missing: list[int]) -> None:
+    """Renders shards and logs what came out of each."""
     connect()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -72,22 +72,22 @@ def _render_shards(config: RenderJobConfig, files: Files, uri: str, plan: Plan, 
     )
     with Progress(plan.num_shards, plan.num_shards - len(missing)) as progress:
         progress.phase(f"{len(missing)} shards of {config.pool.objects_per_shard} objects, up to {most} workers")
-        return _collect(results.iter_rows(), summary_log(files), progress, plan.num_shards - len(missing), 2 * most)
+        _collect(results.iter_rows(), summary_log(files), progress, plan.num_shards - len(missing), 2 * most)
 
 
 def _collect(
     rows: Iterable[dict[str, Any]], log: LocalLog | RemoteLog, progress: Progress, num_done: int, most_in_a_row: int
-) -> str:
-    """Logs each shard that is done. So many in a row that stay open are no longer the fault of single assets, and the
-    rest is not tried.
+) -> None:
+    """Logs each shard that is done and says of each that stays open why.
+
+    So many in a row that stay open are no longer the fault of single assets, and the rest is not tried.
     """
     num_views = num_rejected = num_in_a_row = 0
-    told = ""
     try:
         for row in rows:
             if row["open_because"]:
                 progress.phase(f"shard {row['shard']} stays open: {row['open_because']}")
-                told, num_in_a_row = told or row["open_because"], num_in_a_row + 1
+                num_in_a_row += 1
                 if num_in_a_row == most_in_a_row:
                     progress.phase(f"{num_in_a_row} shards in a row stay open; the others are not tried")
                     break
@@ -99,4 +99,3 @@ def _collect(
             num_done += 1
     finally:
         log.flush()
-    return told
