@@ -8,7 +8,8 @@ from raydream import config_io
 from raydream.config import ExhibitConfig, RunConfig
 from raydream.evaluate.settings import EvaluateSettings
 from raydream.prior.asset import Asset, AssetError
-from raydream.prior.assets import SUFFIXES, load_asset
+from raydream.prior.asset_formats import SUFFIXES
+from raydream.prior.assets import load_asset
 from raydream.storage import LocalFiles
 from raydream.store import CONFIG, MESH, RunFolder, particle_file
 

@@ -9,13 +9,13 @@ from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 
 from raydream.prior.asset import Asset, AssetError, turn_front
+from raydream.prior.asset_formats import why_unsupported
 from raydream.prior.asset_library import AssetRecord
 from raydream.prior.asset_parts import IMAGE_FORMATS, Material, Part, build_asset, linear_from_srgb, reduce_image
 from raydream.prior.gltf import load_gltf_parts
 from raydream.prior.gltf_file import AssetLimits, read_limited, resolve_inside
 from raydream.prior.procedural import PROCEDURAL, procedural_asset
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 DEFAULT_LIMITS = AssetLimits()
 
 
@@ -32,7 +32,7 @@ def load_asset(path: Path, uid: str | None = None, caption: str = "", limits: As
     elif suffix in (".obj", ".ply"):
         parts, warning_words = load_trimesh_parts(path, suffix[1:], limits)
     else:
-        raise AssetError("unsupported_format", path.suffix[:20])
+        raise AssetError("unsupported_format", why_unsupported(path.suffix))
     return build_asset(path.stem if uid is None else uid, caption, parts, warning_words)
 
 

@@ -1,0 +1,21 @@
+"""Which kinds of asset file are read, by their suffix, and what to do with the others. No torch, no reader."""
+
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".usdz", ".zip")
+ALONE = frozenset({".glb", ".stl", ".usdz", ".zip"})  # a file of another kind may name files beside it
+CONVERTERS = {
+    ".fbx": "Blender (File, Export, glTF 2.0) or FBX2glTF",
+    ".dae": "Blender (File, Export, glTF 2.0) or COLLADA2GLTF",
+    ".blend": "Blender (File, Export, glTF 2.0)",
+    ".3ds": "Blender (File, Export, glTF 2.0)",
+    ".usd": "usdzip, which makes one USDZ of a file and all that it names",
+    ".usda": "usdzip, which makes one USDZ of a file and all that it names",
+    ".usdc": "usdzip, which makes one USDZ of a file and all that it names",
+}
+
+
+def why_unsupported(suffix: str) -> str:
+    """What to tell a person whose asset has another suffix: what turns it into one that is read."""
+    converter = CONVERTERS.get(suffix.lower())
+    if converter:
+        return f"{suffix.lower()} is not read; convert it with {converter}"
+    return f"{suffix[:20] or 'a file without suffix'} is not read; {', '.join(SUFFIXES)} are"
