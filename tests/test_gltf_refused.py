@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gltf_writer import TRIANGLE, GltfWriter, refusal, skinned
+from PIL import Image
 
 from raydream.prior.asset import AssetError
 from raydream.prior.assets import load_asset
@@ -40,22 +41,26 @@ def test_files_in_the_folder_are_read_and_others_never(tmp_path):
         assert refusal(with_uri(uri)) == "missing_file", uri
 
 
-def test_a_lost_texture_is_a_warning_and_one_outside_is_refused(tmp_path):
+def test_a_texture_that_is_lost_or_lies_outside_is_a_warning_with_its_name(tmp_path):
     writer = GltfWriter()
     writer.attribute("TEXCOORD_0", np.zeros((3, 2), np.float32))
     color = {"baseColorTexture": writer.texture(np.zeros((1, 1, 3), np.uint8)), "baseColorFactor": [0, 1, 0, 1]}
     writer.material(pbrMetallicRoughness=color)
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
+    (tmp_path / "asset").mkdir()
     for image, warning in [
-        ({"uri": "absent.png"}, "texture_missing"),
-        ({"uri": "data:image/png;base64,AAAA"}, "texture_unreadable"),
-        ({"bufferView": 77}, "texture_unreadable"),
+        ({"uri": "absent.png"}, "texture_missing: absent.png"),
+        ({"uri": "data:image/png;base64,AAAA", "name": "wood"}, "texture_unreadable: wood"),
+        ({"bufferView": 77}, "texture_unreadable: images[0]"),
+        ({}, "texture_unreadable: images[0]"),
+        ({"uri": "../a.png"}, "texture_outside_folder: ../a.png"),
+        ({"uri": "C:\\models\\a.png"}, "texture_outside_folder: C:\\models\\a.png"),
+        ({"uri": "https://example.org/a.png"}, "texture_outside_folder: https://example.org/a.png"),
     ]:
         writer.root["images"] = [image]
-        asset = load_asset(writer.save(tmp_path / "a.glb"))
+        asset = load_asset(writer.save(tmp_path / "asset" / "a.glb"))
         assert asset.warnings == (warning,)
         assert asset.corner_colors[0, 0].tolist() == [0, 1, 0]
-    writer.root["images"] = [{"uri": "../a.png"}]
-    assert refusal(writer.save(tmp_path / "b.glb")) == "outside_folder"
 
 
 def _with(**changes: object) -> GltfWriter:

@@ -4,8 +4,6 @@ Alpha masks are turned into geometry here, so that whatever rasterises the asset
 triangle is split until its pieces are opaque or empty.
 """
 
-import io
-import warnings
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -15,7 +13,6 @@ from PIL import Image
 
 from raydream.prior.asset import WRAP_MIRROR, WRAP_REPEAT, Asset, AssetError, Textures, flat_normals, no_textures
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA")
 # A blended surface is drawn opaque where more than this of it is there: an albedo has one layer.
 BLEND_CUTOFF = 0.2
 MASK_LATTICE, MASK_LEVELS, MASK_MAX_PIECES = 12, 4, 30_000
@@ -218,13 +215,47 @@ def pack_textures(materials: list[Material]) -> Textures:
     )
 
 
-def _baked_image(material: Material) -> np.ndarray:
-    """Display-space RGB of a texture times its factor; where it is masked away, the mean of the rest bleeds less."""
-    image = material.image
-    assert image is not None
+def with_emission(base: Material, glow: Material) -> Material:
+    """The base colour with what shines by itself: of both the brighter, in each channel and at each place.
+
+    Their sum would be what a lamp shows, but many files give one image as both to be drawn without light. Where both
+    have an image, these must lie on the surface in the same way. A base that is nowhere darker comes back as it is.
+    """
+    if base.image is None and glow.image is None:
+        return replace(base, factor=np.append(np.maximum(base.factor[:3], glow.factor[:3]), base.factor[3]))
+    placed = glow if base.image is None else base
+    sizes = [material.image.shape[:2] for material in (base, glow) if material.image is not None]
+    height, width = (max(sides) for sides in zip(*sizes))
+    shown = [_resized(_display_rgb(material), width, height) for material in (base, glow)]
+    if (shown[0] >= shown[1]).all():
+        return base
+    alpha = np.full((height, width, 1), 255, np.uint8)
+    if base.image is not None:
+        alpha = _resized(base.image[..., 3], width, height)[..., None]
+    image = np.concatenate([np.maximum(*shown), alpha], axis=-1)
+    factor = np.append(np.ones(3), base.factor[3])
+    return Material(factor, image, placed.wrap, placed.smooth, base.alpha_cutoff)
+
+
+def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _display_rgb(material: Material) -> np.ndarray:
+    """Display-space RGB of a texture times its factor; one texel of the factor alone where there is no texture."""
+    image = np.full((1, 1, 4), 255, np.uint8) if material.image is None else material.image
     levels = linear_from_srgb(np.arange(256) / 255)[:, None] * material.factor[:3]
     table = np.round(srgb_from_linear(levels) * 255).astype(np.uint8)
-    rgb = np.stack([table[:, channel][image[..., channel]] for channel in range(3)], axis=-1)
+    return np.stack([table[:, channel][image[..., channel]] for channel in range(3)], axis=-1)
+
+
+def _baked_image(material: Material) -> np.ndarray:
+    """``_display_rgb`` of a material with a texture; where it is masked away, the mean of the rest bleeds less."""
+    image = material.image
+    assert image is not None
+    rgb = _display_rgb(material)
     if material.alpha_cutoff is not None:
         hidden = image[..., 3] < 255 * material.alpha_cutoff
         if hidden.any() and not hidden.all():
@@ -240,26 +271,6 @@ def mip_chain(image: np.ndarray) -> list[np.ndarray]:
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
         chain.append(image)
     return chain
-
-
-def decode_image(data: bytes, max_px: int, side_px: int) -> np.ndarray:
-    """RGBA bytes of an encoded image, reduced so that no side is over ``side_px``; AssetError ``bad_texture``."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        if image.width * image.height > max_px:
-            raise AssetError("too_large", f"a texture of {image.width} x {image.height}")
-        return np.asarray(reduce_image(image, side_px))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's readers raise
-        raise AssetError("bad_texture", str(error)[:200]) from error
-
-
-def reduce_image(image: Image.Image, side_px: int) -> Image.Image:
-    """The image as RGBA with no side over ``side_px``."""
-    factor = -(-max(image.size) // side_px)
-    image = image.convert("RGBA")
-    return image.reduce(factor) if factor > 1 else image
 
 
 def linear_from_srgb(value: np.ndarray) -> np.ndarray:

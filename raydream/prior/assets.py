@@ -1,19 +1,17 @@
-"""Load an asset from a file: glTF by our own reader, OBJ and PLY by trimesh; every failure is an AssetError."""
+"""Load an asset from a file of any kind that is read; every failure is an AssetError."""
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-import trimesh
-from PIL import Image
-from trimesh.visual import ColorVisuals, TextureVisuals
-
-from raydream.prior.asset import Asset, AssetError, turn_front
+from raydream.prior.asset import Asset, turn_front
+from raydream.prior.asset_error import AssetError
+from raydream.prior.asset_files import AssetLimits, DiskFolder, Folder, open_archive, read_limited
 from raydream.prior.asset_formats import why_unsupported
 from raydream.prior.asset_library import AssetRecord
-from raydream.prior.asset_parts import IMAGE_FORMATS, Material, Part, build_asset, linear_from_srgb, reduce_image
+from raydream.prior.asset_parts import Part, build_asset
+from raydream.prior.asset_trimesh import load_trimesh_parts
+from raydream.prior.asset_warnings import warning
 from raydream.prior.gltf import load_gltf_parts
-from raydream.prior.gltf_file import AssetLimits, read_limited, resolve_inside
 from raydream.prior.procedural import PROCEDURAL, procedural_asset
 
 DEFAULT_LIMITS = AssetLimits()
@@ -26,13 +24,8 @@ def load_asset(path: Path, uid: str | None = None, caption: str = "", limits: As
     truncated, malformed, malformed_json, unsupported_version, unsupported_extension, unsupported_format,
     draco_compression, meshopt_compression, bad_reference, node_cycle, non_finite, no_faces or degenerate.
     """
-    suffix = path.suffix.lower()
-    if suffix in (".glb", ".gltf"):
-        parts, warning_words = load_gltf_parts(path, limits)
-    elif suffix in (".obj", ".ply"):
-        parts, warning_words = load_trimesh_parts(path, suffix[1:], limits)
-    else:
-        raise AssetError("unsupported_format", why_unsupported(path.suffix))
+    data = read_limited(path, limits.max_bytes)
+    parts, warning_words = _parts(data, path.suffix.lower(), DiskFolder(path.parent), limits)
     return build_asset(path.stem if uid is None else uid, caption, parts, warning_words)
 
 
@@ -48,79 +41,22 @@ def load_record(record: AssetRecord, limits: AssetLimits = DEFAULT_LIMITS) -> As
     return turn_front(load_asset(record.path, record.uid, caption, limits), record.front_axis)
 
 
-class _FolderResolver:
-    """Gives trimesh the files that an OBJ or PLY names, from the asset's folder alone (its own would go anywhere)."""
-
-    def __init__(self, folder: Path, limits: AssetLimits) -> None:
-        self.folder, self.limits = folder, limits
-        self.refused: AssetError | None = None
-
-    def get(self, name: str) -> bytes:
-        try:
-            return read_limited(resolve_inside(self.folder, name.strip()), self.limits.max_bytes)
-        except AssetError as error:
-            if error.reason == "outside_folder":
-                self.refused = error  # trimesh goes on without the file; we do not
-            raise FileNotFoundError(str(error)) from error
-
-    __getitem__ = get
-
-
-def load_trimesh_parts(path: Path, file_type: str, limits: AssetLimits) -> tuple[list[Part], list[str]]:
-    """The parts of an OBJ or PLY file, without its normals (faces are flat), and warnings."""
-    if not read_limited(path, limits.max_bytes):
+def _parts(data: bytes, suffix: str, folder: Folder, limits: AssetLimits) -> tuple[list[Part], list[str]]:
+    """The parts of a file of any kind, and warnings."""
+    if not data:
         raise AssetError("empty_file")
-    resolver = _FolderResolver(path.parent, limits)
-    try:
-        with path.open("rb") as file:
-            scene = trimesh.load_scene(file, file_type=file_type, resolver=resolver, process=False)  # type: ignore[arg-type]
-        meshes = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh)]
-        if resolver.refused is not None:
-            raise resolver.refused
-        if sum(len(mesh.faces) for mesh in meshes) > limits.max_faces:
-            raise AssetError("too_large", f"over {limits.max_faces} faces")
-        parts = [_trimesh_part(mesh, limits) for mesh in meshes]
-    except AssetError:
-        raise
-    except Exception as error:  # another library's parser on a stranger's file may raise anything
-        raise AssetError("malformed", f"{type(error).__name__}: {error}"[:200]) from error
-    lost = len(scene.geometry) > len(meshes)
-    return parts, ["points_or_lines_skipped"] if lost else []
-
-
-def _trimesh_part(mesh: trimesh.Trimesh, limits: AssetLimits) -> Part:
-    positions = np.asarray(mesh.vertices, np.float64)
-    triangles = np.asarray(mesh.faces, np.int64)
-    if ((triangles < 0) | (triangles >= len(positions))).any():
-        raise AssetError("bad_reference", "a face names a vertex that is not there")
-    match mesh.visual:
-        case TextureVisuals(uv=uv, material=material):
-            # v grows upwards in these formats
-            flipped = None if uv is None else np.asarray(uv, np.float64) * [1, -1] + [0, 1]
-            return Part(positions, triangles, _trimesh_material(material, limits), uv=flipped)
-        case ColorVisuals(kind="face") as visual:
-            colors = np.repeat(np.asarray(visual.face_colors), 3, axis=0)
-            corners = np.arange(3 * len(triangles)).reshape(-1, 3)
-            return Part(positions[triangles].reshape(-1, 3), corners, Material(), colors=_linear_rgba(colors))
-        case ColorVisuals(kind="vertex") as visual:
-            return Part(positions, triangles, Material(), colors=_linear_rgba(np.asarray(visual.vertex_colors)))
+    if data.startswith(b"version https://git-lfs"):
+        raise AssetError("lfs_pointer")
+    match suffix:
+        case ".glb" | ".gltf":
+            return load_gltf_parts(data, folder, limits)
+        case ".obj" | ".ply" | ".stl":
+            return load_trimesh_parts(data, suffix[1:], folder, limits)
+        case ".zip":
+            inside, name, others = open_archive(data, limits.max_bytes)
+            parts, told = _parts(
+                inside.read(name, limits.max_bytes), PurePosixPath(name).suffix.lower(), inside, limits
+            )
+            return parts, [*told, *(warning("other_model_in_the_archive", other) for other in others)]
         case _:
-            return Part(positions, triangles, Material())
-
-
-def _trimesh_material(material: object, limits: AssetLimits) -> Material:
-    image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
-    diffuse = getattr(material, "diffuse", None)
-    factor = np.ones(4) if diffuse is None else _linear_rgba(np.asarray(diffuse)[None])[0]
-    if not isinstance(image, Image.Image) or image.format not in IMAGE_FORMATS:
-        return Material(factor)
-    if image.width * image.height > limits.max_texture_px:
-        raise AssetError("too_large", f"a texture of {image.width} x {image.height}")
-    return Material(np.ones(4), np.asarray(reduce_image(image, limits.texture_side_px)))
-
-
-def _linear_rgba(colors: np.ndarray) -> np.ndarray:
-    """Display-space bytes, RGB or RGBA, as linear RGBA; OBJ and PLY hold colours as they are shown."""
-    values = np.asarray(colors, np.float64) / 255
-    alpha = values[:, 3:] if values.shape[1] == 4 else np.ones((len(values), 1))
-    return np.concatenate([linear_from_srgb(values[:, :3]), alpha], axis=1)
+            raise AssetError("unsupported_format", why_unsupported(suffix))

@@ -5,26 +5,25 @@ broken files without an error. Source for all rules: the glTF 2.0 specification.
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 
-from raydream.prior.asset import WRAP_CLAMP, WRAP_MIRROR, WRAP_REPEAT, AssetError
-from raydream.prior.asset_parts import BLEND_CUTOFF, Material, Part, decode_image
-from raydream.prior.gltf_file import AssetLimits, GltfFile, is_count, read_gltf
+from raydream.prior.asset_error import AssetError
+from raydream.prior.asset_files import AssetLimits, Folder
+from raydream.prior.asset_parts import Material, Part
+from raydream.prior.gltf_file import GltfFile, read_gltf
+from raydream.prior.gltf_materials import Layer, MaterialReader
 
 TRIANGLES, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6
-WRAP_MODES = {10497: WRAP_REPEAT, 33648: WRAP_MIRROR, 33071: WRAP_CLAMP}
-FILTER_NEAREST = 9728
 # What a wrong type or a missing key in a stranger's JSON ends in; anything else is a mistake of ours.
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
-def load_gltf_parts(path: Path, limits: AssetLimits) -> tuple[list[Part], list[str]]:
+def load_gltf_parts(data: bytes, folder: Folder, limits: AssetLimits) -> tuple[list[Part], list[str]]:
     """The parts of a .glb or .gltf file and the warnings met on the way; every failure is an AssetError."""
     try:
         with np.errstate(all="ignore"):  # NaN and infinity are looked for where they matter
-            scene = _Scene(read_gltf(path, limits))
+            scene = _Scene(read_gltf(data, folder, limits))
             return scene.parts(), list(scene.file.warnings)
     except MALFORMED as error:
         raise AssetError("malformed", f"{type(error).__name__}: {error}"[:200]) from error
@@ -39,8 +38,7 @@ class _Scene:
         if len(self.nodes) > file.limits.max_nodes:
             raise AssetError("too_large", f"{len(self.nodes)} nodes")
         self.world = self._world_matrices()
-        self.materials: dict[object, tuple[Material, dict]] = {}
-        self.images: dict[int, np.ndarray | None] = {}
+        self.materials = MaterialReader(file)
         self.num_vertices = self.num_faces = 0
 
     def parts(self) -> list[Part]:
@@ -138,8 +136,7 @@ class _Scene:
             normals = None if normals is None else np.einsum("vij,vj->vi", blend[:, :3, :3], normals)
         if mirrored:
             triangles = triangles[:, [0, 2, 1]]
-        material, texture = self._material(primitive.get("material"))
-        uv, colors = self._texture_uv(primitive, texture, len(positions)), self._colors(primitive, len(positions))
+        material, uv, colors = self._colouring(primitive, len(positions))
         return Part(positions, triangles, material, normals, uv, colors)
 
     def _spend(self, num_vertices: int, num_faces: int) -> None:
@@ -219,6 +216,30 @@ class _Scene:
             blend[total <= 0], total[total <= 0] = joint_matrices[0], 1.0
         return blend / total[:, None, None]
 
+    def _colouring(self, primitive: dict, num_vertices: int) -> tuple[Material, np.ndarray | None, np.ndarray | None]:
+        """Material, texture coordinates and vertex colours; what shines is in the material, where one image can hold
+        it, else left out with a warning.
+        """
+        index = primitive.get("material")
+        base, glow = self.materials.layers(index)
+        colors, uv = self._colors(primitive, num_vertices), self._texture_uv(primitive, base, num_vertices)
+        if glow is None or index is None:
+            return base.material, uv, colors
+        glow_uv = self._texture_uv(primitive, glow, num_vertices)
+        if glow.texture and glow_uv is None:
+            return base.material, uv, colors
+        black = not base.material.factor[:3].any()
+        if colors is not None and (black or (colors[:, :3] >= 1).all()):
+            colors = np.concatenate([np.ones((num_vertices, 3)), colors[:, 3:]], axis=1)
+        elif colors is not None:
+            self.file.warn("emission_ignored", glow.texture_name)  # vertex colours would paint it too
+            return base.material, uv, colors
+        joined = self.materials.joined(index, _lie_apart(base, glow, uv, glow_uv))
+        if joined is None:
+            self.file.warn("emission_ignored", glow.texture_name)
+            return base.material, uv, colors
+        return joined, uv if glow_uv is None else glow_uv, colors
+
     def _colors(self, primitive: dict, num_vertices: int) -> np.ndarray | None:
         """Linear RGBA of each vertex."""
         if "COLOR_0" not in primitive["attributes"]:
@@ -229,13 +250,16 @@ class _Scene:
             return None
         return values if values.shape[1] == 4 else np.concatenate([values, np.ones((num_vertices, 1))], axis=1)
 
-    def _texture_uv(self, primitive: dict, texture: dict, num_vertices: int) -> np.ndarray | None:
-        """The texture coordinates that the base colour uses, after KHR_texture_transform."""
+    def _texture_uv(self, primitive: dict, layer: Layer, num_vertices: int) -> np.ndarray | None:
+        """The texture coordinates that the colour uses, after KHR_texture_transform."""
+        texture = layer.texture
         if not texture:
             return None
         transform = texture.get("extensions", {}).get("KHR_texture_transform", {})
         channel = transform.get("texCoord", texture.get("texCoord", 0))
         uv = self._attribute(primitive, f"TEXCOORD_{channel}", 2, num_vertices)
+        if uv is None:
+            self.file.warn("texture_coordinates_missing", layer.texture_name)
         if uv is None or not transform:
             return uv
         angle = float(transform.get("rotation", 0.0))
@@ -244,53 +268,13 @@ class _Scene:
         rotated = scaled @ np.array([[cos, -sin], [sin, cos]])  # counter-clockwise, with v down
         return rotated + np.asarray(transform.get("offset", [0, 0]), np.float64)
 
-    def _material(self, index: object) -> tuple[Material, dict]:
-        """A material and its base colour's texture reference (empty where it has none)."""
-        if index is None:
-            return Material(), {}
-        if index not in self.materials:
-            self.materials[index] = self._read_material(self.file.item("materials", index))
-        return self.materials[index]
 
-    def _read_material(self, spec: dict) -> tuple[Material, dict]:
-        gloss = spec.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness")
-        base = spec.get("pbrMetallicRoughness", {})
-        factor = base.get("baseColorFactor") if gloss is None else gloss.get("diffuseFactor")
-        texture = base.get("baseColorTexture") if gloss is None else gloss.get("diffuseTexture")
-        factor = [1, 1, 1, 1] if factor is None else factor
-        factor = np.nan_to_num(np.asarray(factor, np.float64), nan=1.0).clip(0, 1)
-        if factor.shape != (4,):
-            raise AssetError("malformed", "baseColorFactor")
-        mode = spec.get("alphaMode", "OPAQUE")
-        cutoff = {"OPAQUE": None, "MASK": float(spec.get("alphaCutoff", 0.5)), "BLEND": BLEND_CUTOFF}[mode]
-        if texture is None:
-            return Material(factor, alpha_cutoff=cutoff), {}
-        reference = self.file.item("textures", texture["index"])
-        sampler = self.file.item("samplers", reference["sampler"]) if "sampler" in reference else {}
-        wrap_s, wrap_t = (WRAP_MODES.get(sampler.get(key, 10497), WRAP_REPEAT) for key in ("wrapS", "wrapT"))
-        smooth = sampler.get("magFilter") != FILTER_NEAREST
-        return Material(factor, self._image(reference), (wrap_s, wrap_t), smooth, cutoff), texture
-
-    def _image(self, texture: dict) -> np.ndarray | None:
-        """RGBA bytes of a texture's image; None, with a warning, where it cannot be read (the factor is used alone)."""
-        extensions = texture.get("extensions", {})
-        source = extensions.get("EXT_texture_webp", {}).get("source", texture.get("source"))
-        if source is None:
-            self.file.warn("texture_compression_unsupported" if extensions else "texture_missing")
-            return None
-        if not is_count(source):
-            raise AssetError("bad_reference", f"images[{source!r}]")
-        if source not in self.images:
-            try:
-                data = self.file.image_bytes(source)
-                limits = self.file.limits
-                self.images[source] = decode_image(data, limits.max_texture_px, limits.texture_side_px)
-            except AssetError as error:
-                if error.reason not in ("missing_file", "bad_texture", "bad_reference", "truncated"):
-                    raise
-                self.file.warn("texture_missing" if error.reason == "missing_file" else "texture_unreadable")
-                self.images[source] = None
-        return self.images[source]
+def _lie_apart(base: Layer, glow: Layer, uv: np.ndarray | None, glow_uv: np.ndarray | None) -> bool:
+    """Whether two images lie otherwise on a surface; many files repeat the same coordinates for each texture."""
+    if uv is None or glow_uv is None:
+        return False
+    one, other = base.material, glow.material
+    return (one.wrap, one.smooth) != (other.wrap, other.smooth) or not np.allclose(uv, glow_uv, atol=1e-5)
 
 
 def _local_matrix(node: dict) -> np.ndarray:

@@ -7,18 +7,16 @@ ever opened, and nothing is allocated before its size is known to be within the 
 import base64
 import binascii
 import json
-import re
-import stat
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeGuard
 from urllib.parse import unquote
 
 import numpy as np
 
-from raydream.prior.asset import AssetError
-from raydream.storage_faults import is_passing
+from raydream.prior.asset_error import AssetError
+from raydream.prior.asset_files import AssetLimits, Folder, read_named
+from raydream.prior.asset_warnings import warning
 
 GLB_MAGIC, CHUNK_JSON, CHUNK_BIN = b"glTF", 0x4E4F534A, 0x004E4942
 COMPONENT_DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -26,7 +24,8 @@ COMPONENT_COUNTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 # What a file may require of us: what we read, or what changes neither shape nor base colour.
 HARMLESS_EXTENSIONS = frozenset(
     """
-    KHR_mesh_quantization KHR_texture_transform KHR_texture_basisu EXT_texture_webp EXT_mesh_gpu_instancing
+    KHR_mesh_quantization KHR_texture_transform KHR_texture_basisu EXT_texture_webp EXT_texture_avif MSFT_texture_dds
+    EXT_mesh_gpu_instancing
     KHR_lights_punctual KHR_animation_pointer KHR_xmp_json_ld
     KHR_materials_anisotropy KHR_materials_clearcoat KHR_materials_diffuse_transmission KHR_materials_dispersion
     KHR_materials_emissive_strength KHR_materials_ior KHR_materials_iridescence KHR_materials_pbrSpecularGlossiness
@@ -41,67 +40,10 @@ REFUSED_EXTENSIONS = {
 }
 
 
-@dataclass(frozen=True)
-class AssetLimits:
-    """What one asset may cost; more than this and it is refused with ``too_large`` before memory is spent on it."""
-
-    max_bytes: int = 512 * 2**20
-    max_faces: int = 2_000_000
-    max_vertices: int = 6_000_000
-    max_nodes: int = 100_000
-    max_texture_px: int = 2**26
-    texture_side_px: int = 1024  # larger images are reduced to this, not refused
-
-
-def read_limited(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file; AssetError ``missing_file`` or ``too_large``. Never blocks on a pipe or device.
-
-    OSError where its disk is away, which says nothing of the file.
-    """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        if is_passing(error):
-            raise
-        raise AssetError("missing_file", str(error)) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise AssetError("missing_file", f"{path.name} is not a regular file")
-    if status.st_size > max_bytes:
-        raise AssetError("too_large", f"{path.name} has {status.st_size} bytes")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if is_passing(error):
-            raise
-        raise AssetError("missing_file", str(error)) from error
-
-
-def resolve_inside(folder: Path, name: str) -> Path:
-    """Where a file named by an asset lies; AssetError ``outside_folder`` unless that is truly below ``folder``.
-
-    ``name`` is a relative URI, percent-encoded or not. Links are followed before the check.
-    """
-    for candidate in (unquote(name), name):
-        if re.match(r"[A-Za-z][\w+.-]*:", candidate) or "\0" in candidate:
-            raise AssetError("outside_folder", name[:200])
-        try:
-            path = (folder / candidate.replace("\\", "/")).resolve()
-            exists = path.exists()
-        except (OSError, RuntimeError) as error:  # a name too long, a loop of links
-            if is_passing(error):
-                raise
-            raise AssetError("missing_file", str(error)[:200]) from error
-        if not path.is_relative_to(folder.resolve()):
-            raise AssetError("outside_folder", name[:200])
-        if exists:
-            return path
-    raise AssetError("missing_file", name[:200])
-
-
-def read_uri(folder: Path, uri: str, max_bytes: int) -> bytes:
+def read_uri(folder: Folder, uri: str, max_bytes: int) -> bytes:
     """The bytes behind a glTF URI: a data URI or a file in the asset's folder."""
     if not uri.startswith("data:"):
-        return read_limited(resolve_inside(folder, uri), max_bytes)
+        return folder.read(uri, max_bytes)
     header, _, payload = uri.partition(",")
     if not header.endswith(";base64"):
         return unquote(payload).encode("latin-1")
@@ -113,17 +55,17 @@ def read_uri(folder: Path, uri: str, max_bytes: int) -> bytes:
 
 @dataclass
 class GltfFile:
-    """A parsed glTF file. ``warnings`` collects what was left out, in stable words, once each."""
+    """A parsed glTF file. ``warnings`` collects what was left out, once each."""
 
-    folder: Path
+    folder: Folder
     root: dict
     binary: bytes | None
     limits: AssetLimits
     warnings: dict[str, None] = field(default_factory=dict)
     _buffers: dict[int, bytes] = field(default_factory=dict)
 
-    def warn(self, word: str) -> None:
-        self.warnings[word] = None
+    def warn(self, word: str, name: str = "") -> None:
+        self.warnings[warning(word, name)] = None
 
     def items(self, kind: str) -> list:
         """One of the file's top-level arrays, empty where there is none."""
@@ -174,7 +116,19 @@ class GltfFile:
         image = self.item("images", index)
         if "bufferView" in image:
             return bytes(self.buffer_view(image["bufferView"])[0])
-        return read_uri(self.folder, image["uri"], self.limits.max_bytes)
+        uri = image.get("uri")
+        if not isinstance(uri, str):
+            raise AssetError("bad_reference", f"images[{index!r}] has neither a bufferView nor a uri")
+        if uri.startswith("data:"):
+            return read_uri(self.folder, uri, self.limits.max_bytes)
+        return read_named(self.folder, uri, self.limits.max_bytes)
+
+    def image_name(self, index: object) -> str:
+        """What a person may find an image by: its file, its name in the file, or its number."""
+        image = self.item("images", index)
+        uri = image.get("uri")
+        name = uri if isinstance(uri, str) and not uri.startswith("data:") else image.get("name")
+        return name if isinstance(name, str) and name else f"images[{index}]"
 
     def _buffer(self, index: object) -> bytes:
         buffer = self.item("buffers", index)
@@ -214,13 +168,8 @@ def is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def read_gltf(path: Path, limits: AssetLimits) -> GltfFile:
-    """Open a .glb or .gltf file (told apart by content); AssetError where it is broken or asks for what we lack."""
-    data = read_limited(path, limits.max_bytes)
-    if not data:
-        raise AssetError("empty_file")
-    if data.startswith(b"version https://git-lfs"):
-        raise AssetError("lfs_pointer")
+def read_gltf(data: bytes, folder: Folder, limits: AssetLimits) -> GltfFile:
+    """A .glb or .gltf file (told apart by content); AssetError where it is broken or asks for what we lack."""
     text, binary = split_glb(data) if data.startswith(GLB_MAGIC) else (data, None)
     try:
         root = json.loads(text)
@@ -231,7 +180,7 @@ def read_gltf(path: Path, limits: AssetLimits) -> GltfFile:
     version = str(root.get("asset", {}).get("version", "1.0"))
     if not version.startswith("2."):
         raise AssetError("unsupported_version", f"glTF {version[:20]}")
-    file = GltfFile(path.parent, root, binary, limits)
+    file = GltfFile(folder, root, binary, limits)
     for extension in file.items("extensionsRequired"):
         if extension not in HARMLESS_EXTENSIONS:
             raise AssetError(REFUSED_EXTENSIONS.get(extension, "unsupported_extension"), str(extension)[:100])

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from raydream.camera import orbit_cameras, select_views, wrap_degrees
 from raydream.prior.asset import Asset, AssetError, normalise_asset
+from raydream.prior.asset_files import read_limited
 from raydream.prior.asset_library import AssetRecord
 from raydream.prior.assets import DEFAULT_LIMITS, load_record
 from raydream.prior.ccm import tight_box, unit_coordinates
-from raydream.prior.gltf_file import read_limited
 from raydream.prior.procedural import PROCEDURAL
 from raydream.prior.raster import AssetViews, render_asset, shade
 from raydream.prior.render_config import ImageKind, ViewConfig
