@@ -15,6 +15,8 @@ from raydream.prior.asset import WRAP_MIRROR, WRAP_REPEAT, Asset, AssetError, Te
 
 # A blended surface is drawn opaque where more than this of it is there: an albedo has one layer.
 BLEND_CUTOFF = 0.2
+# In float32 a place has 24 bits: an object that lies so many of its sides away keeps 16 for its shape.
+FAR_SIDES, TINY_SIDE = 256, 1e-12
 MASK_LATTICE, MASK_LEVELS, MASK_MAX_PIECES = 12, 4, 30_000
 
 
@@ -103,7 +105,7 @@ def _finish(
     if not 0 < extents.max() < 1e18 or (extents > extents.max() * 1e-9).sum() < 2:
         raise AssetError("degenerate", f"extents {extents.tolist()}")
     corners = np.concatenate(soup.corners)
-    vertices = torch.from_numpy(positions).float()
+    vertices = torch.from_numpy(_within_float32(positions, float(extents.max()))).float()
     face_index = torch.from_numpy(faces).long()
     normals = torch.from_numpy(corners[..., :3]).float()
     missing = ~torch.isfinite(normals).all(-1, keepdim=True) | (normals.norm(dim=-1, keepdim=True) < 1e-6)
@@ -121,6 +123,13 @@ def _finish(
         num_source_faces=num_source_faces,
         warnings=tuple(warning_words),
     )
+
+
+def _within_float32(positions: np.ndarray, side: float) -> np.ndarray:
+    """The positions of an object whose longest side is ``side``, moved or scaled only where float32 loses its shape."""
+    if np.abs(positions).max() > FAR_SIDES * side:
+        positions = positions - (positions.min(axis=0) + positions.max(axis=0)) / 2
+    return positions / side if side < TINY_SIDE else positions
 
 
 def _corner_attributes(part: Part, textured: bool) -> np.ndarray:

@@ -128,12 +128,12 @@ class _Scene:
         if skin is None:
             linear, positions = matrix[:3, :3], positions @ matrix[:3, :3].T + matrix[:3, 3]
             mirrored = np.linalg.det(linear) < 0
-            normals = None if normals is None else normals @ _cofactor(linear).T
+            normals = None if normals is None else normals @ _of_size_one(_cofactor(linear)).T
         else:
             blend = self._skin_matrices(primitive, skin, len(positions))
             positions = np.einsum("vij,vj->vi", blend[:, :3, :3], positions) + blend[:, :3, 3]
             mirrored = len(blend) > 0 and np.median(np.linalg.det(blend[:, :3, :3])) < 0
-            normals = None if normals is None else np.einsum("vij,vj->vi", blend[:, :3, :3], normals)
+            normals = None if normals is None else np.einsum("vij,vj->vi", _of_size_one(blend[:, :3, :3]), normals)
         if mirrored:
             triangles = triangles[:, [0, 2, 1]]
         material, uv, colors = self._colouring(primitive, len(positions))
@@ -302,6 +302,12 @@ def _unit_quaternion(value: object) -> np.ndarray:
     quaternion = np.asarray(value, np.float64).reshape(4)
     length = np.linalg.norm(quaternion)
     return quaternion / length if length > 0 else np.array([0.0, 0.0, 0.0, 1.0])
+
+
+def _of_size_one(matrices: np.ndarray) -> np.ndarray:
+    """Matrices by the power of two that brings them near 1: a small scale must not pass for normals of no length."""
+    _, exponent = np.frexp(np.abs(matrices).max(initial=0.0))
+    return np.ldexp(matrices, -exponent)
 
 
 def _cofactor(matrix: np.ndarray) -> np.ndarray:

@@ -28,8 +28,8 @@ _SAMPLES_AT_ONCE = 2**22  # a sample costs some 70 bytes on its way: views of la
 def render_record(record: AssetRecord, config: ViewConfig, backend: Backend) -> pa.Table:
     """All views of one asset as rows of ``views_schema``.
 
-    Raises AssetError: the reasons of ``load_asset``, or ``hash_mismatch`` where the file is not the one that the record
-    describes (its licence and captions may be another's).
+    Raises AssetError: the reasons of ``load_asset``, ``hash_mismatch`` where the file is not the one that the record
+    describes (its licence and captions may be another's), or ``blank`` where its views show nothing.
     """
     sha256 = None if record.path.parts[:1] == (PROCEDURAL,) else _file_sha256(record)
     asset = load_record(record)
@@ -72,14 +72,21 @@ def draw_cameras(config: ViewConfig, uid: str) -> tuple[Cameras, Float[Tensor, "
 
 
 def render_images(asset: Asset, cameras: Cameras, config: ViewConfig, backend: Backend) -> dict[ImageKind, np.ndarray]:
-    """Encoded images ``[view, h, w, channel]`` of each kind that is asked for, of a normalised asset."""
+    """Encoded images ``[view, h, w, channel]`` of each kind that is asked for, of a normalised asset.
+
+    Raises AssetError ``blank`` where no view shows anything of it: what is nowhere seen teaches nothing.
+    """
     at_once = max(1, _SAMPLES_AT_ONCE // (config.image_px * config.supersample) ** 2)
     parts: dict[ImageKind, list[np.ndarray]] = {kind: [] for kind in config.images}
+    seen = False
     for first in range(0, cameras.num_views, at_once):
         some = select_views(cameras, slice(first, first + at_once))
         views = render_asset(asset, some, backend, config.supersample)
+        seen = seen or bool((views.alpha > 0).any())
         for kind, images in parts.items():
             images.append(encode_image(kind, _image(kind, views, some, config).numpy()))
+    if not seen:
+        raise AssetError("blank", f"none of its {cameras.num_views} views shows anything of it")
     return {kind: np.concatenate(images) for kind, images in parts.items()}
 
 
