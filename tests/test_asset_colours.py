@@ -174,7 +174,7 @@ def test_emission_that_no_single_image_can_hold_is_told(tmp_path, second_uv, whi
     if expected:
         assert (colour_of(asset), asset.warnings) == (expected, ())
     else:
-        assert asset.warnings == ("emission_ignored: lamp",)
+        assert asset.warnings == ("emissive_ignored: lamp",)
     del writer.primitive["attributes"]["COLOR_0"]
     writer.material(pbrMetallicRoughness={"baseColorTexture": {"index": 0}} | BLACK, **glow)
     assert colour_of(load_asset(writer.save(tmp_path / "b.glb"))) == (200, 0, 0)  # a black base hides nothing
@@ -295,5 +295,5 @@ def test_huge_texture_of_an_obj_is_refused_as_that_of_any_other(tmp_path):
 def test_words_of_warnings():
     assert warning("texture_missing", "a\nb: \x1b[31m.png") == "texture_missing: a?b: ?[31m.png"
     assert word_of("texture_missing: a: b") == "texture_missing"
-    assert loses_colours(["emission_ignored"])
+    assert loses_colours(["emissive_ignored"])
     assert not loses_colours(["points_or_lines_skipped", "normal_ignored"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-_COLOUR_PREFIXES = ("texture_", "texcoord_", "color_", "material_", "emission_")
+_COLOUR_PREFIXES = ("texture_", "texcoord_", "color_", "material_", "emissive_")
 _MAX_NAME = 120
 
 

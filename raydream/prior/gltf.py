@@ -232,11 +232,11 @@ class _Scene:
         if colors is not None and (black or (colors[:, :3] >= 1).all()):
             colors = np.concatenate([np.ones((num_vertices, 3)), colors[:, 3:]], axis=1)
         elif colors is not None:
-            self.file.warn("emission_ignored", glow.texture_name)  # vertex colours would paint it too
+            self.file.warn("emissive_ignored", glow.texture_name)  # vertex colours would paint it too
             return base.material, uv, colors
         joined = self.materials.joined(index, _lie_apart(base, glow, uv, glow_uv))
         if joined is None:
-            self.file.warn("emission_ignored", glow.texture_name)
+            self.file.warn("emissive_ignored", glow.texture_name)
             return base.material, uv, colors
         return joined, uv if glow_uv is None else glow_uv, colors
 

@@ -94,7 +94,7 @@ class _MtlReader:
         placed = base if glow.material.image is None else glow
         both = base.material.image is not None and glow.material.image is not None
         if both and _place(base) != _place(glow):
-            self._warn("emission_ignored", values["map_ke"])
+            self._warn("emissive_ignored", values["map_ke"])
             return base
         return replace(placed, material=with_emission(base.material, glow.material))
 
