@@ -14,6 +14,7 @@ from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
 from raydream.prior.asset import Asset, AssetError, normalise_asset
 from raydream.prior.asset_library import MANIFEST, AssetFilter, AssetRecord, filter_records, read_manifest_folder
+from raydream.prior.asset_warnings import loses_colours
 from raydream.prior.assets import load_record
 from raydream.prior.nouns import COLOUR_WORDS, head_noun, words_of
 from raydream.prior.procedural import PROCEDURAL, procedural_records
@@ -130,6 +131,9 @@ def _load_all(records: Sequence[AssetRecord]) -> list[Asset]:
             assets.append(load_record(record))
         except AssetError as error:
             log.warning("assets: %s left out: %s", record.uid, error)
+            continue
+        if loses_colours(assets[-1].warnings):
+            log.warning("assets: %s has not all of its colours: %s", record.uid, "; ".join(assets[-1].warnings))
     return assets
 
 

@@ -56,7 +56,7 @@ class LibraryConfig:
     An empty ``source`` means the asset folder of this machine if there is one (``$RAYDREAM_ASSETS``), else
     "procedural". ``subsets`` are names in the folder's ``subsets.json``, of which an asset must be in each.
     ``captions`` is a CSV of uid and caption (Cap3D). For faces and bytes 0 means no bound. ``max_objects`` keeps the
-    first by uid, 0 all.
+    first by uid, 0 all. ``colour_warnings`` keeps assets of whose colours some could not be read; their rows tell.
     """
 
     source: str = ""
@@ -72,6 +72,7 @@ class LibraryConfig:
     max_faces: int = 0
     max_bytes: int = 0
     max_objects: int = 0
+    colour_warnings: bool = True
 
     def __post_init__(self) -> None:
         for name in ("min_faces", "max_faces", "max_bytes", "max_objects"):

@@ -19,12 +19,14 @@ from raydream.connection import connect
 from raydream.placement import Cluster
 from raydream.prior.render_config import RenderJobConfig
 from raydream.prior.render_plan import open_plan
-from raydream.prior.render_report import summary_line, write_report
+from raydream.prior.render_report import summary_line, warning_line, write_report
 from raydream.prior.render_shard import ShardWorker
 from raydream.prior.views_folder import Files, Plan, finished_shards, open_notes, summary_log
 from raydream.progress import Progress
 from raydream.storage import LocalFiles, LocalLog, RemoteLog, resolve
 from raydream.storage_faults import StorageError
+
+_log = logging.getLogger(__name__)
 
 _MAX_BLOCKS = 4096  # Ray Data's scheduler grows slow with many more
 
@@ -49,7 +51,10 @@ def render_library(config: RenderJobConfig, out: str) -> dict[str, object]:
         missing = sorted(set(range(plan.num_shards)) - finished_shards(files, plan).keys())
         if missing:
             _render_shards(config, files, files.uri(out), plan, missing)
-        return write_report(files, plan, config.views)
+        report = write_report(files, plan, config.views)
+        if line := warning_line(report):
+            _log.warning(line)
+        return report
 
 
 def _render_shards(config: RenderJobConfig, files: Files, uri: str, plan: Plan, missing: list[int]) -> None:
@@ -94,7 +99,8 @@ def _collect(
                 continue
             num_in_a_row = 0
             num_views, num_rejected = num_views + row["num_views"], num_rejected + row["num_rejected"]
-            log.append(summary_line(row["shard"], row["num_views"], json.loads(row["rejected_json"])))
+            reasons, warned = json.loads(row["rejected_json"]), json.loads(row["warned_json"])
+            log.append(summary_line(row["shard"], row["num_views"], reasons, warned))
             progress.update(num_done, {"views": num_views, "rejected": num_rejected})
             num_done += 1
     finally:

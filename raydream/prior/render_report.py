@@ -24,11 +24,12 @@ from raydream.prior.views_folder import (
     shard_name,
     summary_log,
 )
-from raydream.prior.views_schema import decode_image
+from raydream.prior.views_schema import WARNED_COLUMNS, decode_image, warned_of
 
 _SHEET_OBJECTS, _SHEET_WIDTH_PX, _SHEET_TILE_PX = 48, 1600, 128
 _GREY = 0.75
 _FILES_AT_ONCE = 16
+_NAMED_OBJECTS, _TOLD_OBJECTS = 100, 3  # of each kind of warning, in the report and in the line at the end
 
 
 def write_report(files: Files, plan: Plan, config: ViewConfig) -> dict[str, object]:
@@ -40,9 +41,12 @@ def write_report(files: Files, plan: Plan, config: ViewConfig) -> dict[str, obje
     left_out = Counter(open_parquet(files, LEFT_OUT).read(["reason"])["reason"].to_pylist())
     done = finished_shards(files, plan)
     rejected: Counter[str] = Counter()
+    warned: dict[str, list[str]] = {}
     num_views = 0
     for summary in _summaries(files, list(done)):
         rejected.update(summary["rejected"])
+        for word, objects in summary.get("warned", {}).items():  # an older version did not count them
+            warned.setdefault(word, []).extend(objects)
         num_views += summary["views"]
     report: dict[str, object] = {
         "objects": num_views // config.num_views,
@@ -52,6 +56,10 @@ def write_report(files: Files, plan: Plan, config: ViewConfig) -> dict[str, obje
         "open_shards": plan.num_shards - len(done),
         "rejected": dict(rejected.most_common()),
         "left_out_by_filters": dict(left_out.most_common()),
+        "warnings": {
+            word: {"objects": len(objects), "first": objects[:_NAMED_OBJECTS]}
+            for word, objects in sorted(warned.items(), key=lambda item: -len(item[1]))
+        },
     }
     files.write(REPORT, json.dumps(report, indent=2).encode())
     if num_views:
@@ -59,9 +67,19 @@ def write_report(files: Files, plan: Plan, config: ViewConfig) -> dict[str, obje
     return report
 
 
-def summary_line(shard: int, num_views: int, rejected: dict[str, int]) -> bytes:
+def warning_line(report: dict[str, Any]) -> str:
+    """What a person is told at the end of assets that were not read whole; empty where there are none."""
+    words = []
+    for word, told in report["warnings"].items():
+        some = told["first"][:_TOLD_OBJECTS] + ["..."] * (told["objects"] > _TOLD_OBJECTS)
+        words.append(f"{word} {told['objects']} ({', '.join(some)})")
+    return f"of {report['objects']} assets some were not read whole: {'; '.join(words)}" if words else ""
+
+
+def summary_line(shard: int, num_views: int, rejected: dict[str, int], warned: dict[str, list[str]]) -> bytes:
     """A shard's line in the log of summaries."""
-    return json.dumps({"shard": shard, "views": num_views, "rejected": rejected}).encode() + b"\n"
+    row = {"shard": shard, "views": num_views, "rejected": rejected, "warned": warned}
+    return json.dumps(row).encode() + b"\n"
 
 
 def _summaries(files: Files, done: list[int]) -> list[dict[str, Any]]:
@@ -81,8 +99,9 @@ def _summaries(files: Files, done: list[int]) -> list[dict[str, Any]]:
 def _line_of(files: Files, shard: int) -> bytes:
     """The line of a shard by its files."""
     reasons = open_parquet(files, shard_name(REJECTED_FOLDER, shard)).read(["reason"])["reason"].to_pylist()
-    num_views = open_parquet(files, shard_name(VIEWS, shard)).metadata.num_rows
-    return summary_line(shard, num_views, dict(Counter(reasons)))
+    views = open_parquet(files, shard_name(VIEWS, shard))
+    warned = warned_of(views.read(WARNED_COLUMNS)) if "warnings" in views.schema_arrow.names else {}
+    return summary_line(shard, views.metadata.num_rows, dict(Counter(reasons)), warned)
 
 
 def contact_sheet(files: Files, done: list[int], config: ViewConfig) -> bytes:

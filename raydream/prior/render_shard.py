@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from raydream import config_io
 from raydream.prior.asset_error import AssetError
+from raydream.prior.asset_warnings import loses_colours
 from raydream.prior.assets import DEFAULT_LIMITS
 from raydream.prior.remote_library import AssetFetcher, check_reachable, is_remote
 from raydream.prior.render_child import ChildKilled, RenderProcess
@@ -31,7 +32,7 @@ from raydream.prior.views_folder import (
     read_shard_records,
     shard_name,
 )
-from raydream.prior.views_schema import REJECTED, ShardBuffer, views_schema
+from raydream.prior.views_schema import REJECTED, WARNED_COLUMNS, ShardBuffer, views_schema, warned_of
 from raydream.storage import resolve
 from raydream.storage_faults import StorageError
 
@@ -42,7 +43,7 @@ _log = logging.getLogger(__name__)
 class ShardResult:
     """What became of a shard; ``num_objects`` gave views. One that is open, for the reason told, wrote nothing.
 
-    ``rejected_json`` counts the rejections by their reasons.
+    ``rejected_json`` counts the rejections by their reasons, ``warned_json`` holds ``warned_of`` the rows.
     """
 
     shard: int
@@ -51,6 +52,7 @@ class ShardResult:
     num_views: int
     duration_s: float
     rejected_json: str = "{}"
+    warned_json: str = "{}"
     open_because: str = ""
 
 
@@ -90,10 +92,10 @@ class ShardWorker:
         rejected: list[dict[str, str]] = []
         trouble: dict[str, str] = {}
         suspects = frozenset(json.loads(self._files.read(note_name(shard)))) if was_open else frozenset()
-        num_objects = 0
+        told: list[pa.Table] = []
         for rows in self._rendered(shard, suspects, rejected, trouble):
             views.append(rows)
-            num_objects += 1
+            told.append(rows.select(WARNED_COLUMNS).slice(0, 1))
         if trouble:
             self._files.write(note_name(shard), json.dumps(sorted(suspects | trouble.keys())).encode())
             first = next(f"{uid}: {told}" for uid, told in trouble.items())
@@ -104,9 +106,10 @@ class ShardWorker:
         self._files.write(shard_name(VIEWS, shard), views.finish())
         if was_open:
             self._files.delete(note_name(shard))
-        num_views = num_objects * self._config.views.num_views
+        num_views = len(told) * self._config.views.num_views
         reasons = json.dumps(Counter(row["reason"] for row in rejected))
-        return ShardResult(shard, num_objects, len(rejected), num_views, time.monotonic() - begin, reasons)
+        warned = json.dumps(warned_of(pa.concat_tables(told)) if told else {})
+        return ShardResult(shard, len(told), len(rejected), num_views, time.monotonic() - begin, reasons, warned)
 
     def _rendered(
         self, shard: int, suspects: frozenset[str], rejected: list[dict[str, str]], trouble: dict[str, str]
@@ -117,6 +120,9 @@ class ShardWorker:
                 with self._fetcher.local(record, DEFAULT_LIMITS.max_bytes) as local:
                     rows = self._process.render(local)
                 assert rows.num_rows == self._config.views.num_views, record.uid
+                warnings = rows["warnings"][0].as_py()
+                if not self._config.library.colour_warnings and loses_colours(warnings):
+                    raise AssetError("colours_lost", "; ".join(warnings)[:300])
                 yield rows
             except AssetError as error:
                 if error.reason == "missing_file" and not self._library_is_there():

@@ -42,7 +42,8 @@ def render_record(record: AssetRecord, config: ViewConfig, backend: Backend) -> 
         "elevation_deg": cameras.elevation_deg.numpy(),
         "distance": distance.numpy(),
     }
-    return views_table(config, record, sha256 or _asset_sha256(asset), asset.num_source_faces, placed, images)
+    told = (asset.num_source_faces, asset.warnings)
+    return views_table(config, record, sha256 or _asset_sha256(asset), told, placed, images)
 
 
 def draw_cameras(config: ViewConfig, uid: str) -> tuple[Cameras, Float[Tensor, " view"]]:

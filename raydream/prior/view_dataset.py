@@ -14,7 +14,7 @@ import pyarrow as pa
 from raydream import config_io
 from raydream.prior.render_config import ImageKind, RenderJobConfig, ViewConfig
 from raydream.prior.views_folder import PLAN, SETTINGS, VIEWS, Files, Plan, finished_shards, open_parquet, shard_name
-from raydream.prior.views_schema import CAMERA_FIELDS, OBJECT_FIELDS
+from raydream.prior.views_schema import ADDED_LATER, CAMERA_FIELDS, OBJECT_FIELDS
 from raydream.storage import resolve
 
 _INDEX = "objects.json"
@@ -63,18 +63,21 @@ def open_views(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
 def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, Column]]:
     """The rows of one object after the other, by uid: arrays ``[view, ...]`` for numbers and images, else lists.
 
-    ``columns`` empty means all. Raises ValueError naming ``views`` or ``columns``.
+    ``columns`` empty means all; what an older version did not write is None. Raises ValueError naming ``views`` or
+    ``columns``.
     """
     files, plan, _ = open_views(uri)
     for shard in range(plan.num_shards):
         rows = open_parquet(files, shard_name(VIEWS, shard))
-        for name in columns:
-            if name not in rows.schema_arrow.names:
+        absent = [name for name in columns if name not in rows.schema_arrow.names]
+        for name in absent:
+            if name not in ADDED_LATER:
                 raise ValueError(f"columns: no {name!r} in {uri!r}; there are {', '.join(rows.schema_arrow.names)}")
         for group in range(rows.num_row_groups):
-            table = rows.read_row_group(group, columns=list(columns) or None)
+            table = rows.read_row_group(group, columns=[name for name in columns if name not in absent] or None)
             if table.num_rows:
-                yield {name: _values(table[name].combine_chunks()) for name in table.column_names}
+                values = {name: _values(table[name].combine_chunks()) for name in table.column_names}
+                yield values | {name: [None] * table.num_rows for name in absent}
 
 
 def pack_views(uri: str, folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:

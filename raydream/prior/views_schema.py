@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from raydream import config_io
 from raydream.prior.asset_library import AssetRecord
+from raydream.prior.asset_warnings import word_of
 from raydream.prior.render_config import ImageKind, ViewConfig
 
 CONFIG_KEY = b"raydream.views"
@@ -36,7 +37,10 @@ OBJECT_FIELDS = (
     pa.field("is_colourless", pa.bool_()),
     pa.field("source_sha256", pa.string()),
     pa.field("num_faces", pa.int32()),
+    pa.field("warnings", _WORDS),
 )
+WARNED_COLUMNS = ["uid", "warnings"]
+ADDED_LATER = frozenset({"warnings"})  # columns that shards of an older version lack
 CAMERA_FIELDS = ("fov_y_deg", "azimuth_deg", "elevation_deg", "distance")
 REJECTED = pa.schema([("uid", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
@@ -74,13 +78,15 @@ def views_table(
     config: ViewConfig,
     record: AssetRecord,
     source_sha256: str,
-    num_faces: int,
+    asset: tuple[int, tuple[str, ...]],
     cameras: dict[str, np.ndarray],
     images: dict[ImageKind, np.ndarray],
 ) -> pa.Table:
-    """All rows of one object; ``cameras`` holds ``c2w`` and ``CAMERA_FIELDS``, ``images`` encoded arrays by kind."""
+    """All rows of one object; ``asset`` is its number of faces and its warnings, ``cameras`` holds ``c2w`` and
+    ``CAMERA_FIELDS``, ``images`` encoded arrays by kind.
+    """
     about = {name: getattr(record, name) for name in (field.name for field in OBJECT_FIELDS) if hasattr(record, name)}
-    about |= {"source_sha256": source_sha256, "num_faces": num_faces}
+    about |= {"source_sha256": source_sha256, "num_faces": asset[0], "warnings": asset[1]}
     schema = views_schema(config)
     columns: list[pa.Array] = []
     for field in schema:
@@ -122,6 +128,16 @@ class ShardBuffer:
         """The whole file; nothing can be added after."""
         self._writer.close()
         return self._sink.getvalue().to_pybytes()
+
+
+def warned_of(rows: pa.Table) -> dict[str, list[str]]:
+    """By the word of each warning, the objects that it was told of: ``uid: name``. Needs ``WARNED_COLUMNS``."""
+    warned: dict[str, list[str]] = {}
+    objects = dict(zip(rows["uid"].to_pylist(), rows["warnings"].to_pylist()))
+    for uid, warnings in objects.items():
+        for told in {word_of(told): told for told in reversed(warnings or [])}.values():
+            warned.setdefault(word_of(told), []).append(uid + told.removeprefix(word_of(told)))
+    return warned
 
 
 def record_to_json(record: AssetRecord) -> str:
