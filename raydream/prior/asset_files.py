@@ -24,7 +24,7 @@ from raydream.storage_faults import is_passing
 _MAX_NAMES = 4000  # that are looked at for one that is spelt otherwise
 _MAX_MEMBERS = 20_000
 # What an archive is taken for where it holds several models: the kinds that say most of colours first.
-_PREFERRED = (".glb", ".gltf", ".obj", ".usdz", ".ply", ".stl")
+_PREFERRED = (".glb", ".gltf", ".obj", ".ply", ".stl")
 
 
 @dataclass(frozen=True)

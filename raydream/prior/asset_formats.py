@@ -1,16 +1,10 @@
 """Which kinds of asset file are read, by their suffix, and what to do with the others. No torch, no reader."""
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".usdz", ".zip")
-ALONE = frozenset({".glb", ".stl", ".usdz", ".zip"})  # a file of another kind may name files beside it
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".zip")
 CONVERTERS = {
     ".fbx": "Blender (File, Export, glTF 2.0) or FBX2glTF",
     ".dae": "Blender (File, Export, glTF 2.0) or COLLADA2GLTF",
-    ".blend": "Blender (File, Export, glTF 2.0)",
-    ".3ds": "Blender (File, Export, glTF 2.0)",
-    ".usd": "usdzip, which makes one USDZ of a file and all that it names",
-    ".usda": "usdzip, which makes one USDZ of a file and all that it names",
-    ".usdc": "usdzip, which makes one USDZ of a file and all that it names",
-}
+} | dict.fromkeys((".blend", ".3ds", ".usd", ".usda", ".usdc", ".usdz"), "Blender (File, Export, glTF 2.0)")
 
 
 def why_unsupported(suffix: str) -> str:
