@@ -65,6 +65,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
             "numpy",
         ),
         ("raydream.prior.mtl raydream.prior.asset_trimesh", "numpy PIL trimesh"),
+        ("raydream.prior.usd_materials raydream.prior.usdz", "numpy pxr"),
         ("raydream.prior.assets", ""),
         ("raydream.prior.raster raydream.prior.shade_cpu", "jaxtyping numba numpy torch"),
         ("raydream.scene.film", "jaxtyping numpy torch"),

@@ -159,7 +159,7 @@ def test_what_is_not_read_names_its_converter_in_one_line(tmp_path):
         ".fbx": "FBX2glTF",
         ".FBX": "FBX2glTF",
         ".dae": "Blender",
-        ".usdz": "Blender",
+        ".usdc": "Blender",
         ".xyz": ".stl",
     }.items():
         (tmp_path / f"a{suffix}").write_bytes(b"anything")

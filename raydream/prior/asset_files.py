@@ -12,7 +12,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -122,12 +122,8 @@ class ZipFolder:
         return data
 
 
-def open_archive(data: bytes, max_bytes: int) -> tuple[ZipFolder, str, list[str]]:
-    """A zip of one model: its files, the model's name among them, and the models that it holds besides.
-
-    Raises AssetError ``malformed``, ``too_large``, or ``unsupported_format`` where there is no model in it that is
-    read; archives in archives are not opened.
-    """
+def open_archive(data: bytes, max_bytes: int) -> ZipFolder:
+    """The files of a zip, of which at most ``max_bytes`` are unpacked; AssetError ``malformed`` or ``too_large``."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         infos = archive.infolist()
@@ -141,17 +137,22 @@ def open_archive(data: bytes, max_bytes: int) -> tuple[ZipFolder, str, list[str]
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
         if not info.is_dir() and not hidden and not name.startswith("/"):
             members.setdefault(name, info)
-    suffix = {name: posixpath.splitext(name)[1].lower() for name in members}
-    models = [name for name in members if suffix[name] in _PREFERRED]
+    return ZipFolder(archive, members, "", max_bytes)
+
+
+def choose_model(folder: ZipFolder) -> tuple[ZipFolder, str, list[str]]:
+    """The archive as the folder of the model that it is taken for, that model's name in it, and its other models.
+
+    Raises AssetError ``unsupported_format`` where it has none that is read; archives in archives are not opened.
+    """
+    suffix = {name: posixpath.splitext(name)[1].lower() for name in folder.members}
+    models = [name for name in folder.members if suffix[name] in _PREFERRED]
     if not models:
         others = sorted(CONVERTERS.keys() & suffix.values())
         told = f"; {why_unsupported(others[0])}" if others else ""
         raise AssetError("unsupported_format", f"an archive without {', '.join(_PREFERRED)}{told}")
-    models.sort(
-        key=lambda name: (_PREFERRED.index(posixpath.splitext(name)[1].lower()), -members[name].file_size, name)
-    )
-    folder = ZipFolder(archive, members, posixpath.dirname(models[0]), max_bytes)
-    return folder, posixpath.basename(models[0]), models[1:]
+    models.sort(key=lambda name: (_PREFERRED.index(suffix[name]), -folder.members[name].file_size, name))
+    return replace(folder, home=posixpath.dirname(models[0])), posixpath.basename(models[0]), models[1:]
 
 
 def read_named(folder: Folder, name: str, max_bytes: int) -> bytes:

@@ -1,10 +1,10 @@
 """Which kinds of asset file are read, by their suffix, and what to do with the others. No torch, no reader."""
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".zip")
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".usdz", ".zip")
 CONVERTERS = {
     ".fbx": "Blender (File, Export, glTF 2.0) or FBX2glTF",
     ".dae": "Blender (File, Export, glTF 2.0) or COLLADA2GLTF",
-} | dict.fromkeys((".blend", ".3ds", ".usd", ".usda", ".usdc", ".usdz"), "Blender (File, Export, glTF 2.0)")
+} | dict.fromkeys((".blend", ".3ds", ".usd", ".usda", ".usdc"), "Blender (File, Export, glTF 2.0)")
 
 
 def why_unsupported(suffix: str) -> str:

@@ -1,6 +1,8 @@
 """What of an asset's file was left out when it was read: ``word`` or ``word: name``, the word from a stable list."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+Warn = Callable[[str, str], None]  # told the word and the name of what was left out
 
 _COLOUR_PREFIXES = ("texture_", "texcoord_", "color_", "material_", "emissive_")
 _MAX_NAME = 120

@@ -1,11 +1,12 @@
 """Load an asset from a file of any kind that is read; every failure is an AssetError."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from raydream.prior.asset import Asset, turn_front
 from raydream.prior.asset_error import AssetError
-from raydream.prior.asset_files import AssetLimits, DiskFolder, Folder, open_archive, read_limited
+from raydream.prior.asset_files import AssetLimits, DiskFolder, Folder, choose_model, open_archive, read_limited
 from raydream.prior.asset_formats import why_unsupported
 from raydream.prior.asset_library import AssetRecord
 from raydream.prior.asset_parts import Part, build_asset
@@ -15,6 +16,7 @@ from raydream.prior.gltf import load_gltf_parts
 from raydream.prior.procedural import PROCEDURAL, procedural_asset
 
 DEFAULT_LIMITS = AssetLimits()
+NO_USD = "USDZ needs usd-core: pip install 'raydream[usd]'; or convert it to GLB with Blender"
 
 
 def load_asset(path: Path, uid: str | None = None, caption: str = "", limits: AssetLimits = DEFAULT_LIMITS) -> Asset:
@@ -53,10 +55,16 @@ def _parts(data: bytes, suffix: str, folder: Folder, limits: AssetLimits) -> tup
         case ".obj" | ".ply" | ".stl":
             return load_trimesh_parts(data, suffix[1:], folder, limits)
         case ".zip":
-            inside, name, others = open_archive(data, limits.max_bytes)
+            inside, name, others = choose_model(open_archive(data, limits.max_bytes))
             parts, told = _parts(
                 inside.read(name, limits.max_bytes), PurePosixPath(name).suffix.lower(), inside, limits
             )
             return parts, [*told, *(warning("other_model_in_the_archive", other) for other in others)]
+        case ".usdz":
+            if find_spec("pxr") is None:
+                raise AssetError("unsupported_format", NO_USD)
+            from raydream.prior.usdz import load_usdz_parts
+
+            return load_usdz_parts(data, limits)
         case _:
             raise AssetError("unsupported_format", why_unsupported(suffix))

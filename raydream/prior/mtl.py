@@ -5,7 +5,6 @@ or place come out white there without a word. Source: the MTL format as Alias|Wa
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,13 +14,12 @@ from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_files import AssetLimits, Folder, read_named
 from raydream.prior.asset_images import decode_image
 from raydream.prior.asset_parts import Material, linear_from_srgb, with_emission
+from raydream.prior.asset_warnings import Warn
 
 # How many words follow each option of a map; what is not here has one.
 _OPTION_WORDS = {"s": 3, "o": 3, "t": 3, "mm": 2}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 NAMES_OF_NO_MATERIAL = frozenset({"", "None", "(null)"})
-
-Warn = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, eq=False)
