@@ -23,7 +23,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.diffusion.prior_files", "huggingface_hub"),
         ("raydream.prior.asset_error raydream.prior.asset_formats raydream.prior.asset_files", ""),
         ("raydream.prior.asset_warnings", ""),
-        ("raydream.prior.asset_library", ""),
+        ("raydream.prior.licences raydream.prior.asset_library", ""),
         ("raydream.prior.named_files", ""),
         ("raydream.prior.remote_library", ""),
         ("raydream.prior.render_config raydream.prior.train_config", ""),
@@ -79,7 +79,9 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.prior.render_views raydream.prior.render_child", "jaxtyping numpy pyarrow torch"),
         ("raydream.prior.render_plan raydream.prior.render_shard raydream.prior.render_report", "numpy PIL pyarrow"),
         ("raydream.prior.view_dataset raydream.prior.view_set", "jaxtyping numpy PIL pyarrow torch"),
+        ("raydream.prior.word_choice", ""),
         ("raydream.prior.captions raydream.prior.word_tokenizer", "torch transformers"),
+        ("raydream.prior.train_check", ""),
         ("raydream.prior.batches raydream.prior.learner raydream.prior.prefetch", "jaxtyping safetensors torch"),
         ("raydream.prior.prior_models raydream.prior.prior_export", "diffusers jaxtyping PIL torch transformers"),
         (

@@ -179,7 +179,7 @@ def test_objaverse_layout(tmp_path):
     record = records[1]
     assert load_asset(record.path, record.uid).num_faces == record.num_faces == 1
     assert (record.captions, record.tags, record.nouns) == (("Model a",), ("lowpoly",), ("ship",))
-    assert (record.licence, record.category, record.num_bytes) == ("by", "furniture-home", 500)
+    assert (record.licence, record.category, record.num_bytes) == ("CC-BY-4.0", "furniture-home", 500)
     (tmp_path / "metadata" / "000-159.json.gz").write_bytes(b"broken: not opened for other uids")
     assert [record.uid for record in read_objaverse_folder(tmp_path, frozenset({"a" * 32}))] == ["a" * 32]
     with pytest.raises(ValueError, match="assets"):

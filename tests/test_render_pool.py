@@ -247,6 +247,7 @@ def test_output_folder_belongs_to_one_job(eight, tmp_path):
     (LibraryConfig("procedural", subsets=("x",)), "library.subsets"),
     (LibraryConfig("procedural", captions="/nonexistent.csv"), "library.captions"),
     (LibraryConfig("procedural", any_tags=("purple",)), "library: no asset is left"),
+    (LibraryConfig("procedural", licences=("by",)), "library.licences: 0 of 96 .* has 96 CC0-1.0"),
 ])  # fmt: skip
 def test_library_that_cannot_be_is_named(library, message):
     with pytest.raises(ValueError, match=message):

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from raydream.prior.licences import is_accepted, spdx_licence
+
 MANIFEST, SUBSETS = "manifest.jsonl", "subsets.json"
 OBJECT_PATHS, LVIS, METADATA = "object-paths.json.gz", "lvis-annotations.json.gz", "metadata"
 FRONTS = "fronts.json"
@@ -22,9 +24,8 @@ class AssetRecord:
     """What is known of an asset before its file is opened. ``front_axis``, one of ``FRONT_AXES``, is where the file's
     front looks (None: unknown or symmetric); a loaded asset is turned so that its front looks along +Z, as in glTF.
 
-    ``licence`` is the source's own word for it (an SPDX name, or Objaverse's "by", "cc0", ...). ``nouns`` are category
-    words that name the object. ``path`` is relative to ``root`` where that, a
-    ``pyarrow.fs`` URI, is not empty.
+    ``licence`` is an SPDX identifier where the source's word for it is known. ``nouns`` are category words that name
+    the object. ``path`` is relative to ``root`` where that, a ``pyarrow.fs`` URI, is not empty.
     """
 
     uid: str
@@ -109,7 +110,7 @@ def _manifest_record(folder: Path, row: dict, fronts: Mapping[str, str | None]) 
         tags=tuple(tag.lower() for tag in row.get("tags", [])),
         nouns=tuple(_category_word(category) for category in row.get("lvis", [])),
         colours=tuple(name for name, _ in row.get("colours", [])),
-        licence=row.get("license"),
+        licence=spdx_licence(row.get("license")),
         category=row.get("category"),
         front_axis=_check_axis(fronts.get(row["uid"], row.get("front_axis")), row["uid"]),
         split=row.get("split"),
@@ -162,7 +163,7 @@ def _objaverse_record(folder: Path, uid: str, path: str, annotation: dict, nouns
         captions=tuple(caption for caption in [annotation.get("name")] if caption),
         tags=tuple(tag["name"].lower() for tag in annotation.get("tags", [])),
         nouns=tuple(nouns),
-        licence=annotation.get("license"),
+        licence=spdx_licence(annotation.get("license")),
         category=next((category["name"] for category in annotation.get("categories", [])), None),
         num_faces=glb.get("faceCount") or annotation.get("faceCount"),
         num_bytes=glb.get("size"),
@@ -203,7 +204,7 @@ def why_not(record: AssetRecord, rule: AssetFilter) -> str | None:
     tests = {
         "uid": bool(rule.uids) and record.uid not in rule.uids,
         "not_an_object": rule.objects_only and not record.is_object,
-        "licence": bool(rule.licences) and record.licence not in rule.licences,
+        "licence": bool(rule.licences) and not is_accepted(record.licence, rule.licences),
         "tag_missing": bool(rule.any_tags) and not rule.any_tags & tags,
         "tag_excluded": bool(rule.no_tags & tags),
         "point_cloud": not rule.point_clouds and (faces == 0 or bool(POINT_CLOUD_WORDS & tags)),

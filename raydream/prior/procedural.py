@@ -382,11 +382,14 @@ def procedural_caption(noun: str, variant: int) -> str:
 
 def procedural_records() -> list[AssetRecord]:
     """All that ``procedural_asset`` can make, as records whose path is ``procedural/noun/variant``."""
-    made = [(noun, variant, procedural_caption(noun, variant)) for noun in MAKERS for variant in range(NUM_VARIANTS)]
     return [
-        AssetRecord(f"{noun}-{variant}", Path(PROCEDURAL, noun, str(variant)), (caption,), (), (noun,), front_axis="+Z")
-        for noun, variant, caption in made
-    ]
+        AssetRecord(
+            f"{noun}-{variant}", Path(PROCEDURAL, noun, str(variant)), (procedural_caption(noun, variant),),
+            nouns=(noun,), licence="CC0-1.0", front_axis="+Z",
+        )
+        for noun in MAKERS
+        for variant in range(NUM_VARIANTS)
+    ]  # fmt: skip
 
 
 def _variant_color(noun: str, variant: int) -> str:

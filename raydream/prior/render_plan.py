@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from raydream.prior.asset_library import (
     with_captions,
 )
 from raydream.prior.exhibit_assets import find_minipack
+from raydream.prior.licences import count_licences, why_no_licence
 from raydream.prior.plan_rows import PlanRows, plan_rows
 from raydream.prior.procedural import PROCEDURAL, procedural_records
 from raydream.prior.remote_library import as_remote, check_reachable, index_of, is_remote
@@ -63,11 +65,13 @@ def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
         if not Path(config.captions).is_file():
             raise ValueError(f"library.captions: there is no file {config.captions}")
         captions = read_cap3d_captions(Path(config.captions))
+    licences: Counter[str] = Counter()
     with plan_rows() as rows:
         with _library(config) as (wanted, records):
             rule = _filter(config, wanted)
             for record in records:
                 captioned = with_captions([record], captions)[0]
+                licences.update(count_licences([record.licence]))
                 rows.add(captioned, why_not(captioned, rule))
         doubled = rows.doubled()
         if doubled is not None:
@@ -76,6 +80,8 @@ def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
             rows.keep_first(config.max_objects)
         reasons = rows.reasons()
         if not reasons.pop(None, 0):
+            if set(reasons) == {"licence"}:
+                raise ValueError(why_no_licence(licences, config.licences, "library.licences"))
             raise ValueError(f"library: no asset is left of {reasons.total()}: {dict(reasons)}")
         yield rows
 
