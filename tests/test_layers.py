@@ -27,6 +27,7 @@ OTHER_PEOPLES_BASES = {
     "torch.autograd.Function",
     "Generic",
     "BaseModel",
+    "UserCallback",
 }
 
 OURS = {"raydream", "jobs", "serve"}

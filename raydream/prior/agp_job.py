@@ -18,13 +18,13 @@ import torch.distributed as distributed
 
 from raydream import config_io, tensors
 from raydream.diffusion import prior_files
-from raydream.prior.agp import AgpDenoiser, check_same_prior
+from raydream.prior.agp import AgpDenoiser, check_same_prior, read_facts
 from raydream.prior.agp_benchmark import compare_throughput
 from raydream.prior.agp_config import AgpConfig
 from raydream.prior.agp_deepspeed import DeepSpeedMaker, check_installed, read_deepspeed
 from raydream.prior.agp_learner import EngineMaker, PlainEngine
 from raydream.prior.agp_plan import report
-from raydream.prior.agp_samples import MemorySamples, SampleSource, check_views
+from raydream.prior.agp_samples import MemorySamples, SampleSource, check_kept, check_views
 from raydream.prior.agp_train import AgpSession, Report, check_settings, finetune_agp
 from raydream.prior.learner import Team
 from raydream.prior.render_config import ViewConfig
@@ -102,13 +102,14 @@ def _request(args: argparse.Namespace, on_gpu: bool) -> AgpRequest:
     if not args.prior:
         raise ValueError("prior: name the text-to-image prior to start from (--prior FOLDER)")
     prior = prior_files.resolve_prior(args.prior)
-    latent_px = json.loads((prior / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
-    config = _config(args)
+    latent_px = prior_files.latent_px(prior)
+    config = _checked_start(_config(args))
     team_size = int(os.environ.get("WORLD_SIZE", "1")) if args.no_ray else args.workers
     deepspeed = read_deepspeed(args.deepspeed, config.stage, team_size, on_gpu) if args.deepspeed else None
     if deepspeed is not None:
         check_installed()
     view_config = check_views(args.views, latent_px)
+    check_kept(args.views, config.data)
     bytes_needed = open_views(args.views)[1].num_objects * view_config.num_views * 4 * latent_px**2 * 2
     fits = bytes_needed <= _LATENT_BYTES_IN_MEMORY
     data: DataKind = "memory" if args.data == "memory" or (args.data == "auto" and fits) else "stream"
@@ -130,6 +131,22 @@ def _config(args: argparse.Namespace) -> AgpConfig:
     if args.minutes <= 0:
         raise ValueError(f"minutes: must be positive, got {args.minutes}")
     return replace(config, stage=replace(config.stage, minutes=args.minutes, num_steps=10**9))
+
+
+def _checked_start(config: AgpConfig) -> AgpConfig:
+    """The settings with the folders of an AGP and its prior to start from as absolute paths: workers run elsewhere."""
+    if not config.start:
+        return config
+    try:
+        start = prior_files.resolve_agp(config.start)
+        read_facts(start)
+    except ValueError as error:
+        raise ValueError(f"start: {str(error).removeprefix('agp: ')}") from error
+    try:
+        start_prior = prior_files.resolve_prior(config.start_prior)
+    except ValueError as error:
+        raise ValueError(f"start_prior: {str(error).removeprefix('prior: ')}") from error
+    return replace(config, start=str(start), start_prior=str(start_prior))
 
 
 def _saved_config(out: str) -> str:

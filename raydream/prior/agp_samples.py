@@ -15,20 +15,18 @@ from torch import Tensor
 from raydream.camera import view_bins
 from raydream.diffusion.text import VIEW_WORDS
 from raydream.prior.agp_config import AgpDataConfig
-from raydream.prior.captions import head_noun, object_nouns, phrase
+from raydream.prior.captions import phrase
 from raydream.prior.ccm import encode_ccm
+from raydream.prior.nouns import head_noun
 from raydream.prior.recolour import COLOURS
 from raydream.prior.render_config import ViewConfig
 from raydream.prior.train_config import ALIASES
-from raydream.prior.view_dataset import Column, iterate_views, open_views
-from raydream.prior.view_set import ObjectCard
-from raydream.prior.views_folder import VIEWS, open_parquet, shard_name
-from raydream.prior.views_schema import decode_image, views_schema
+from raydream.prior.view_dataset import Column, check_shards, iterate_cards, iterate_views, open_views
+from raydream.prior.view_set import ABOUT, ABOUT_OPTIONAL, ObjectCard
+from raydream.prior.views_schema import decode_image
+from raydream.prior.word_choice import object_nouns
 
-COLUMNS = (
-    "uid", "captions", "nouns", "licence", "front_axis", "c2w", "fov_y_deg", "azimuth_deg", "elevation_deg", "ccm",
-    "alpha",
-)  # fmt: skip
+COLUMNS = (*ABOUT, "c2w", "fov_y_deg", "azimuth_deg", "elevation_deg", "ccm", "alpha")
 # Scene units for one unit of the rendered object: a particle's object lies in [-1, 1]^3.
 SCENE_UNITS = {"longest_side": 2.0, "sphere": 1.0}
 
@@ -86,7 +84,7 @@ def check_views(uri: str, latent_px: int) -> ViewConfig:
     """The settings of a rendering job whose views can be trained on; ValueError naming ``views`` and the remedy."""
     if PurePath(uri).suffix == ".zip":
         raise ValueError(f"views: {uri} is a packed set of colours; give the folder of jobs/render_ccm.py")
-    files, plan, config = open_views(uri)
+    _, plan, config = open_views(uri)
     views = config.views
     if not plan.num_shards:
         raise ValueError(f"views: the rendering job in {uri} has no objects")
@@ -101,12 +99,28 @@ def check_views(uri: str, latent_px: int) -> ViewConfig:
             f"views: {uri} has images of {views.image_px} px, no multiple of this prior's latent ({latent_px}); "
             f"render with --set views.image_px={latent_px * 2}"
         )
-    expected, found = views_schema(views), open_parquet(files, shard_name(VIEWS, 0)).schema_arrow
-    for field in expected:
-        if field.name in COLUMNS and (field.name not in found.names or found.field(field.name).type != field.type):
-            kind = found.field(field.name).type if field.name in found.names else "missing"
-            raise ValueError(f"views: column {field.name!r} of {uri} is {kind}, not {field.type}; render it again")
+    check_shards(uri, COLUMNS)
     return views
+
+
+def check_kept(uri: str, config: AgpDataConfig) -> None:
+    """ValueError about ``data`` where the settings leave no object of a rendering job; no image is read."""
+    if not config.nouns and not config.known_fronts_only:
+        return
+    num_objects, counts = 0, Counter[str]()
+    for rows in iterate_cards(uri, ABOUT, ABOUT_OPTIONAL):
+        cards = [ObjectCard.of_row(row) for row in rows]
+        if any(kept(card, config) for card in cards):
+            return
+        num_objects += len(cards)
+        counts.update(noun for card in cards for noun in sorted(object_nouns(card, ALIASES)))
+    most = ", ".join(f"{noun} ({count})" for noun, count in counts.most_common(5)) or "none: they have no captions"
+    fronts = " with a known front" if config.known_fronts_only else ""
+    named = f" called {', '.join(config.nouns)}" if config.nouns else ""
+    raise ValueError(
+        f"data.nouns, data.known_fronts_only: none of the {num_objects} objects in {uri} is one{named}{fronts}; the "
+        f"most frequent nouns are {most}"
+    )
 
 
 def latents_of(
@@ -128,11 +142,7 @@ def samples_of(rows: Mapping[str, Column], views: ViewConfig, latent_px: int) ->
     c2w = torch.from_numpy(np.array(rows["c2w"], np.float32))
     c2w[:, :3, 3] *= SCENE_UNITS[views.normalise]
     fov, azimuth, elevation = (torch.from_numpy(np.array(rows[name], np.float32)) for name in COLUMNS[6:9])
-    about = zip(*(rows[name] for name in COLUMNS[:5]))
-    cards = tuple(
-        ObjectCard(str(uid), tuple(captions or ()), tuple(nouns or ()), str(licence or "unknown"), front is not None)
-        for uid, captions, nouns, licence, front in about
-    )
+    cards = tuple(ObjectCard.of_row(dict(zip(ABOUT, row))) for row in zip(*(rows[name] for name in ABOUT)))
     return Samples(latents_of(images["ccm"], images["alpha"], latent_px), c2w, fov, azimuth, elevation, cards)
 
 

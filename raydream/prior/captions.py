@@ -15,10 +15,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from raydream.camera import ViewBin, view_bins
 from raydream.diffusion.text import VIEW_WORDS
-from raydream.prior.nouns import COLOUR_WORDS, head_noun, words_of
+from raydream.prior.nouns import COLOUR_WORDS, words_of
 from raydream.prior.recolour import COLOURS, Palette, measure_palette
 from raydream.prior.train_config import WordsConfig
-from raydream.prior.view_set import ObjectCard, ViewSet
+from raydream.prior.view_set import ViewSet
+from raydream.prior.word_choice import assign_nouns, choose_nouns, is_trainable, object_nouns
 
 TEMPLATES = ("a photo of {}", "a DSLR photo of {}", "a 3D model of {}", "a render of {}", "an image of {}")
 _SIDES: tuple[ViewBin, ...] = ("front", "side", "back")
@@ -82,31 +83,14 @@ class Draw:
     view: float
 
 
-def object_nouns(card: ObjectCard, aliases: Iterable[tuple[str, str]]) -> set[str]:
-    """The nouns of an object by its first caption and its categories, each alias as the word it stands for."""
-    heads = {head_noun(text) for text in (*card.captions[:1], *card.nouns)}
-    canonical = dict(aliases)
-    return {canonical.get(noun, noun) for noun in heads if noun}
-
-
 def make_lexicon(views: ViewSet, palette: Palette, config: WordsConfig) -> Lexicon:
-    """Chooses nouns, held-out pairs and vocabulary from the objects whose licence the settings accept.
+    """Chooses nouns, held-out pairs and vocabulary from the objects that the settings let be trained.
 
-    Raises ValueError about ``nouns`` or ``min_assets`` where there is nothing to choose from.
+    Raises ValueError as ``choose_nouns`` does where there is nothing to choose from.
     """
-    accepted = [index for index, card in enumerate(views.objects) if card.licence in config.licences]
+    nouns = choose_nouns(views.objects, config)
+    accepted = [index for index, card in enumerate(views.objects) if is_trainable(card, config)]
     cards = [views.objects[index] for index in accepted]
-    counts = Counter(noun for card in cards for noun in object_nouns(card, config.aliases))
-    missing = [noun for noun in config.nouns if counts[noun] < 2]
-    if missing:
-        raise ValueError(f"nouns: fewer than 2 assets with an accepted licence are called {', '.join(missing)}")
-    left_out = {*config.left_out, *COLOUR_WORDS}
-    frequent = [noun for noun, count in counts.most_common() if count >= config.min_assets and noun not in left_out]
-    nouns = config.nouns or tuple(frequent[: config.max_nouns or None])
-    if not nouns:
-        raise ValueError(
-            f"min_assets: no noun has {config.min_assets} assets; the most frequent are {counts.most_common(5)}"
-        )
     natural: Counter[tuple[str, str]] = Counter()
     for index in accepted:
         for noun in object_nouns(views.objects[index], config.aliases):
@@ -133,16 +117,13 @@ def _vocabulary(nouns: Sequence[str], aliases: Sequence[tuple[str, str]], texts:
 
 
 def describe(views: ViewSet, palette: Palette, lexicon: Lexicon, config: WordsConfig) -> list[Subject]:
-    """The objects that can be trained, each with the rarest of its nouns (an armchair is no mere chair)."""
-    counts = Counter(noun for card in views.objects for noun in object_nouns(card, config.aliases))
+    """The objects that can be trained, each with one noun."""
     subjects = []
-    for index, card in enumerate(views.objects):
-        nouns = sorted(object_nouns(card, config.aliases) & set(lexicon.nouns), key=lambda noun: (counts[noun], noun))
-        if not nouns or card.licence not in config.licences:
-            continue
+    for index, noun in assign_nouns(views.objects, lexicon.nouns, config).items():
+        card = views.objects[index]
         texts = tuple(text for text in card.captions[1:2] if not COLOUR_WORDS & set(words_of(text)))
         has_sides = card.front_known and looks_different_sideways(views, index)
-        subjects.append(Subject(index, nouns[0], palette.word(index), texts, has_sides))
+        subjects.append(Subject(index, noun, palette.word(index), texts, has_sides))
     return subjects
 
 

@@ -4,7 +4,6 @@ Everything lies in one folder: ``config.json``, ``lexicon.json``, a checkpoint o
 ``samples/*.png`` and, from the first save of the second stage on, ``prior/``: the finished Stable Diffusion folder.
 """
 
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,10 +47,11 @@ from raydream.prior.prior_models import (
     normalise_latents,
     sample_latents,
 )
-from raydream.prior.train_config import StageSettings, TrainConfig
+from raydream.prior.train_check import CONFIG, check_same_training, training_lock
+from raydream.prior.train_config import TrainConfig
 from raydream.prior.view_set import ViewSet
 
-CONFIG, METRICS, SAMPLES, PRIOR = "config.json", "metrics.jsonl", "samples", "prior"
+METRICS, SAMPLES, PRIOR = "metrics.jsonl", "samples", "prior"
 _LATENT_IMAGES = 512
 _GRID_COLUMNS = 10
 _CONTRAST_MARGIN = 0.2  # relative, about twice what side words change in a loss at t = 800
@@ -104,9 +104,6 @@ def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon
     train, held_out = split_subjects(subjects, views, config.words.held_out_assets)
     if config.words.assets_per_noun:
         train = most_typical(train, views, config.words.assets_per_noun)
-    missing = set(lexicon.nouns) - {subject.noun for subject in train}
-    if missing:
-        raise ValueError(f"views: no two objects that may be trained are called {', '.join(sorted(missing))}")
     kept, spare = split_views(views.num_views, config.words.held_out_views)
 
     def maker(chosen: list[Subject], angles: list[int]) -> BatchMaker:
@@ -132,25 +129,17 @@ def train_prior(
     """
     torch.set_num_threads(config.num_threads)
     out.mkdir(parents=True, exist_ok=True)
-    with _lock(out) if team.rank == 0 else nullcontext():
-        config = _checked(config, out, team)
+    with training_lock(out) if team.rank == 0 else nullcontext():
+        if team.rank == 0:
+            check_same_training(config, out)
+            (out / CONFIG).write_text(config_io.dumps(config) + "\n", encoding="utf-8")
         session = Session(out, device, team, report, should_stop)
         given = load_models(resolve_prior(config.start), device) if config.start else None
         sets = make_sets(views, config, device, given.lexicon if given else None)
-        _check_lexicon(sets.train.lexicon, out, team)
+        if team.rank == 0:
+            _check_lexicon(sets.train.lexicon, out)
         vae = given.vae if given else _train_vae(sets, config, session)
         return vae is not None and _train_unet(vae, sets, config, session, given)
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Held by the one process that writes to the folder; it goes with the process, however that dies."""
-    with (out / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"out: another process trains in {out}") from error
-        yield
 
 
 def _train_vae(sets: TrainSets, config: TrainConfig, session: Session) -> AutoencoderKL | None:
@@ -341,38 +330,9 @@ def _show_vae(learner: Learner[AutoencoderKL], sets: TrainSets, session: Session
     save_grid(pairs, session.out / SAMPLES / f"vae_{learner.step:07d}.png", _GRID_COLUMNS)
 
 
-def _checked(config: TrainConfig, out: Path, team: Team) -> TrainConfig:
-    """Writes the settings, or makes sure that only lengths and paces differ from those that are there."""
-    path = out / CONFIG
-    if path.is_file():
-        saved = config_io.loads(TrainConfig, path.read_text(encoding="utf-8"))
-        if _essence(saved) != _essence(config):
-            raise ValueError(
-                f"out: {out} holds a prior with other words, looks or models; give another folder, or change only "
-                "vae.stage.*, unet.stage.*, gate.* and how often it is saved"
-            )
-    if team.rank == 0:
-        path.write_text(config_io.dumps(config) + "\n", encoding="utf-8")
-    return config
-
-
-def _check_lexicon(lexicon: Lexicon, out: Path, team: Team) -> None:
+def _check_lexicon(lexicon: Lexicon, out: Path) -> None:
     """Writes the words, or makes sure that these views still give the same ones: tokens must keep their meaning."""
     path = out / LEXICON
     if path.is_file() and Lexicon.loads(path.read_text(encoding="utf-8")) != lexicon:
         raise ValueError(f"views: they give other words than those that {out} was begun with")
-    if team.rank == 0:
-        path.write_text(lexicon.dumps() + "\n", encoding="utf-8")
-
-
-def _essence(config: TrainConfig) -> TrainConfig:
-    """The settings that a training in progress cannot change."""
-    plain, stage = TrainConfig(), StageSettings(1, 1, 1.0)
-    return replace(
-        plain,
-        seed=config.seed,
-        words=config.words,
-        look=config.look,
-        vae=replace(config.vae, stage=stage),
-        unet=replace(config.unet, stage=stage),
-    )
+    path.write_text(lexicon.dumps() + "\n", encoding="utf-8")

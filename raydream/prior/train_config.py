@@ -34,16 +34,24 @@ def _require_probability(value: float, name: str) -> None:
     require(0 <= value <= 1, name, f"must lie in [0, 1], got {value}")
 
 
+def _require_levels(channels: tuple[int, ...], norm_groups: int) -> None:
+    require(norm_groups >= 1, "norm_groups", f"must be positive, got {norm_groups}")
+    ok = bool(channels) and all(count >= 1 and count % norm_groups == 0 for count in channels)
+    require(ok, "channels", f"must be multiples of norm_groups ({norm_groups}), got {list(channels)}")
+
+
 @dataclass(frozen=True)
 class WordsConfig:
     """Which objects are trained and what captions say of them.
 
     ``nouns`` names the objects; empty takes every noun of at least ``min_assets`` assets but those ``left_out``, the
-    most frequent ``max_nouns`` of them (0: all). ``held_out_per_noun`` colours of each noun are never trained together
-    with it, ``held_out_assets`` of its assets (but at least one) not at all, nor a share ``held_out_views`` of the
-    angles. ``assets_per_noun`` trains only so many, the most typical ones of each noun (0: all): where compute is
-    short, few objects well drawn beat many blobs. Sides are not told of views within ``side_margin_deg`` of where one
-    becomes the other: what is seen from a corner is neither a front view nor a side view.
+    most frequent ``max_nouns`` of them (0: all). ``licences`` are SPDX identifiers, and "unknown" for none. Objects
+    whose ``warnings`` tell of lost colours are trained with ``colour_warnings`` only. ``held_out_per_noun`` colours of
+    each noun are never trained together with it, ``held_out_assets`` of its assets (but at least one) not at all, nor a
+    share ``held_out_views`` of the angles. ``assets_per_noun`` trains only so many, the most typical ones of each noun
+    (0: all): where compute is short, few objects well drawn beat many blobs. Sides are not told of views within
+    ``side_margin_deg`` of where one becomes the other: what is seen from a corner is neither a front view nor a side
+    view.
     """
 
     nouns: tuple[str, ...] = ()
@@ -52,6 +60,7 @@ class WordsConfig:
     left_out: tuple[str, ...] = VAGUE_NOUNS
     aliases: tuple[tuple[str, str], ...] = ALIASES
     licences: tuple[str, ...] = ("CC0-1.0",)
+    colour_warnings: bool = False
     held_out_per_noun: int = 1
     held_out_assets: float = 0.1
     held_out_views: float = 0.0
@@ -66,6 +75,7 @@ class WordsConfig:
     def __post_init__(self) -> None:
         require(self.min_assets >= 2, "min_assets", f"must be at least 2 (one is held out), got {self.min_assets}")
         require(self.max_nouns >= 0, "max_nouns", f"must not be negative, got {self.max_nouns}")
+        require(bool(self.licences), "licences", "must name at least one licence")
         require(0 <= self.held_out_per_noun <= 5, "held_out_per_noun", f"must be 0..5, got {self.held_out_per_noun}")
         require(self.assets_per_noun >= 0, "assets_per_noun", f"must not be negative, got {self.assets_per_noun}")
         require(0 <= self.side_margin_deg < 45, "side_margin_deg", f"must be 0..45, got {self.side_margin_deg}")
@@ -130,6 +140,9 @@ class VaeConfig:
         default_factory=lambda: StageSettings(num_steps=2500, batch_size=16, lr=1.5e-3, ema_decay=0.995)
     )
 
+    def __post_init__(self) -> None:
+        _require_levels(self.channels, self.norm_groups)
+
 
 @dataclass(frozen=True)
 class UnetConfig:
@@ -160,6 +173,11 @@ class UnetConfig:
     stage: StageSettings = field(default_factory=lambda: StageSettings(num_steps=30000, batch_size=32, lr=5e-4))
 
     def __post_init__(self) -> None:
+        _require_levels(self.channels, self.norm_groups)
+        require(self.num_heads >= 1, "num_heads", f"must be positive, got {self.num_heads}")
+        ok = self.text_heads >= 1 and self.text_width >= 1 and self.text_width % self.text_heads == 0
+        require(ok, "text_width", f"must be a multiple of text_heads ({self.text_heads}), got {self.text_width}")
+        require(self.text_layers >= 1, "text_layers", f"must be positive, got {self.text_layers}")
         ok = all(0 <= level < len(self.channels) for level in self.attention)
         require(ok, "attention", f"must name levels 0..{len(self.channels) - 1}, got {list(self.attention)}")
         require(self.t_logit_std >= 0, "t_logit_std", f"must not be negative, got {self.t_logit_std}")

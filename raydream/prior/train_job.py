@@ -42,6 +42,9 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
             return _pack(request.views, Path(args.pack))
         if args.evaluate:
             return evaluate_prior(request)
+        from raydream.prior.train_check import check_training  # torch only for what can be done
+
+        request = replace(request, config=check_training(request.views, request.config, request.out))
         return _train_here(request) if args.no_ray else _train_on_ray(request)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -187,6 +190,8 @@ def _pack(source: str, path: Path) -> int:
 
     if path.suffix != PACK_SUFFIX:
         raise ValueError(f"pack: must end in {PACK_SUFFIX}, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"pack: there is no folder {path.parent}")
     print(f"{pack(open_views(source), path)} bytes in {path}")
     return 0
 

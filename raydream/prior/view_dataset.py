@@ -4,20 +4,24 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raydream import config_io
 from raydream.prior.render_config import ImageKind, RenderJobConfig, ViewConfig
 from raydream.prior.views_folder import PLAN, SETTINGS, VIEWS, Files, Plan, finished_shards, open_parquet, shard_name
-from raydream.prior.views_schema import ADDED_LATER, CAMERA_FIELDS, OBJECT_FIELDS
-from raydream.storage import resolve
+from raydream.prior.views_schema import ADDED_LATER, CAMERA_FIELDS, OBJECT_FIELDS, views_schema
+from raydream.storage import LocalFiles, resolve
 
 _INDEX = "objects.json"
+_SHARDS_AT_ONCE = 16  # a footer of an object store's file is two small requests: the wait is what it costs
 Column = np.ndarray | list[Any]
 
 
@@ -68,16 +72,87 @@ def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, C
     """
     files, plan, _ = open_views(uri)
     for shard in range(plan.num_shards):
-        rows = open_parquet(files, shard_name(VIEWS, shard))
+        with naming(files, shard):
+            rows = open_parquet(files, shard_name(VIEWS, shard))
         absent = [name for name in columns if name not in rows.schema_arrow.names]
         for name in absent:
             if name not in ADDED_LATER:
                 raise ValueError(f"columns: no {name!r} in {uri!r}; there are {', '.join(rows.schema_arrow.names)}")
         for group in range(rows.num_row_groups):
-            table = rows.read_row_group(group, columns=[name for name in columns if name not in absent] or None)
+            with naming(files, shard):
+                table = rows.read_row_group(group, columns=[name for name in columns if name not in absent] or None)
             if table.num_rows:
                 values = {name: _values(table[name].combine_chunks()) for name in table.column_names}
                 yield values | {name: [None] * table.num_rows for name in absent}
+
+
+def iterate_cards(
+    uri: str, columns: Sequence[str], optional: Sequence[str], others: Sequence[str] = ()
+) -> Iterator[list[dict[str, Any]]]:
+    """What some columns say of the objects, shard by shard, each from its first view. Rows of an older job go without
+    the ``optional`` ones; ``others`` must be there, but are not read.
+
+    Raises ValueError naming ``views`` and the file of a shard that is broken or not as its job writes it.
+    """
+    files, plan, config = open_views(uri)
+
+    def read(shard: int) -> list[dict[str, Any]]:
+        with naming(files, shard):
+            rows = open_parquet(files, shard_name(VIEWS, shard))
+            _check_footer(rows, config.views, (*columns, *others), files.path(shard_name(VIEWS, shard)))
+            table = rows.read([*columns, *(name for name in optional if name in rows.schema_arrow.names)])
+        return table.to_pylist()[:: config.views.num_views]
+
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        yield from pool.map(read, range(plan.num_shards))
+
+
+def check_shards(uri: str, columns: Sequence[str]) -> None:
+    """Reads every shard's footer; ValueError as ``iterate_cards`` raises it."""
+    files, plan, config = open_views(uri)
+
+    def check(shard: int) -> None:
+        with naming(files, shard):
+            rows = open_parquet(files, shard_name(VIEWS, shard))
+        _check_footer(rows, config.views, columns, files.path(shard_name(VIEWS, shard)))
+
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        for _ in pool.map(check, range(plan.num_shards)):
+            pass
+
+
+def _check_footer(rows: pq.ParquetFile, views: ViewConfig, columns: Sequence[str], name: Path | str) -> None:
+    expected, found = views_schema(views), rows.schema_arrow
+    for column in columns:
+        kind = found.field(column).type if column in found.names else "missing"
+        if kind != expected.field(column).type:
+            raise ValueError(
+                f"views: column {column!r} of {name} is {kind}, not {expected.field(column).type}; delete the file and "
+                "run its rendering job again"
+            )
+    for group in range(rows.num_row_groups):
+        num_rows = rows.metadata.row_group(group).num_rows
+        if num_rows not in (0, views.num_views):
+            raise ValueError(
+                f"views: {name} has {num_rows} views of an object, its job renders {views.num_views}; delete the file "
+                "and run that job again"
+            )
+
+
+@contextmanager
+def naming(files: Files, shard: int) -> Iterator[None]:
+    """Errors of reading a shard name its file; ValueError where the file itself is broken, OSError where perhaps only
+    its store did not answer.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        name, told = files.path(shard_name(VIEWS, shard)), " ".join(str(error).split())
+        if isinstance(error, pa.ArrowInvalid) or isinstance(files, LocalFiles):
+            raise ValueError(
+                f"views: {name} cannot be read ({told}); if it is broken, delete it and run its rendering job again"
+            ) from error
+        raise OSError(f"views: {name} cannot be read: {told}") from error
 
 
 def pack_views(uri: str, folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:

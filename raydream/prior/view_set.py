@@ -7,9 +7,11 @@ background. A packed set is one zip of WebP images and a JSON table: Python, PIL
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,23 +19,50 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from raydream.prior.licences import UNKNOWN, spdx_licence
+from raydream.prior.render_config import ViewConfig
+
 PACK_SUFFIX = ".zip"
 _TABLE, _FORMAT = "views.json", 1
-_COLUMNS = [
-    "uid", "view", "captions", "nouns", "licence", "front_axis", "azimuth_deg", "elevation_deg", "rgb", "alpha",
-    "shade",
-]  # fmt: skip
+_IMAGES = ("rgb", "alpha", "shade")
+ABOUT = ("uid", "captions", "nouns", "licence", "front_axis")  # columns that say what an object is
+ABOUT_OPTIONAL = ("warnings",)
+_VIEW_COLUMNS = ("azimuth_deg", "elevation_deg", *_IMAGES)
 
 
 @dataclass(frozen=True)
 class ObjectCard:
-    """What is known of an object besides its images; ``front_known`` means that azimuth 0 is its front."""
+    """What is known of an object besides its images; ``front_known`` means that azimuth 0 is its front, ``warnings``
+    are what was left out when its file was read.
+    """
 
     uid: str
     captions: tuple[str, ...]
     nouns: tuple[str, ...]
     licence: str
     front_known: bool
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> "ObjectCard":
+        """The card of an object whose columns are given; its licence in SPDX's words, whatever the row has."""
+        return cls(
+            str(row["uid"]),
+            tuple(row["captions"] or ()),
+            tuple(row["nouns"] or ()),
+            spdx_licence(row["licence"]) or UNKNOWN,
+            row["front_axis"] is not None,
+            tuple(row.get("warnings") or ()),
+        )
+
+
+@dataclass(frozen=True)
+class ViewCards:
+    """What a set of views says of itself without its images."""
+
+    objects: tuple[ObjectCard, ...]
+    num_views: int
+    image_px: int
 
 
 @dataclass(frozen=True)
@@ -88,32 +117,51 @@ def open_views(source: str) -> ViewSet:
     return unpack(Path(source)) if source.endswith(PACK_SUFFIX) else read_views(source)
 
 
+def read_cards(source: str) -> ViewCards:
+    """The cards of what ``open_views`` reads, in seconds; ValueError about ``views`` where it could not be trained on,
+    which names a broken shard by its file.
+    """
+    if source.endswith(PACK_SUFFIX):
+        return _packed_cards(Path(source))
+    from raydream.prior.view_dataset import iterate_cards
+
+    config = _check_images(source)
+    shards = iterate_cards(source, ABOUT, ABOUT_OPTIONAL, _VIEW_COLUMNS)
+    objects = tuple(ObjectCard.of_row(row) for rows in shards for row in rows)
+    if not objects:
+        raise ValueError(f"views: no asset gave any in {source}; its report.json says why")
+    return ViewCards(objects, config.num_views, config.image_px)
+
+
+def _check_images(uri: str) -> ViewConfig:
+    """The settings that the views of a folder were rendered with."""
+    from raydream.prior.view_dataset import open_views as open_job
+
+    config = open_job(uri)[2].views
+    missing = [kind for kind in _IMAGES if kind not in config.images]
+    if missing:
+        raise ValueError(
+            f"views: {uri} was rendered without {' and '.join(missing)}; render it again with jobs/render_ccm.py "
+            "--recipe prior"
+        )
+    return config
+
+
 def read_views(uri: str) -> ViewSet:
     """The views of a Parquet folder or URI, by uid; objects without a licence count as "unknown"."""
-    from raydream.prior.view_dataset import iterate_views  # pyarrow, which a packed set does not need
+    from raydream.prior.view_dataset import iterate_cards, iterate_views  # pyarrow, which a packed set does not need
 
-    groups = list(iterate_views(uri, _COLUMNS))
+    _check_images(uri)
+    cards = tuple(ObjectCard.of_row(row) for rows in iterate_cards(uri, ABOUT, ABOUT_OPTIONAL) for row in rows)
+    groups = list(iterate_views(uri, _VIEW_COLUMNS))
     if not groups:
-        raise ValueError(f"views: none in {uri}")
-    counts = {len(group["view"]) for group in groups}
-    if len(counts) > 1:
-        raise ValueError(f"views: all objects in {uri} need the same number of views, got {sorted(counts)}")
-    cards = [
-        ObjectCard(
-            str(group["uid"][0]),
-            tuple(group["captions"][0] or ()),
-            tuple(group["nouns"][0] or ()),
-            str(group["licence"][0] or "unknown"),
-            group["front_axis"][0] is not None,
-        )
-        for group in groups
-    ]
-    images = [np.stack([np.asarray(group[name], np.uint8) for group in groups]) for name in ("rgb", "alpha", "shade")]
+        raise ValueError(f"views: no asset gave any in {uri}; its report.json says why")
+    images = [np.stack([np.asarray(group[name], np.uint8) for group in groups]) for name in _IMAGES]
     angles = [
         np.stack([np.asarray(group[name], np.float32) for group in groups]) for name in ("azimuth_deg", "elevation_deg")
     ]
     rgb, alpha, shade, azimuth_deg, elevation_deg = (torch.from_numpy(array) for array in (*images, *angles))
-    return ViewSet(tuple(cards), rgb, alpha, shade, azimuth_deg, elevation_deg)
+    return ViewSet(cards, rgb, alpha, shade, azimuth_deg, elevation_deg)
 
 
 def pack(views: ViewSet, path: Path, quality: int = 80) -> int:
@@ -122,7 +170,7 @@ def pack(views: ViewSet, path: Path, quality: int = 80) -> int:
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for index in range(views.num_objects):
             for name, strip in _strips(views, index).items():
-                archive.writestr(f"{index:05d}.{name}.webp", _webp(strip, quality))
+                archive.writestr(_member(index, name), _webp(strip, quality))
         table = {
             "format": _FORMAT,
             "image_px": views.image_px,
@@ -137,25 +185,47 @@ def pack(views: ViewSet, path: Path, quality: int = 80) -> int:
 
 def unpack(path: Path) -> ViewSet:
     """Reads a packed set; ValueError about ``views`` if the file is not one."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            table = json.loads(archive.read(_TABLE))
-            if table["format"] != _FORMAT:
-                raise ValueError(f"format {table['format']}, not {_FORMAT}")
-            cards = tuple(_card(row) for row in table["objects"])
-            size, num_views = int(table["image_px"]), len(table["azimuth_deg"][0])
-            images = {
-                name: np.empty((len(cards), num_views, size, size, channels), np.uint8)
-                for name, channels in (("rgb", 3), ("alpha", 1), ("shade", 1))
-            }
-            for index in range(len(cards)):
-                for name, array in images.items():
-                    array[index] = _views_of(archive.read(f"{index:05d}.{name}.webp"), size, array.shape[-1])
-    except (OSError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"views: {path} is not a packed set of views: {error!r}") from error
+    cards = _packed_cards(path)
+    size = cards.image_px
+    images = {
+        name: np.empty((len(cards.objects), cards.num_views, size, size, channels), np.uint8)
+        for name, channels in (("rgb", 3), ("alpha", 1), ("shade", 1))
+    }
+    with _reading_pack(path), zipfile.ZipFile(path) as archive:
+        for index in range(len(cards.objects)):
+            for name, array in images.items():
+                array[index] = _views_of(archive.read(_member(index, name)), size, array.shape[-1])
+        table = json.loads(archive.read(_TABLE))
     images["rgb"] = np.minimum(images["rgb"], images["alpha"])  # lossy bytes must stay premultiplied
     rgb, alpha, shade = (torch.from_numpy(images[name]) for name in ("rgb", "alpha", "shade"))
-    return ViewSet(cards, rgb, alpha, shade, torch.tensor(table["azimuth_deg"]), torch.tensor(table["elevation_deg"]))
+    return ViewSet(
+        cards.objects, rgb, alpha, shade, torch.tensor(table["azimuth_deg"]), torch.tensor(table["elevation_deg"])
+    )
+
+
+def _packed_cards(path: Path) -> ViewCards:
+    with _reading_pack(path), zipfile.ZipFile(path) as archive:
+        table = json.loads(archive.read(_TABLE))
+        if table["format"] != _FORMAT:
+            raise ValueError(f"format {table['format']}, not {_FORMAT}")
+        objects = tuple(_card(row) for row in table["objects"])
+        names = set(archive.namelist())
+        absent = [name for i in range(len(objects)) for kind in _IMAGES if (name := _member(i, kind)) not in names]
+        if absent:
+            raise ValueError(f"it has no {absent[0]}")
+        return ViewCards(objects, len(table["azimuth_deg"][0]), int(table["image_px"]))
+
+
+@contextmanager
+def _reading_pack(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"views: {path} is not a packed set of views: {error!r}") from error
+
+
+def _member(index: int, kind: str) -> str:
+    return f"{index:05d}.{kind}.webp"
 
 
 def _strips(views: ViewSet, index: int) -> dict[str, np.ndarray]:
@@ -177,5 +247,12 @@ def _webp(picture: np.ndarray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _card(row: dict) -> ObjectCard:
-    return ObjectCard(row["uid"], tuple(row["captions"]), tuple(row["nouns"]), row["licence"], bool(row["front_known"]))
+def _card(row: dict[str, Any]) -> ObjectCard:
+    return ObjectCard(
+        row["uid"],
+        tuple(row["captions"]),
+        tuple(row["nouns"]),
+        spdx_licence(row["licence"]) or UNKNOWN,
+        bool(row["front_known"]),
+        tuple(row.get("warnings", ())),
+    )
