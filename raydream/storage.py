@@ -199,7 +199,7 @@ class RemoteFiles:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Size in bytes of each file below a folder, by its name relative to the folder."""
-        start = len(self.path(folder)) + 1
+        start = len(self.path(folder).rstrip("/")) + 1
         infos = self._infos(folder, recursive=True)
         return {info.path[start:]: info.size for info in infos if not info.base_name.startswith(".")}
 

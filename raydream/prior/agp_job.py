@@ -29,9 +29,10 @@ from raydream.prior.agp_train import AgpSession, Report, check_settings, finetun
 from raydream.prior.learner import Team
 from raydream.prior.render_config import ViewConfig
 from raydream.prior.view_dataset import open_views
+from raydream.storage_faults import StorageError
 from raydream.store import RunFolder
 
-_BAD_INPUT, _STOPPED = 2, 130
+_FAILED, _BAD_INPUT, _STOPPED = 1, 2, 130
 _LATENT_BYTES_IN_MEMORY = 4 * 2**30
 DataKind = Literal["memory", "stream"]
 
@@ -55,7 +56,9 @@ class AgpRequest:
 
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
-    """The job: its exit code is 0 when done, 2 for bad input, 130 when stopped (run it again to go on)."""
+    """The job: its exit code is 0 when done, 2 for bad input, 1 where a storage is away and 130 when stopped; with the
+    last two run it again to go on.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args = _parser(description).parse_args(words)
     try:
@@ -72,6 +75,9 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
+    except StorageError as error:
+        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        return _FAILED
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

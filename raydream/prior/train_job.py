@@ -14,8 +14,9 @@ from typing import Literal
 
 from raydream import config_io
 from raydream.prior.train_config import StageSettings, TrainConfig
+from raydream.storage_faults import StorageError
 
-_BAD_INPUT, _STOPPED = 2, 130
+_FAILED, _BAD_INPUT, _STOPPED = 1, 2, 130
 _VAE_SHARE = 0.15
 _NEVER_STOP: Callable[[], bool] = lambda: False  # noqa: E731
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -33,7 +34,9 @@ class TrainRequest:
 
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
-    """The job: its exit code is 0 when done, 2 for bad input, 130 when stopped (run it again to go on)."""
+    """The job: its exit code is 0 when done, 2 for bad input, 1 where a storage is away and 130 when stopped; with the
+    last two run it again to go on.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args = _parser(description).parse_args(words)
     try:
@@ -49,6 +52,9 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
+    except StorageError as error:
+        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        return _FAILED
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

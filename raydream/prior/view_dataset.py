@@ -18,7 +18,8 @@ from raydream import config_io
 from raydream.prior.render_config import ImageKind, RenderJobConfig, ViewConfig
 from raydream.prior.views_folder import PLAN, SETTINGS, VIEWS, Files, Plan, finished_shards, open_parquet, shard_name
 from raydream.prior.views_schema import ADDED_LATER, CAMERA_FIELDS, OBJECT_FIELDS, views_schema
-from raydream.storage import LocalFiles, resolve
+from raydream.storage import resolve
+from raydream.storage_faults import StorageError
 
 _INDEX = "objects.json"
 _SHARDS_AT_ONCE = 16  # a footer of an object store's file is two small requests: the wait is what it costs
@@ -54,6 +55,8 @@ def open_views(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
         files = resolve(uri, None)
         config = config_io.loads(RenderJobConfig, files.read(SETTINGS).decode())
         plan = Plan(open_parquet(files, PLAN).metadata.num_rows, config.pool.objects_per_shard)
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"views: no rendering job in {uri!r}: {error}") from error
     num_missing = plan.num_shards - len(finished_shards(files, plan))
@@ -141,18 +144,16 @@ def _check_footer(rows: pq.ParquetFile, views: ViewConfig, columns: Sequence[str
 
 @contextmanager
 def naming(files: Files, shard: int) -> Iterator[None]:
-    """Errors of reading a shard name its file; ValueError where the file itself is broken, OSError where perhaps only
-    its store did not answer.
-    """
+    """A shard that cannot be read is named by its file; StorageError where perhaps only its storage is away."""
     try:
         yield
+    except StorageError:
+        raise
     except (OSError, pa.ArrowException) as error:
-        name, told = files.path(shard_name(VIEWS, shard)), " ".join(str(error).split())
-        if isinstance(error, pa.ArrowInvalid) or isinstance(files, LocalFiles):
-            raise ValueError(
-                f"views: {name} cannot be read ({told}); if it is broken, delete it and run its rendering job again"
-            ) from error
-        raise OSError(f"views: {name} cannot be read: {told}") from error
+        raise ValueError(
+            f"views: {files.path(shard_name(VIEWS, shard))} cannot be read ({' '.join(str(error).split())}); if it is "
+            "broken, delete it and run its rendering job again"
+        ) from error
 
 
 def pack_views(uri: str, folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:

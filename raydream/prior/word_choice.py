@@ -6,12 +6,11 @@ Where nothing is left, the error counts what each condition left, and names the 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+from raydream.prior.asset_warnings import loses_colours
 from raydream.prior.licences import is_accepted, why_no_licence
 from raydream.prior.nouns import COLOUR_WORDS, head_noun
 from raydream.prior.train_config import WordsConfig
 from raydream.prior.view_set import ObjectCard
-
-_COLOUR_WARNINGS = ("texture", "texcoord", "color", "colour", "material", "emissive")  # a warning's first letters
 
 
 def object_nouns(card: ObjectCard, aliases: Iterable[tuple[str, str]]) -> set[str]:
@@ -23,7 +22,7 @@ def object_nouns(card: ObjectCard, aliases: Iterable[tuple[str, str]]) -> set[st
 
 def is_trainable(card: ObjectCard, words: WordsConfig) -> bool:
     """Whether the settings let an object be trained, whatever it is called."""
-    return is_accepted(card.licence, words.licences) and (words.colour_warnings or not _lost_colours(card))
+    return is_accepted(card.licence, words.licences) and (words.colour_warnings or not loses_colours(card.warnings))
 
 
 def choose_nouns(cards: Sequence[ObjectCard], words: WordsConfig) -> tuple[str, ...]:
@@ -94,10 +93,6 @@ def _check_assigned(
         raise ValueError(
             f"views: each of {len(counts)} nouns has one object; two of a noun are needed, of which one is held out"
         )
-
-
-def _lost_colours(card: ObjectCard) -> bool:
-    return any(warning.startswith(_COLOUR_WARNINGS) for warning in card.warnings)
 
 
 def _check_asked(cards: Sequence[ObjectCard], counts: Counter[str], words: WordsConfig) -> None:
