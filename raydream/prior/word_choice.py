@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from raydream.prior.asset_warnings import loses_colours
-from raydream.prior.licences import is_accepted, why_no_licence
+from raydream.prior.licences import count_licences, is_accepted, why_no_licence
 from raydream.prior.nouns import COLOUR_WORDS, head_noun
 from raydream.prior.train_config import WordsConfig
 from raydream.prior.view_set import ObjectCard
@@ -66,7 +66,8 @@ def assign_nouns(cards: Sequence[ObjectCard], nouns: Collection[str], words: Wor
 
 def _check_usable(cards: Sequence[ObjectCard], words: WordsConfig) -> None:
     if not any(is_accepted(card.licence, words.licences) for card in cards):
-        raise ValueError(why_no_licence([card.licence for card in cards], words.licences, "words.licences"))
+        counts = count_licences([card.licence for card in cards])
+        raise ValueError(why_no_licence(counts, words.licences, "words.licences"))
     usable = [card for card in cards if is_trainable(card, words)]
     if not usable:
         raise ValueError(
