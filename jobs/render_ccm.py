@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, help="folder or pyarrow.fs URI for the shards")
     parser.add_argument("--recipe", default="ccm", help="ccm (SweetDreamer's cameras) or prior (whole objects, 64 px)")
-    parser.add_argument("--source", help='a folder with manifest.jsonl or in the Objaverse layout, or "procedural"')
+    parser.add_argument("--source", help='any folder or URI of assets, an Objaverse cache, or "procedural"')
     parser.add_argument("--subset", action="append", default=[], help="a name in subsets.json (repeatable)")
     parser.add_argument("--workers", help="at most so many processes; 0 is one for each core")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting (repeatable)")

@@ -24,6 +24,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.prior.asset_error raydream.prior.asset_formats raydream.prior.asset_files", ""),
         ("raydream.prior.asset_warnings", ""),
         ("raydream.prior.licences raydream.prior.asset_library", ""),
+        ("raydream.prior.library_folder", ""),
         ("raydream.prior.named_files", ""),
         ("raydream.prior.remote_library", ""),
         ("raydream.prior.render_config raydream.prior.train_config", ""),

@@ -240,6 +240,9 @@ def objaverse_cache(folder: Path, num_uids: int, per_file: int) -> Path:
         ]
         about = {"tags": tags, "license": "by", "description": "words " * 100, "archives": {"glb": {"faceCount": 7}}}
         rows = {uid: about | {"name": f"thing {uid}"} for uid in uids[first : first + per_file]}
+        (folder / "glbs" / f"000-{shard:03d}").mkdir(parents=True)
+        for uid in rows:
+            (folder / paths[uid]).touch()
         with gzip.open(folder / "metadata" / f"000-{shard:03d}.json.gz", "wt", compresslevel=1) as file:
             json.dump(rows, file)
     with gzip.open(folder / "object-paths.json.gz", "wt", compresslevel=1) as file:

@@ -3,13 +3,15 @@
 import csv
 import gzip
 import json
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raydream.prior.licences import is_accepted, spdx_licence
+from raydream.storage_faults import StorageError
 
 MANIFEST, SUBSETS = "manifest.jsonl", "subsets.json"
 OBJECT_PATHS, LVIS, METADATA = "object-paths.json.gz", "lvis-annotations.json.gz", "metadata"
@@ -25,7 +27,8 @@ class AssetRecord:
     front looks (None: unknown or symmetric); a loaded asset is turned so that its front looks along +Z, as in glTF.
 
     ``licence`` is an SPDX identifier where the source's word for it is known. ``nouns`` are category words that name
-    the object. ``path`` is relative to ``root`` where that, a ``pyarrow.fs`` URI, is not empty.
+    the object. ``path`` is relative to ``root`` where that, a ``pyarrow.fs`` URI, is not empty. A download that is not
+    complete knows of assets whose file ``is_there`` not.
     """
 
     uid: str
@@ -43,6 +46,7 @@ class AssetRecord:
     num_bytes: int | None = None
     is_object: bool = True
     is_colourless: bool = False
+    is_there: bool = True
     root: str = ""
 
 
@@ -127,12 +131,15 @@ def read_objaverse_folder(folder: Path, uids: frozenset[str] = frozenset()) -> l
     return sorted(iterate_objaverse_folder(folder, uids), key=lambda record: record.uid)
 
 
-def iterate_objaverse_folder(folder: Path, uids: frozenset[str] = frozenset()) -> Iterator[AssetRecord]:
+def iterate_objaverse_folder(
+    folder: Path, uids: frozenset[str] = frozenset(), names_in: Callable[[str], Iterable[str]] | None = None
+) -> Iterator[AssetRecord]:
     """The records of an Objaverse 1.0 cache (``object-paths``, ``metadata``, ``lvis-annotations``, ``glbs``).
 
     One metadata file after the other, of which each holds thousands: all of them take 8 GB. With ``uids`` only those,
-    and only the metadata files of their folders are opened. Captions are names and tags; add Cap3D's by
-    ``with_captions``. ValueError names ``assets`` where the folder is not in this layout.
+    and only the metadata files of their folders are opened. ``names_in`` lists a folder of GLBs, to tell those that are
+    there; without it all are. Captions are names and tags; add Cap3D's by ``with_captions``. ValueError names
+    ``assets`` where the folder is not in this layout.
     """
     try:
         paths: dict[str, str] = _read_json_gz(folder / OBJECT_PATHS)
@@ -148,8 +155,13 @@ def iterate_objaverse_folder(folder: Path, uids: frozenset[str] = frozenset()) -
         for shard, members in sorted(shards.items()):
             metadata = folder / METADATA / f"{shard}.json.gz"
             annotations: dict[str, dict] = _read_json_gz(metadata) if metadata.is_file() else {}
+            home = posixpath.dirname(paths[members[0]])
+            there = None if names_in is None else {f"{home}/{name}" for name in names_in(home)}
             for uid in members:
-                yield _objaverse_record(folder, uid, paths[uid], annotations.get(uid, {}), categories.get(uid, []))
+                record = _objaverse_record(folder, uid, paths[uid], annotations.get(uid, {}), categories.get(uid, []))
+                yield replace(record, is_there=there is None or paths[uid] in there)
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"assets: {folder} is not in the Objaverse layout: {error!r}") from error
 
@@ -173,7 +185,15 @@ def _objaverse_record(folder: Path, uid: str, path: str, annotation: dict, nouns
 def read_cap3d_captions(path: Path) -> dict[str, str]:
     """uid -> caption from a CSV of two columns without a header, as Cap3D publishes them."""
     with path.open(encoding="utf-8", newline="") as file:
-        return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+        return parse_cap3d_captions(file)
+
+
+def parse_cap3d_captions(lines: Iterable[str]) -> dict[str, str]:
+    """The same from the lines of such a file; ValueError where they are no CSV."""
+    try:
+        return {row[0]: row[1] for row in csv.reader(lines) if len(row) == 2}
+    except csv.Error as error:
+        raise ValueError(f"it is no CSV: {error}") from error
 
 
 def with_captions(records: Iterable[AssetRecord], captions: dict[str, str]) -> list[AssetRecord]:
@@ -202,6 +222,7 @@ def why_not(record: AssetRecord, rule: AssetFilter) -> str | None:
     tags = set(record.tags)
     faces, size = record.num_faces, record.num_bytes
     tests = {
+        "not_downloaded": not record.is_there,
         "uid": bool(rule.uids) and record.uid not in rule.uids,
         "not_an_object": rule.objects_only and not record.is_object,
         "licence": bool(rule.licences) and not is_accepted(record.licence, rule.licences),

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_library import FRONTS, LVIS, MANIFEST, METADATA, OBJECT_PATHS, SUBSETS, AssetRecord
+from raydream.prior.library_folder import LISTING, OBJAVERSE_HOME, NamesIn, asset_files, check_asset_files
 from raydream.prior.named_files import named_files
 from raydream.storage import LocalFiles, RemoteFiles, resolve
 from raydream.storage_faults import StorageError
@@ -25,23 +26,43 @@ def is_remote(source: str) -> bool:
 
 @contextmanager
 def index_of(uri: str) -> Iterator[Path]:
-    """A local copy of a library's index files, without any asset, until the end of the block.
+    """A local copy of a library's index files, without any asset, until the end of the block; where it has no index, a
+    list of its asset files.
 
-    ValueError naming ``library.source`` where the URI is none or holds neither kind of library; StorageError where its
-    storage is away.
+    ValueError naming ``library.source`` where the URI is none or holds no asset; StorageError where its storage is
+    away.
     """
     with tempfile.TemporaryDirectory(prefix="raydream-index-") as folder:
         with _naming_source(uri):
             files = resolve(uri, None)
-            for name in _index_names(files):
+            names = _index_names(files)
+            for name in names:
                 _copy(files, name, Path(folder))
+            if not names:
+                listing = "\n".join(_asset_names(files, uri))
+                (Path(folder) / LISTING).write_text(listing, encoding="utf-8")
         yield Path(folder)
+
+
+def names_below(uri: str) -> NamesIn:
+    """Lists the folders of a remote library; one that is not there is empty."""
+    files = resolve(uri, None)
+
+    def names_in(name: str) -> list[str]:
+        try:
+            return files.names_in(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    return names_in
 
 
 def check_reachable(uri: str) -> None:
     """Raises what ``index_of`` would, without a copy of anything."""
     with _naming_source(uri):
-        _index_names(resolve(uri, None))
+        files = resolve(uri, None)
+        if not _index_names(files):
+            _asset_names(files, uri)
 
 
 def as_remote(record: AssetRecord, index: Path, uri: str) -> AssetRecord:
@@ -148,16 +169,25 @@ def _naming_source(uri: str) -> Iterator[None]:
     except StorageError:
         raise
     except (OSError, ValueError) as error:
-        raise ValueError(f"library.source: cannot read {uri}: {error}") from error
+        told = str(error).removeprefix("library.source: ")
+        raise ValueError(f"library.source: cannot read {uri}: {told}") from error
 
 
 def _index_names(files: LocalFiles | RemoteFiles) -> list[str]:
-    names = [name for name in (MANIFEST, FRONTS, SUBSETS, OBJECT_PATHS, LVIS) if files.exists(name)]
-    if not {MANIFEST, OBJECT_PATHS} & set(names):
-        raise ValueError(f"neither {MANIFEST} nor {OBJECT_PATHS} in it")
-    if OBJECT_PATHS in names:
-        names += [f"{METADATA}/{name}" for name in files.sizes(METADATA)]
-    return names
+    """The files of a library's index; none where it has none."""
+    for home in ("", f"{OBJAVERSE_HOME}/"):
+        names = [name for name in (MANIFEST, FRONTS, SUBSETS, OBJECT_PATHS, LVIS) if files.exists(home + name)]
+        if OBJECT_PATHS in names:
+            names += [f"{METADATA}/{name}" for name in files.sizes(f"{home}{METADATA}")]
+        if {MANIFEST, OBJECT_PATHS} & set(names):
+            return [home + name for name in names]
+    return []
+
+
+def _asset_names(files: LocalFiles | RemoteFiles, uri: str) -> list[str]:
+    names = files.sizes("")
+    check_asset_files(names, uri)
+    return asset_files(names)
 
 
 def _stem(name: str) -> str:

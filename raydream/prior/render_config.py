@@ -51,12 +51,14 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class LibraryConfig:
-    """Which assets: a folder or URI with ``manifest.jsonl``, one in the Objaverse layout, or "procedural".
+    """Which assets: those of a folder or URI with ``manifest.jsonl``, in the Objaverse layout (or the folder above it),
+    or of asset files that are named by their own names; or "procedural".
 
     An empty ``source`` means the asset folder of this machine if there is one (``$RAYDREAM_ASSETS``), else
     "procedural". ``subsets`` are names in the folder's ``subsets.json``, of which an asset must be in each.
-    ``captions`` is a CSV of uid and caption (Cap3D). For faces and bytes 0 means no bound. ``max_objects`` keeps the
-    first by uid, 0 all. ``colour_warnings`` keeps assets of whose colours some could not be read; their rows tell.
+    ``captions`` is a CSV of uid and caption (Cap3D), a file or URI. ``licences`` are SPDX identifiers. For faces and
+    bytes 0 means no bound. ``max_objects`` keeps the first by uid, 0 all. ``colour_warnings`` keeps assets of whose
+    colours some could not be read; their rows tell.
     """
 
     source: str = ""

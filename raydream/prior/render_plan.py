@@ -1,7 +1,9 @@
 """Which asset goes into which shard: fixed once, before anything is rendered, so that a resumed job is the same job."""
 
+import io
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,19 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydream import config_io
+from raydream.prior import remote_library
 from raydream.prior.asset_library import (
-    MANIFEST,
-    OBJECT_PATHS,
     SUBSETS,
     AssetFilter,
     AssetRecord,
-    iterate_objaverse_folder,
+    parse_cap3d_captions,
     read_cap3d_captions,
-    read_manifest_folder,
     why_not,
     with_captions,
 )
 from raydream.prior.exhibit_assets import find_minipack
+from raydream.prior.library_folder import NamesIn, check_library, names_below, read_library
 from raydream.prior.licences import count_licences, why_no_licence
 from raydream.prior.plan_rows import PlanRows, plan_rows
 from raydream.prior.procedural import PROCEDURAL, procedural_records
@@ -31,7 +32,10 @@ from raydream.prior.remote_library import as_remote, check_reachable, index_of, 
 from raydream.prior.render_config import LibraryConfig, RenderJobConfig
 from raydream.prior.views_folder import LEFT_OUT, PLAN, PLAN_ROWS_AT_ONCE, SETTINGS, Files, Plan, open_parquet
 from raydream.prior.views_schema import record_from_json
+from raydream.storage import resolve
 from raydream.storage_faults import StorageError
+
+_log = logging.getLogger(__name__)
 
 
 def open_plan(files: Files, config: RenderJobConfig) -> Plan:
@@ -60,11 +64,7 @@ def library_records(config: LibraryConfig) -> tuple[list[AssetRecord], dict[str,
 @contextmanager
 def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
     """The records to render and those that are left out; raises as ``library_records`` does."""
-    captions: dict[str, str] = {}
-    if config.captions:
-        if not Path(config.captions).is_file():
-            raise ValueError(f"library.captions: there is no file {config.captions}")
-        captions = read_cap3d_captions(Path(config.captions))
+    captions = _read_captions(config.captions) if config.captions else {}
     licences: Counter[str] = Counter()
     with plan_rows() as rows:
         with _library(config) as (wanted, records):
@@ -79,6 +79,12 @@ def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
         if config.max_objects:
             rows.keep_first(config.max_objects)
         reasons = rows.reasons()
+        if reasons["not_downloaded"]:
+            _log.warning(
+                "library: %d of %d assets are not downloaded; the plan is made of those that are",
+                reasons["not_downloaded"],
+                reasons.total(),
+            )
         if not reasons.pop(None, 0):
             if set(reasons) == {"licence"}:
                 raise ValueError(why_no_licence(licences, config.licences, "library.licences"))
@@ -91,20 +97,36 @@ def _library(config: LibraryConfig) -> Iterator[tuple[frozenset[str], Iterable[A
     """The uids that the subsets name, and all records of a library, one after the other."""
     if is_remote(config.source):
         with index_of(config.source) as index:
-            wanted, records = _read_library(config, index)
+            wanted, records = _read_library(config, index, remote_library.names_below(config.source))
             yield wanted, (as_remote(record, index, config.source) for record in records)
     else:
-        yield _read_library(config, _library_folder(config))
+        folder = _library_folder(config)
+        yield _read_library(config, folder, names_below(folder or Path()))
 
 
-def _read_library(config: LibraryConfig, folder: Path | None) -> tuple[frozenset[str], Iterable[AssetRecord]]:
+def _read_library(
+    config: LibraryConfig, folder: Path | None, names_in: NamesIn
+) -> tuple[frozenset[str], Iterable[AssetRecord]]:
     """The uids that the subsets name, and all records of a folder (or the procedural ones)."""
     wanted = _subset_uids(config, folder)
-    if folder is None:
-        return wanted, procedural_records()
-    if (folder / MANIFEST).is_file():
-        return wanted, read_manifest_folder(folder)
-    return wanted, iterate_objaverse_folder(folder, wanted)
+    return wanted, procedural_records() if folder is None else read_library(folder, wanted, names_in)
+
+
+def _read_captions(source: str) -> dict[str, str]:
+    """The captions of a file or URI."""
+    place, question, query = source.partition("?") if is_remote(source) else (source, "", "")
+    folder, _, name = place.rpartition("/")
+    try:
+        if not is_remote(source):
+            return read_cap3d_captions(Path(source).expanduser())
+        content = resolve(folder + question + query, None).read(name)
+        return parse_cap3d_captions(io.StringIO(content.decode(), newline=""))
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise ValueError(f"library.captions: there is no file {source}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"library.captions: cannot read {source}: {error}") from error
 
 
 def _make_plan(files: Files, config: RenderJobConfig) -> None:
@@ -135,7 +157,9 @@ def _check_reachable(config: LibraryConfig) -> None:
     if is_remote(config.source):
         check_reachable(config.source)
         return
-    _library_folder(config)
+    folder = _library_folder(config)
+    if folder is not None:
+        check_library(folder)
 
 
 def _library_folder(config: LibraryConfig) -> Path | None:
@@ -143,9 +167,9 @@ def _library_folder(config: LibraryConfig) -> Path | None:
     if config.source == PROCEDURAL:
         return None
     folder = Path(config.source).expanduser().resolve() if config.source else find_minipack()
-    if folder is None or (folder / MANIFEST).is_file() or (folder / OBJECT_PATHS).is_file():
-        return folder
-    raise ValueError(f"library.source: neither {MANIFEST} nor {OBJECT_PATHS} in {folder}")
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"library.source: there is no folder {folder}")
+    return folder
 
 
 def _subset_uids(config: LibraryConfig, folder: Path | None) -> frozenset[str]:
