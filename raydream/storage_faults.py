@@ -35,6 +35,9 @@ _DENIED_WORDS = re.compile(
 )
 _ABOUT_THE_FILE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
+# The same for readers that we do not call ourselves: regular expressions for messages.
+PASSING_MESSAGES = (_PASSING_WORDS.pattern, f"HTTP status ({'|'.join(map(str, sorted(_PASSING_STATUS)))})")
+
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 

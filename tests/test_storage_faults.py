@@ -1,6 +1,7 @@
 """A storage that is busy or away: it is waited for, and nothing is taken for missing."""
 
 import errno
+import re
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,16 @@ def test_what_stays_is_told(error: Exception) -> None:
 def test_the_http_status_decides_whatever_the_class(status: int, passes: bool) -> None:
     assert is_passing(http_error(status)) is passes
     assert is_passing(caused_by(FileNotFoundError("http://x/y"), http_error(status))) is passes
+
+
+def test_rays_own_reader_knows_the_same_faults() -> None:
+    assert matches_any("AWS Error UNKNOWN (HTTP status 502) during GetObject operation: No response body.")
+    assert matches_any("When reading: AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 28")
+    assert not matches_any("AWS Error UNKNOWN (HTTP status 404) during HeadObject operation: No response body.")
+
+
+def matches_any(message: str) -> bool:
+    return any(re.search(pattern, message) for pattern in storage_faults.PASSING_MESSAGES)
 
 
 def test_waits_grow_and_end_with_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from raydream.prior.render_config import ViewConfig
 from raydream.prior.view_dataset import Column, open_views
 from raydream.prior.views_folder import VIEWS, shard_name
 from raydream.storage import LocalFiles
+from raydream.storage_faults import PASSING_MESSAGES
 
 _ROWS_AT_ONCE = 256
 _SHUFFLED_ROWS = 4096
@@ -24,8 +25,10 @@ def open_stream(uri: str) -> Dataset:
     """The rows of all shards, files in random order."""
     files, plan, _ = open_views(uri)
     paths = [files.path(shard_name(VIEWS, shard)) for shard in range(plan.num_shards)]
+    context = DataContext.get_current()
     # its newer reader starts a pool of actors for the files' footers: 12 s and more even for a few
-    DataContext.get_current().use_datasource_v2 = False
+    context.use_datasource_v2 = False
+    context.retried_io_errors = list(dict.fromkeys([*context.retried_io_errors, *PASSING_MESSAGES]))
     filesystem = None if isinstance(files, LocalFiles) else files.filesystem
     return ray.data.read_parquet(
         [str(path) for path in paths], columns=list(COLUMNS), shuffle="files", filesystem=filesystem

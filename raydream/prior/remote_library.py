@@ -105,7 +105,9 @@ class AssetFetcher:
     def _fetch(self, uri: str, name: str, folder: Path, max_bytes: int) -> None:
         """Copies an asset's file and those that it and they name."""
         home = posixpath.dirname(name)
-        wanted, seen = [(name,)], {(name,)}
+        wanted: list[tuple[str, ...]] = [(name,)]
+        seen = set(wanted)
+        new: list[tuple[str, ...]]
         num_files = num_bytes = 0
         while wanted:
             readings = wanted.pop(0)
