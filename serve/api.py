@@ -26,7 +26,8 @@ from serve.keys import Keys
 from serve.live import Live, Sight, path_of
 from serve.metrics import Meter, Metered
 from serve.problems import install_handlers
-from serve.records import Quota, Records
+from serve.pulse import Pulse
+from serve.records import Quota, Records, RecordsAway
 from serve.schema import (
     Generation,
     GenerationPage,
@@ -37,19 +38,23 @@ from serve.schema import (
     problem_responses,
 )
 from serve.settings import Settings
+from serve.supervisor import Condition
 
 _log = logging.getLogger(__name__)
 _STATIC = Path(__file__).parent / "static"
 _LOOK_AFTER_EVERY_S = 2.0
+_PULSE_EVERY_S = 1.0
 _SILENCE_S = 60.0
 _ID = re.compile("[0-9a-f]{32}")
 
-LookAfter = Callable[[], float]
+LookAfter = Callable[[], Condition]
 
 
 @dataclass
 class Service:
-    """What the routes share. ``ticked_at``: when the supervisor last came round."""
+    """What the routes share. ``ticked_at``: when the supervisor last came round; ``gone``: what of Ray is no longer
+    there; ``refused``: why nothing that is accepted here would be run.
+    """
 
     settings: Settings
     records: Records
@@ -57,6 +62,19 @@ class Service:
     artefacts: Artefacts
     meter: Meter
     ticked_at: float = field(default=float("-inf"))
+    gone: str = ""
+    refused: str = ""
+
+    def trouble(self) -> str:
+        """Why the service is not ready; empty where it is."""
+        is_silent = time.monotonic() - self.ticked_at >= _SILENCE_S
+        return self.gone or self.refused or ("the supervisor is silent" if is_silent else "")
+
+    def check_accepts(self) -> None:
+        """503 where what is accepted would not be run. While it starts all is accepted: it will be."""
+        trouble = self.trouble() if self.ticked_at > float("-inf") else self.gone or self.refused
+        if trouble:
+            raise HTTPException(503, f"nothing can be accepted now: {trouble}", {"Retry-After": "10"})
 
 
 async def service_of(request: Request) -> Service:
@@ -70,8 +88,8 @@ Id = Annotated[str, InPath(alias="id", pattern=f"^{_ID.pattern}$")]
 Index = Annotated[int, InPath(ge=0, le=1023)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
-_NOT_THEIRS = problem_responses(401, 403, 404, 421, 422)
-_REFUSED = problem_responses(401, 403, 421, 422)
+_NOT_THEIRS = problem_responses(401, 403, 404, 421, 422, 503)
+_REFUSED = problem_responses(401, 403, 421, 422, 503)
 router = APIRouter(prefix="/v1")
 plain = APIRouter()
 
@@ -95,9 +113,9 @@ Theirs = Annotated[Sight, Depends(_theirs)]
 )
 def create(body: GenerationRequest, owner: Owner, service: Shared, idempotency_key: IdempotencyKey = None) -> Response:
     """Accepts a prompt. What is accepted is on the disk, and will be run whatever happens to this process."""
-    settings = service.settings
-    quota = Quota(settings.max_queued, settings.unfinished_per_key, settings.daily_per_key)
-    record, is_new = service.records.add(owner, plan.wish_of(body, settings), idempotency_key, quota)
+    service.check_accepts()
+    wish = plan.wish_of(body, service.settings)
+    record, is_new = service.records.add(owner, wish, idempotency_key, _quota(service.settings))
     if is_new:
         _log.info("generation %s: %s asks for %r", record.id, owner, record.prompt)
     return _told(service.live.see(record), 202, {"Location": path_of(record.id)})
@@ -127,12 +145,37 @@ async def one(request: Request, sight: Theirs) -> Response:
     return _told(sight, 200, {"ETag": sight.tag})
 
 
-@router.delete("/generations/{id}", status_code=202, response_model=Generation, responses=_NOT_THEIRS)
-def cancel(sight: Theirs, service: Shared) -> Response:
-    """Cancels what has not ended; what has stays as it is."""
-    service.records.cancel(sight.record.id)
-    service.live.forget(sight.record.id)
-    return _told(service.live.read(sight.record.id) or sight, 202)
+@router.delete(
+    "/generations/{id}",
+    status_code=202,
+    response_model=Generation,
+    responses=_NOT_THEIRS | {204: {"description": "Deleted"}},
+)
+def cancel_or_delete(sight: Theirs, service: Shared) -> Response:
+    """Cancels what has not ended (202); deletes what has, with all its files (204)."""
+    records, generation_id = service.records, sight.record.id
+    is_cancelled = records.cancel(generation_id)
+    is_deleted = not is_cancelled and records.delete(generation_id)
+    service.live.forget(generation_id)
+    if is_deleted or (now := service.live.read(generation_id)) is None:
+        return Response(status_code=204)
+    return _told(now, 202)
+
+
+@router.post(
+    "/generations/{id}/retry",
+    status_code=202,
+    response_model=Generation,
+    responses=_NOT_THEIRS | problem_responses(409, 429),
+)
+def retry(sight: Theirs, service: Shared) -> Response:
+    """Has one that failed or was cancelled wait again; it goes on from its last checkpoint, where it has one."""
+    service.check_accepts()
+    generation_id = sight.record.id
+    service.records.retry(generation_id, _quota(service.settings))
+    service.live.forget(generation_id)
+    _log.info("generation %s: %s tries it again", generation_id, sight.record.owner)
+    return _told(service.live.read(generation_id) or sight, 202, {"Location": path_of(generation_id)})
 
 
 @router.get(
@@ -213,11 +256,14 @@ def healthy() -> Health:
 
 @plain.get("/readyz", response_model=Health, responses={503: {"model": Health}})
 def ready(service: Shared) -> Response:
-    """The record can be read and the supervisor comes round."""
-    service.records.counts()
-    is_ready = time.monotonic() - service.ticked_at < _SILENCE_S
-    health = Health(status="ok") if is_ready else Health(status="unavailable", detail="the supervisor is silent")
-    return Response(health.model_dump_json(), 200 if is_ready else 503, media_type="application/json")
+    """What is accepted will be run; ``detail`` says where it has to wait, as for room on the disk."""
+    try:
+        service.records.counts()
+        trouble = service.trouble()
+    except RecordsAway:
+        trouble = "the database does not answer"
+    health = Health(status="unavailable" if trouble else "ok", detail=trouble or service.live.paused)
+    return Response(health.model_dump_json(), 503 if trouble else 200, media_type="application/json")
 
 
 @plain.get("/metrics", responses=_REFUSED | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
@@ -234,20 +280,24 @@ def page() -> Response:
     return FileResponse(_STATIC / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
 
-def build_api(settings: Settings, look_after: LookAfter | None = None) -> FastAPI:
-    """The application. ``look_after`` starts the supervisor where it is missing and says for how many seconds it has
-    been silent; it is called every two seconds. Without it nothing runs what is accepted.
+def build_api(
+    settings: Settings, look_after: LookAfter | None = None, pulse: Pulse | None = None, is_closed: bool = False
+) -> FastAPI:
+    """The application. ``look_after`` starts the supervisor where it is missing and says how it is; it is called every
+    two seconds. Without it nothing runs what is accepted. ``pulse`` says whether Ray is still there; ``is_closed`` that
+    keys are needed even where their file is gone.
     """
     Path(settings.data).mkdir(parents=True, exist_ok=True)
-    records, keys = Records(settings.database_url), Keys(settings.keys_file)
+    records, keys = Records(settings.database_url), Keys(settings.keys_file, is_closed)
     service = Service(settings, records, Live(records), Artefacts(settings), Meter(records))
 
     @contextlib.asynccontextmanager
     async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(_look_after(service, look_after)) if look_after else None
+        watches = [asyncio.create_task(_look_after(service, look_after))] if look_after else []
+        watches += [asyncio.create_task(_feel(service, pulse))] if pulse else []
         await asyncio.to_thread(plan.offered, settings)  # imports what the first request would wait for
         yield
-        if watch is not None:
+        for watch in watches:
             watch.cancel()
         records.close()
 
@@ -265,10 +315,26 @@ def build_api(settings: Settings, look_after: LookAfter | None = None) -> FastAP
 async def _look_after(service: Service, look_after: LookAfter) -> None:
     while True:
         try:
-            service.ticked_at = time.monotonic() - await asyncio.to_thread(look_after)
+            condition = await asyncio.to_thread(look_after)
+            service.ticked_at = time.monotonic() - condition.silent_s
+            service.refused, service.live.paused = condition.refused, condition.paused
         except Exception as error:  # the cluster may be away for a moment; /readyz tells if it stays so
             _log.warning("cannot look after the supervisor: %r", error)
         await asyncio.sleep(_LOOK_AFTER_EVERY_S)
+
+
+async def _feel(service: Service, pulse: Pulse) -> None:
+    """In a task of its own: who looks after a supervisor of a Ray that is gone waits for a minute."""
+    while True:
+        gone = await asyncio.to_thread(pulse)
+        if gone and not service.gone:
+            _log.error("not ready: %s", gone)
+        service.gone = gone
+        await asyncio.sleep(_PULSE_EVERY_S)
+
+
+def _quota(settings: Settings) -> Quota:
+    return Quota(settings.max_queued, settings.unfinished_per_key, settings.daily_per_key)
 
 
 def _told(sight: Sight, status: int, headers: dict[str, str] | None = None) -> Response:

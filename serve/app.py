@@ -13,9 +13,11 @@ from ray import serve
 from ray.serve import Application
 
 from raydream.connection import check_address
+from serve import pulse
 from serve.api import build_api
 from serve.crew import look_after_supervisor
-from serve.listener import Listener
+from serve.keys import Keys
+from serve.listener import GRACE_S, Listener
 from serve.settings import PREFIX, Settings
 
 _MAX_ONGOING = 1000  # most of them event streams
@@ -29,11 +31,13 @@ _HEAD = {"node:__internal_head__": 0.001}
 class Replica:
     """One process that answers requests. It may come and go: what is accepted is in the record."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, owner: str, is_closed: bool) -> None:
+        self._settings, self._owner, self._is_closed = settings, owner, is_closed
+        pulse.end_with_node(GRACE_S)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._settings, partial(look_after_supervisor, self._settings))
+        look_after = partial(look_after_supervisor, self._settings, self._owner)
+        return build_api(self._settings, look_after, pulse.of_worker(), self._is_closed)
 
 
 def app(arguments: dict[str, str]) -> Application:
@@ -51,15 +55,17 @@ def app(arguments: dict[str, str]) -> Application:
         raise SystemExit(f"error: {error}") from error
     for name, seconds in _PATIENCE_S.items():
         os.environ.setdefault(name, seconds)
-    return _deployed(serve.ingress()(Replica), settings, {})
+    return _deployed(serve.ingress()(Replica), settings, "", {})
 
 
-def listening(settings: Settings) -> Application:
-    """The application that listens at the settings' address, on the head node, and needs no proxy."""
-    return _deployed(Listener, settings, _HEAD)
+def listening(settings: Settings, owner: str) -> Application:
+    """The application that listens at the settings' address, on the head node, and needs no proxy. ``owner`` holds the
+    record's lease.
+    """
+    return _deployed(Listener, settings, owner, _HEAD)
 
 
-def _deployed(replica: type, settings: Settings, resources: dict[str, float]) -> Application:
+def _deployed(replica: type, settings: Settings, owner: str, resources: dict[str, float]) -> Application:
     options: dict[str, Any] = {"num_cpus": 0, "resources": resources, "runtime_env": _PRIORITY}
     deployment = serve.deployment(
         name="raydream",
@@ -71,4 +77,5 @@ def _deployed(replica: type, settings: Settings, resources: dict[str, float]) ->
         graceful_shutdown_timeout_s=5,
         logging_config={"enable_access_log": False},  # a line for each poll is no news; /metrics counts them
     )
-    return deployment(replica).bind(settings)
+    # Whether keys are asked for is settled here: a replica that comes later may find their file gone.
+    return deployment(replica).bind(settings, owner, Keys(settings.keys_file).are_needed)

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -13,15 +14,21 @@ from raydream.config import ClusterConfig, RunConfig, cluster_config
 from raydream.placement import Cluster, find_cpu_share, find_gpu_shares, free_room, plan_bundles
 from raydream.ray_runtime import HostPool, RayRuntime
 from raydream.runtime import Runtime
+from serve import pulse
+from serve.files import Files
 from serve.generation import GenerationRun, GenerationWatch
+from serve.janitor import Janitor
+from serve.lease import BEAT_EVERY_S, Tenure, holder_at
 from serve.records import Record, Records
 from serve.settings import Settings
-from serve.supervisor import Hand, Job, Supervisor
+from serve.supervisor import Condition, Hand, Job, Supervisor
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
 _ANSWER_S = 30.0
+_SWEEP_EVERY_S = 2.0
 _SUPERVISOR = "supervisor"
+_HEAD = "node:__internal_head__"
 # Ray's own; without it they and all that they start would have that of the replica that starts them.
 _PRIORITY = {"env_vars": {"RAY_worker_niceness": "15"}}
 
@@ -33,6 +40,7 @@ class Runner:
 
     def __init__(self, settings: Settings) -> None:
         logging.basicConfig(level=logging.INFO)
+        pulse.end_with_node()
         self._settings, self._records = settings, Records(settings.database_url)
         self._pool: HostPool | None = None
         self._lock = threading.Lock()
@@ -131,7 +139,7 @@ class RayCrew:
         return found
 
     def open(self, slot: int) -> None:
-        _start(Runner, _runner_name(slot), self._settings, max_restarts=0)
+        _start(Runner, _runner_name(slot), self._settings, 0, self._settings)
 
     def has_room(self, slot: int, record: Record) -> bool:
         try:
@@ -170,36 +178,72 @@ class RayCrew:
 class SupervisorActor:
     """The one process that ticks. Ray starts it again whenever it dies; whatever it knew is in the record."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, owner: str) -> None:
         logging.basicConfig(level=logging.INFO)
-        self._settings = settings
+        pulse.end_with_node()
+        self._settings, records, files = settings, Records(settings.database_url), Files(settings)
+        self._tenure = Tenure(records.leases, owner, holder_at(settings.address))
         crew = RayCrew(settings)
-        self._supervisor = Supervisor(Records(settings.database_url), crew, settings.max_running)
+        self._supervisor = Supervisor(
+            records, crew, settings.max_running, lambda: self._tenure.epoch, pause=files.want_of_room
+        )
+        self._janitor = Janitor(records, settings, files)
+        self._ticked_at, self._refused = time.monotonic(), ""
+        for deed, pause_s in ((self._beat, BEAT_EVERY_S), (self._tick, _TICK_S), (self._sweep, _SWEEP_EVERY_S)):
+            threading.Thread(target=self._forever, args=(deed, pause_s), daemon=True).start()
+
+    def health(self, settings: Settings, owner: str) -> Condition | None:
+        """How it is; None where it was started for another service or with other settings."""
+        if (settings, owner) != (self._settings, self._tenure.owner):
+            return None
+        return Condition(time.monotonic() - self._ticked_at, self._refused, self._supervisor.paused)
+
+    def _beat(self) -> None:
+        is_ours = self._tenure.beat()
+        self._refused = "" if is_ours else f"nothing is run here: the record belongs to {self._tenure.look()}"
+
+    def _tick(self) -> None:
+        self._supervisor.tick()
         self._ticked_at = time.monotonic()
-        threading.Thread(target=self._tick_forever, daemon=True).start()
 
-    def health(self, settings: Settings) -> tuple[bool, float]:
-        """Whether it has these settings, and for how long it has not come round, in seconds."""
-        return settings == self._settings, time.monotonic() - self._ticked_at
+    def _sweep(self) -> None:
+        if self._tenure.epoch is not None and self._supervisor.busy is not None:
+            self._janitor.sweep(self._supervisor.busy)
 
-    def _tick_forever(self) -> None:
+    def _forever(self, deed: Callable[[], None], pause_s: float) -> None:
         while True:
             try:
-                self._supervisor.tick()
-                self._ticked_at = time.monotonic()
+                deed()
             except Exception:  # a database or a cluster that is away for a moment; health() tells if it stays so
-                _log.exception("a tick failed")
-            time.sleep(_TICK_S)
+                _log.exception("%s failed", deed.__name__)
+            time.sleep(pause_s)
 
 
-def look_after_supervisor(settings: Settings) -> float:
-    """Starts the supervisor where there is none or one with other settings; for how long it has not ticked."""
-    supervisor = _start(SupervisorActor, _SUPERVISOR, settings, max_restarts=-1)
-    is_current, silent_s = ray.get(supervisor.health.remote(settings), timeout=_ANSWER_S)
-    if not is_current:
+def look_after_supervisor(settings: Settings, owner: str) -> Condition:
+    """Starts the supervisor where there is none or another's; how it is. ``owner`` is who holds the record's lease,
+    empty where that is whoever runs in this cluster.
+    """
+    owner = owner or _owner_of_cluster()
+    supervisor = _start(SupervisorActor, _SUPERVISOR, settings, -1, settings, owner)
+    condition = ray.get(supervisor.health.remote(settings, owner), timeout=_ANSWER_S)
+    if condition is None:
         ray.kill(supervisor, no_restart=True)
-        return float("inf")
-    return silent_s
+        return Condition(float("inf"))
+    return condition
+
+
+def end_crew(settings: Settings) -> None:
+    """Ends supervisor and runners; what they were at is taken up again by the next service."""
+    for name in (_SUPERVISOR, *(_runner_name(slot) for slot in range(settings.max_running))):
+        actor = _find(settings, name)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
+
+
+def _owner_of_cluster() -> str:
+    """The same for all replicas, and after a supervisor's death; another one for each start of the cluster."""
+    heads = (node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"])
+    return f"cluster {next(heads, ray.get_runtime_context().get_job_id())}"
 
 
 def shared_cluster(run: RunConfig, settings: Settings, cluster: Cluster) -> ClusterConfig:
@@ -231,7 +275,7 @@ def _find(settings: Settings, name: str) -> Handle | None:
         return None
 
 
-def _start(cls: type, name: str, settings: Settings, max_restarts: int) -> Handle:
+def _start(cls: type, name: str, settings: Settings, max_restarts: int, *arguments: object) -> Handle:
     actor: Handle = ray.remote(num_cpus=0, max_restarts=max_restarts, max_task_retries=0)(cls)
     where = {"name": name, "namespace": settings.namespace}
-    return actor.options(lifetime="detached", get_if_exists=True, runtime_env=_PRIORITY, **where).remote(settings)
+    return actor.options(lifetime="detached", get_if_exists=True, runtime_env=_PRIORITY, **where).remote(*arguments)

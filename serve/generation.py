@@ -23,6 +23,7 @@ from raydream.scene.export import write_png
 from raydream.storage import LocalFiles, resolve
 from raydream.store import MESH, PREVIEW, RunFolder, particle_file
 from raydream.tensorboard import TensorboardLog
+from serve.files import Files, is_for_want_of_room
 from serve.plan import config_of
 from serve.records import Records, RecordsAway
 from serve.settings import Settings
@@ -80,6 +81,7 @@ class GenerationRun:
 
     def __init__(self, records: Records, settings: Settings, generation_id: str, attempt: int) -> None:
         self._records, self._settings = records, settings
+        self._files = Files(settings)
         self._id, self._attempt = generation_id, attempt
         self._watch: GenerationWatch | None = None
         self._is_stopped = False
@@ -102,14 +104,31 @@ class GenerationRun:
                     num_steps = config.stages[0].num_steps
                     last = {"phase": "done", "meshes": meshes, "step": num_steps, "preview_step": num_steps}
                     self._records.end(self._id, self._attempt, "finished", last)
-        except (RunFailed, ValueError) as error:
-            _log.warning("generation %s failed: %s", self._id, error)
-            self._fail("The run failed", str(error))
+            if not self._settings.keep_checkpoints and self._has_finished():
+                self._files.delete_checkpoints(self._id)
         except RecordsAway as error:  # it is nobody's then, and the next runner goes on from the last checkpoint
             _log.warning("generation %s cannot be told of: %s", self._id, error)
         except Exception as error:  # the record must not wait for a runner that is gone
-            _log.exception("generation %s failed", self._id)
-            self._fail("Internal error", f"{type(error).__name__}; the service's log says more")
+            self._end_badly(error)
+
+    def _has_finished(self) -> bool:
+        record = self._records.get(self._id)
+        return record is not None and (record.state, record.attempt) == ("finished", self._attempt)
+
+    def _end_badly(self, error: Exception) -> None:
+        """Tells how it failed; where it only lacked room on the disk, it waits for that."""
+        try:
+            if is_for_want_of_room(error) or self._files.want_of_room():
+                _log.warning("generation %s waits for room on the disk: %s", self._id, error)
+                self._records.put_back(self._id, self._attempt, "waiting for room on the service's disk")
+            elif isinstance(error, RunFailed | ValueError):
+                _log.warning("generation %s failed: %s", self._id, error)
+                self._fail("The run failed", str(error))
+            else:
+                _log.error("generation %s failed", self._id, exc_info=error)
+                self._fail("Internal error", f"{type(error).__name__}; the service's log says more")
+        except RecordsAway as away:  # the next runner finds out the same
+            _log.warning("generation %s cannot be told of: %s", self._id, away)
 
     def _open(self) -> tuple[RunConfig, RunFolder]:
         """The run folder that exists already, with its own settings, or a new one."""

@@ -22,26 +22,36 @@ _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _PREFIX = "rd_"
 
 
+class KeysAway(Exception):
+    """The file of keys cannot be read at the moment: nobody is let in."""
+
+
 class Keys:
-    """Names by hash of key, read anew whenever the file has changed.
+    """Names by hash of key, read anew whenever the file has changed. Once there were keys, they stay needed, whatever
+    becomes of the file.
 
     A key has 256 random bits, so that a plain hash cannot be turned back; no slow one is needed.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, is_closed: bool = False) -> None:
+        """``is_closed``: there were keys when the service was started."""
+        self._file, self._is_closed = file, is_closed
         self._stamp: tuple[int, int] | None = None
         self._hashes: dict[str, str] = {}
 
     @property
     def are_needed(self) -> bool:
-        """Whether there is a file of keys; one that holds none lets nobody in."""
-        self._refresh()
-        return self._stamp is not None
+        """Whether there is, or was, a file of keys; one that holds none lets nobody in."""
+        self._is_closed = self._is_closed or os.path.lexists(self._file)
+        return self._is_closed
 
     def owner_of(self, key: str) -> str | None:
-        """The name that a key belongs to; takes as long for every key that is wrong."""
+        """The name that a key belongs to; takes as long for every key that is wrong. ``KeysAway`` where there is no
+        telling.
+        """
         self._refresh()
+        if self._stamp is None:
+            raise KeysAway("the file of API keys is gone; put it back, or add a key by `python -m serve.keys add NAME`")
         offered, owner = _hash(key), None
         for name, known in self._hashes.items():
             if hmac.compare_digest(offered, known):
@@ -77,11 +87,17 @@ class Keys:
         except FileNotFoundError:
             self._stamp, self._hashes = None, {}
             return
+        except OSError as error:
+            raise KeysAway(f"the file of API keys cannot be read: {error.strerror}") from error
+        self._is_closed = True
         stamp = (found.st_mtime_ns, found.st_ino)
         if stamp != self._stamp:
-            hashes = json.loads(self._file.read_text(encoding="utf-8"))
+            try:
+                hashes = json.loads(self._file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise KeysAway(f"the file of API keys cannot be read: {type(error).__name__}") from error
             if not isinstance(hashes, dict) or not all(isinstance(known, str) for known in hashes.values()):
-                raise RuntimeError(f"{self._file} is damaged: not a JSON object of texts")
+                raise KeysAway("the file of API keys is damaged: not a JSON object of texts")
             self._stamp, self._hashes = stamp, hashes
 
     def _write(self, hashes: dict[str, str]) -> None:
@@ -91,6 +107,7 @@ class Keys:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(hashes, file, indent=1)
         os.replace(temporary, self._file)
+        self._is_closed = True
 
 
 def _hash(key: str) -> str:
@@ -112,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 keys.remove(args.name)
             case "list":
                 print("\n".join(keys.names()))
-    except ValueError as error:
+    except (KeysAway, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

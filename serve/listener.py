@@ -9,11 +9,12 @@ from functools import partial
 
 import uvicorn
 
+from serve import pulse
 from serve.api import build_api
+from serve.connections import Connection, room_for_connections
 from serve.crew import look_after_supervisor
 from serve.settings import Settings
 
-_MAX_CONNECTIONS = 2000
 _KEEP_ALIVE_S = 75  # longer than any page waits between two questions
 GRACE_S = 3  # for answers under way when it ends
 
@@ -21,12 +22,15 @@ GRACE_S = 3  # for answers under way when it ends
 class Listener:
     """Listens from when it is made until it is deleted. ``ValueError`` where it cannot."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, owner: str, is_closed: bool) -> None:
+        """``owner`` holds the record's lease; ``is_closed``: there were API keys when the service was started."""
+        pulse.end_with_node(GRACE_S)
         config = uvicorn.Config(
-            build_api(settings, partial(look_after_supervisor, settings)),
+            build_api(settings, partial(look_after_supervisor, settings, owner), pulse.of_worker(), is_closed),
+            http=Connection,
             access_log=False,  # a line for each poll is no news; /metrics counts them
             log_config=None,
-            limit_concurrency=_MAX_CONNECTIONS,
+            limit_concurrency=room_for_connections(),
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )

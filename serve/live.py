@@ -22,8 +22,8 @@ def path_of(generation_id: str) -> str:
     return f"/v1/generations/{generation_id}"
 
 
-def present(record: Record, queue_position: int | None) -> Generation:
-    """A record for the wire; ``queue_position`` counts from 1."""
+def present(record: Record, queue_position: int | None, paused: str = "") -> Generation:
+    """A record for the wire; ``queue_position`` counts from 1, ``paused`` says why what waits is not started."""
     path, has_ended = path_of(record.id), record.state in FINAL_STATES
     is_finished = record.state == "finished"
     particles = [
@@ -55,7 +55,7 @@ def present(record: Record, queue_position: int | None) -> Generation:
             step=record.step,
             num_steps=record.num_steps,
             eta_s=record.eta_s,
-            phase=record.phase,
+            phase=paused if paused and record.state == "queued" else record.phase,
             losses=record.losses,
         ),
         error=error,
@@ -87,6 +87,7 @@ class Live:
     ) -> None:
         self._records, self._clock, self._sleep = records, clock, sleep
         self._num_streams = 0
+        self.paused = ""
         self._seen: dict[str, tuple[float, Sight | None]] = {}
         self._asked: dict[str, asyncio.Task[Sight | None]] = {}
         self._queue: tuple[float, dict[str, int]] = (float("-inf"), {})
@@ -110,7 +111,7 @@ class Live:
 
     def see(self, record: Record) -> Sight:
         """How a record looks to clients."""
-        generation = present(record, self._position(record))
+        generation = present(record, self._position(record), self.paused)
         body = generation.model_dump_json().encode()
         tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
         return Sight(record, generation, body, tag, b"event: generation\ndata: %b\n\n" % body)

@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from raydream.storage_faults import StorageError
-from serve.records import KeyUsedForOther, QuotaUsedUp
+from serve.keys import KeysAway
+from serve.records import KeyUsedForOther, NotNow, QuotaUsedUp, RecordsAway
 from serve.schema import Problem, title_of
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ def install_handlers(api: FastAPI) -> None:
     api.add_exception_handler(QuotaUsedUp, _used_up)
     api.add_exception_handler(KeyUsedForOther, _conflict)
     api.add_exception_handler(StorageError, _storage_away)
+    api.add_exception_handler(NotNow, _not_now)
+    api.add_exception_handler(KeysAway, _away)
+    api.add_exception_handler(RecordsAway, _away)
     api.add_exception_handler(Exception, _failed)
 
 
@@ -67,6 +71,16 @@ async def _conflict(_request: Request, error: Exception) -> Response:
 async def _storage_away(_request: Request, error: Exception) -> Response:
     _log.warning("a request was not answered: %s", error)
     return problem(503, "the storage of the runs does not answer", headers={"Retry-After": "30"})
+
+
+async def _not_now(_request: Request, error: Exception) -> Response:
+    return problem(409, str(error))
+
+
+async def _away(_request: Request, error: Exception) -> Response:
+    _log.warning("a request was turned away: %s", error)
+    detail = str(error) if isinstance(error, KeysAway) else "the service's database does not answer"
+    return problem(503, detail, headers={"Retry-After": "5"})
 
 
 async def _failed(_request: Request, error: Exception) -> Response:

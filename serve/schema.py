@@ -158,6 +158,7 @@ _TITLES = {
     403: "Not allowed from here",
     404: "Not found",
     405: "Method not allowed",
+    408: "Request too slow",
     409: "Conflict",
     413: "Request too large",
     416: "Range not satisfiable",

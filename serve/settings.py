@@ -28,6 +28,11 @@ class Settings:
     ``presets`` are those that clients may choose, the first one where they choose none, and ``overrides`` are
     ``field=value`` settings of every generation. ``max_running`` generations run at once where the cluster has room;
     ``warm_particles`` processes for particles, and those of the score model, stay loaded between them.
+
+    What has ended stays for ever; or for ``keep_days`` days, and as long as all run folders together have less than
+    ``keep_gib`` GiB, where these are not 0: the oldest end goes first. A finished run's checkpoints go at once, those
+    of one that failed or was cancelled after a week, unless ``keep_checkpoints``. While the disk has less than
+    ``min_free_mib`` MiB left, nothing is started.
     """
 
     data: str = "runs/service"
@@ -46,12 +51,18 @@ class Settings:
     warm_particles: int = 4
     previews_per_run: int = 40
     num_replicas: int = 1
+    keep_days: int = 0
+    keep_gib: int = 0
+    keep_checkpoints: bool = False
+    min_free_mib: int = 1024
 
     def __post_init__(self) -> None:
         for name in ("max_n", "max_steps", "max_running", "max_queued", "unfinished_per_key", "daily_per_key"):
             require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
         for name in ("previews_per_run", "num_replicas"):
             require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
+        for name in ("keep_days", "keep_gib", "min_free_mib"):
+            require(getattr(self, name) >= 0, name, f"must be at least 0, got {getattr(self, name)}")
         require(0 <= self.warm_particles <= self.max_n, "warm_particles", f"must be 0..max_n={self.max_n}")
         require(0 < self.port < 65536, "port", f"must be 1..65535, got {self.port}")
         require(bool(self.presets), "presets", "must name at least one")
@@ -92,7 +103,9 @@ class Settings:
 
     @property
     def namespace(self) -> str:
-        """Of the named actors: two services in one cluster know nothing of each other."""
+        """Of the named actors, and the name of the application: two services in one cluster know nothing of each
+        other.
+        """
         return f"raydream-{hashlib.sha256(self.database_url.encode()).hexdigest()[:12]}"
 
     @property
@@ -105,7 +118,15 @@ class Settings:
 
     def run_uri(self, generation_id: str) -> str:
         """Where a generation's run folder lies."""
-        return f"{self.runs or Path(self.data) / 'runs'}/{generation_id}"
+        return f"{self.runs_uri}/{generation_id}"
+
+    @property
+    def runs_uri(self) -> str:
+        return self.runs or str(Path(self.data) / "runs")
+
+    @property
+    def address(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -119,6 +140,8 @@ def is_loopback(host: str) -> bool:
 def _parsed(name: str, text: str, default: object) -> object:
     """A tuple is a JSON list, or words with commas between them where no value can hold a comma."""
     try:
+        if isinstance(default, bool):
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
         if isinstance(default, int):
             return int(text)
         if isinstance(default, tuple):
@@ -126,7 +149,8 @@ def _parsed(name: str, text: str, default: object) -> object:
             if not all(isinstance(item, str) for item in items):
                 raise ValueError("not texts")
             return tuple(items)
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
         kind = "a whole number" if isinstance(default, int) else 'a JSON list of texts such as ["a", "b"]'
+        kind = "true or false" if isinstance(default, bool) else kind
         raise ValueError(f"{name}: must be {kind}, got {text!r}") from error
     return text

@@ -20,6 +20,17 @@ Job = tuple[str, int]  # generation and attempt
 
 
 @dataclass(frozen=True)
+class Condition:
+    """How a supervisor is: for how long it has not come round, in words why it runs nothing at all (the record is
+    another service's), and why what waits is not started (the disk is full); empty where all is well.
+    """
+
+    silent_s: float
+    refused: str = ""
+    paused: str = ""
+
+
+@dataclass(frozen=True)
 class Hand:
     """A runner that answers. ``is_ready``: it has nothing to do and has loaded what it keeps; ``is_outdated``: it was
     started with other settings; ``is_new``: its job has yet to ask for its places.
@@ -64,15 +75,26 @@ class Supervisor:
     """Compares what should run with what does, and does something about it; ``tick`` is called again and again."""
 
     def __init__(
-        self, records: Records, crew: Crew, num_slots: int, clock: Callable[[], float] = time.monotonic
+        self,
+        records: Records,
+        crew: Crew,
+        num_slots: int,
+        epoch: Callable[[], int | None],
+        pause: Callable[[], str] = lambda: "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``epoch`` of the lease, None while it is another's; ``pause`` says why nothing may be started now."""
         self._records, self._crew, self._num_slots, self._clock = records, crew, num_slots, clock
+        self._epoch, self._pause = epoch, pause
         self._dismissed_at: dict[int, float] = {}
+        self.paused = ""
+        self.busy: frozenset[str] | None = None  # generations that runners work at; None before the first look
 
     def tick(self) -> None:
         """One look at everything."""
-        hands = self._crew.hands()
-        running = {record.id: record for record in self._records.running()}
+        hands, epoch = self._crew.hands(), self._epoch()
+        self.busy = frozenset(hand.job[0] for hand in hands.values() if hand.job is not None)
+        running = {record.id: record for record in self._records.running()} if epoch is not None else {}
         at_work = set()
         for slot, hand in hands.items():
             if hand.job is None:
@@ -83,10 +105,15 @@ class Supervisor:
                 self._dismiss(slot)
             else:
                 at_work.add(record.id)
+        if epoch is None:  # what its runners were at is another service's now
+            return
         hands = self._renew(hands)
+        self.paused = self._pause()
         orphans = [record for record in running.values() if record.id not in at_work]
-        for record in [*orphans, *self._records.queue()]:
-            if not self._assign(record, hands):
+        for record in [] if self.paused else [*orphans, *self._records.queue()]:
+            if record.id in self.busy:  # a runner that was dismissed has yet to let go of it
+                continue
+            if not self._assign(record, hands, epoch):
                 break
 
     def _renew(self, hands: Mapping[int, Hand]) -> dict[int, Hand]:
@@ -99,7 +126,7 @@ class Supervisor:
             self._open(left)
         return left
 
-    def _assign(self, record: Record, hands: dict[int, Hand]) -> bool:
+    def _assign(self, record: Record, hands: dict[int, Hand], epoch: int) -> bool:
         """False where nothing more can be started now."""
         if record.num_stalls >= _MAX_STALLS:
             detail = f"{_MAX_STALLS} attempts ended without a word before they came beyond step {record.furthest_step}"
@@ -116,7 +143,7 @@ class Supervisor:
         if not self._crew.has_room(slot, record):
             self._release_others(slot, hands)
             return False
-        attempt = self._records.take_up(record)
+        attempt = self._records.take_up(record, epoch)
         if attempt is not None and self._crew.start(slot, (record.id, attempt)):
             _log.info("generation %s, attempt %d, starts in slot %d", record.id, attempt, slot)
             hands[slot] = Hand((record.id, attempt), is_ready=False, is_new=True)

@@ -127,7 +127,9 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("jobs.*", ""),
         ("serve.__init__ serve.settings", ""),
         ("serve.schema", "pydantic"),
-        ("serve.records", "sqlalchemy"),
+        ("serve.tables serve.lease serve.records", "sqlalchemy"),
+        ("serve.files serve.janitor", ""),
+        ("serve.pulse", "ray"),
         ("serve.keys serve.live serve.supervisor serve.plan", ""),
         ("serve.problems serve.guard", "fastapi starlette"),
         ("serve.artefacts", "fastapi"),
@@ -135,7 +137,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("serve.generation", "numpy"),
         ("serve.crew", "ray"),
         ("serve.api", "fastapi"),
-        ("serve.listener", "uvicorn"),
+        ("serve.connections serve.listener", "uvicorn"),
         ("serve.app serve.__main__", "fastapi ray"),
     ],
 }
@@ -146,6 +148,6 @@ MAY_CATCH_EVERYTHING = {
     "raydream.prior.asset_trimesh.load_trimesh_parts": "another library's parser on a stranger's file",
     "raydream.prior.render_child.main": "the process that is there to fail on a stranger's file",
     "serve.generation.GenerationRun.run": "whatever ends a generation is told to the person who asked for it",
-    "serve.crew.SupervisorActor._tick_forever": "what looks after everything else must not end itself",
+    "serve.crew.SupervisorActor._forever": "what looks after everything else must not end itself",
     "serve.api._look_after": "answers go on while the supervisor cannot be reached",
 }

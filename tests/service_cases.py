@@ -36,6 +36,13 @@ def records_of(settings: Settings) -> Records:
     return Records(settings.database_url)
 
 
+def epoch_of(records: Records) -> int:
+    """Of the lease, which the tests' own supervisor has."""
+    epoch = records.leases.take("tests", "the tests")
+    assert epoch is not None
+    return epoch
+
+
 def post(client: TestClient, headers: dict[str, str] | None = None, **changes: Any) -> Response:
     return client.post(URL, json=CHAIR | changes, headers=headers)
 

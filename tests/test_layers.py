@@ -28,6 +28,7 @@ OTHER_PEOPLES_BASES = {
     "Generic",
     "BaseModel",
     "UserCallback",
+    "HttpToolsProtocol",
 }
 
 OURS = {"raydream", "jobs", "serve"}
@@ -207,7 +208,7 @@ def test_a_web_server_validates_a_run_without_torch() -> None:
 def test_only_the_cluster_knows_ray() -> None:
     knowing = {module for module in modules() if foreign_packages(module) & {"ray", "deepspeed"}}
     cluster = {name for names, _ in LAYERS["L4: cluster and whole runs"] for name in names.split()}
-    assert knowing <= cluster | {"serve.crew", "serve.app", "serve.__main__"}
+    assert knowing <= cluster | {"serve.crew", "serve.pulse", "serve.app", "serve.__main__"}
     assert "raydream.ray_runtime" in knowing
 
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import threading
+import time
 import zipfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -13,15 +14,18 @@ import pytest
 from fastapi import Request
 from fastapi.testclient import TestClient
 from pyarrow import fs
-from service_cases import CHAIR, URL, assert_problem, client_of, post, records_of, small_settings
+from service_cases import CHAIR, URL, assert_problem, client_of, epoch_of, post, records_of, small_settings
 
 from raydream.storage import RemoteFiles
 from raydream.store import MESH, METRICS, PREVIEW, REPORT, TURNTABLE, RunFolder, particle_file, preview_file
+from serve.api import build_api
 from serve.artefacts import send_file
 from serve.guard import MAX_BODY_BYTES, PAGE_POLICY
-from serve.records import Records
+from serve.records import Records, RecordsAway
 from serve.settings import Settings
+from serve.supervisor import Condition
 
+LOCAL = ("127.0.0.1", 50000)
 CONTENT = {MESH: b"glTF" + bytes(500), TURNTABLE: bytes(range(256)), PREVIEW: b"\x89PNG picture"}
 
 
@@ -46,7 +50,7 @@ def finished(client: TestClient, records: Records, settings: Settings, num_rows:
     generation = post(client).json()["id"]
     record = records.get(generation)
     assert record is not None
-    attempt = records.take_up(record)
+    attempt = records.take_up(record, epoch_of(records))
     run = RunFolder.create(settings.run_uri(generation), "{}")
     run.append_metrics([{"step": step, "loss/rgb": 0.5 * step, "time/step_s": 1.0} for step in range(num_rows)])
     for index in range(2):
@@ -177,16 +181,53 @@ def test_limits_of_pages(client: TestClient, limit: str) -> None:
     assert_problem(client.get(URL, params={"limit": limit}), 422, "limit")
 
 
-def test_cancelling_is_idempotent_and_leaves_the_ended_alone(
+def test_what_has_not_ended_is_cancelled_and_what_has_is_deleted(
+    client: TestClient, records: Records, settings: Settings
+) -> None:
+    path = post(client, {"Idempotency-Key": "k"}).headers["location"]
+    response = client.delete(path)
+    assert (response.status_code, response.json()["state"]) == (202, "cancelled")
+    assert client.get(path).json()["state"] == "cancelled"
+    done = f"{URL}/{finished(client, records, settings)}"
+    for ended in (path, done):
+        deleted = client.delete(ended)
+        assert (deleted.status_code, deleted.content) == (204, b"")
+        for url in (ended, f"{ended}/metrics", f"{ended}/archive.zip", f"{ended}/particles/0/{MESH}"):
+            assert_problem(client.get(url), 404, None)
+        assert_problem(client.delete(ended), 404, None)
+        assert_problem(client.post(f"{ended}/retry"), 404, None)
+    assert client.get(URL).json() == {"items": [], "next_cursor": None}
+    assert records.counts() == {}
+    assert post(client, {"Idempotency-Key": "k"}).headers["location"] != path, "its key is free again"
+
+
+def test_deleting_is_no_way_around_the_daily_quota(tmp_path: Path) -> None:
+    with client_of(small_settings(tmp_path, daily_per_key=1)) as client:
+        path = post(client).headers["location"]
+        assert [client.delete(path).status_code for _ in range(2)] == [202, 204]
+        assert_problem(post(client), 429, None, "within 24 hours")
+
+
+def test_what_failed_or_was_cancelled_can_be_tried_again(
     client: TestClient, records: Records, settings: Settings
 ) -> None:
     path = post(client).headers["location"]
-    for _ in range(2):
-        response = client.delete(path)
-        assert (response.status_code, response.json()["state"]) == (202, "cancelled")
-    assert client.get(path).json()["state"] == "cancelled"
+    assert_problem(client.post(f"{path}/retry"), 409, None, "it is queued")
+    client.delete(path)
+    again = client.post(f"{path}/retry")
+    assert (again.status_code, again.json()["state"], again.json()["ended_at"]) == (202, "queued", None)
+    assert again.headers["location"] == path
+    assert client.get(path).json()["queue_position"] == 1
     done = finished(client, records, settings)
-    assert client.delete(f"{URL}/{done}").json()["state"] == "finished"
+    assert_problem(client.post(f"{URL}/{done}/retry"), 409, None, "it is finished")
+
+
+def test_trying_again_keeps_to_the_quota(tmp_path: Path) -> None:
+    with client_of(small_settings(tmp_path, unfinished_per_key=1)) as client:
+        path = post(client).headers["location"]
+        client.delete(path)
+        post(client)
+        assert_problem(client.post(f"{path}/retry"), 429, None, "1 of yours")
 
 
 def test_what_is_not_there_is_a_problem(client: TestClient) -> None:
@@ -218,7 +259,7 @@ def test_events_tell_what_changes_until_the_end(client: TestClient, records: Rec
     assert record is not None
 
     def work() -> None:
-        attempt = records.take_up(record) or 0
+        attempt = records.take_up(record, epoch_of(records)) or 0
         wait.wait(0.9)
         records.progress(generation, attempt, {"step": 3, "losses": {"rgb": 1.5}})
         wait.wait(0.9)
@@ -338,6 +379,50 @@ def test_priors_name_what_they_know(client: TestClient) -> None:
 def test_health_and_readiness_are_two_things(client: TestClient) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
     assert client.get("/readyz").status_code == 503, "nothing runs what this client's service accepts"
+
+
+def test_what_would_not_be_run_is_not_accepted(settings: Settings) -> None:
+    """Ray is gone, the record is another service's: not ready within seconds, alive, and what is there can be read."""
+    condition, gone = Condition(0.0), ""
+    with TestClient(build_api(settings, lambda: condition, lambda: gone), "http://localhost", client=LOCAL) as client:
+        _wait_for(client, 200, "")
+        path = post(client).headers["location"]
+        client.delete(path)
+        for condition, gone, words in (  # noqa: B007  # the closures above look at them
+            (Condition(0.0), "Ray has ended on this machine", "Ray has ended"),
+            (Condition(0.0, refused="the record belongs to B"), "", "belongs to B"),
+            (Condition(100.0), "", "the supervisor is silent"),
+        ):
+            _wait_for(client, 503, words)
+            refused = post(client)
+            assert_problem(refused, 503, None, words)
+            assert int(refused.headers["retry-after"]) > 0
+            assert_problem(client.post(f"{path}/retry"), 503, None, words)
+            assert client.get("/healthz").status_code == 200
+            assert client.get(path).status_code == 200
+        condition, gone = Condition(0.0, paused="waiting for room on the service's disk"), ""
+        _wait_for(client, 200, "waiting for room")
+        assert post(client).json()["progress"]["phase"] == "waiting for room on the service's disk"
+
+
+def _wait_for(client: TestClient, status: int, words: str) -> None:
+    deadline = time.monotonic() + 60
+    while (now := client.get("/readyz")).status_code != status or words not in now.json()["detail"]:
+        assert time.monotonic() < deadline, now.text
+        time.sleep(0.05)
+
+
+def test_a_database_that_is_away_is_a_problem_and_not_ready(client: TestClient, monkeypatch: Any) -> None:
+    def away(*_args: object) -> None:
+        raise RecordsAway("SELECT", {}, ConnectionError("the server closed the connection"))
+
+    path = post(client).headers["location"]
+    for name in ("add", "counts", "newest"):
+        monkeypatch.setattr(Records, name, away)
+    assert_problem(post(client), 503, None, "database")
+    assert_problem(client.get(URL), 503, None, "database")
+    assert client.get("/readyz").json() == {"status": "unavailable", "detail": "the database does not answer"}
+    assert client.get(path).status_code == 200
 
 
 def test_prometheus_can_read_the_figures(client: TestClient) -> None:

@@ -2,12 +2,13 @@
 it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from service_cases import ROOMY, WISH, records_of, small_settings
+from service_cases import ROOMY, WISH, epoch_of, records_of, small_settings
 from small_runs import Fault, WatchedRuntime, assert_same_end
 
 from raydream import config_io
@@ -45,7 +46,7 @@ class Deadly:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return small_settings(tmp_path)
+    return small_settings(tmp_path, keep_checkpoints=True)
 
 
 @pytest.fixture
@@ -55,13 +56,13 @@ def records(settings: Settings) -> Records:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    settings = small_settings(tmp_path_factory.mktemp("undisturbed"))
+    settings = small_settings(tmp_path_factory.mktemp("undisturbed"), keep_checkpoints=True)
     records = records_of(settings)
     return RunFolder.open(settings.run_uri(generate(settings, records).id))
 
 
 def attempt_at(settings: Settings, records: Records, record: Record) -> GenerationRun:
-    attempt = records.take_up(record)
+    attempt = records.take_up(record, epoch_of(records))
     assert attempt is not None
     return GenerationRun(records, settings, record.id, attempt)
 
@@ -167,6 +168,62 @@ def test_a_run_that_fails_says_why(settings: Settings, records: Records) -> None
     assert "planted" in (record.error_detail or "")
 
 
+def test_a_finished_run_keeps_no_checkpoints(tmp_path: Path) -> None:
+    settings = small_settings(tmp_path)
+    records = records_of(settings)
+    record = generate(settings, records)
+    run = RunFolder.open(settings.run_uri(record.id))
+    assert record.state == "finished"
+    assert run.latest_checkpoint() is None
+    assert run.exists(REPORT)
+
+
+def test_a_full_disk_has_it_wait_and_go_on_from_its_checkpoint(
+    settings: Settings, records: Records, undisturbed: RunFolder
+) -> None:
+    """A word that only the operating system says, told by an actor's process."""
+    faults = [Fault("particle", 0, "render", 4, error="OSError") for _ in range(30)]
+    record = records.add("ada", WISH, None, ROOMY)[0]
+    full = dataclasses.replace(settings, min_free_mib=2**40)
+    for _ in range(7):  # more than a run may die without coming further
+        attempt = records.take_up(seen(records, record), epoch_of(records))
+        assert attempt is not None
+        GenerationRun(records, full, record.id, attempt).run(lambda *_: WatchedRuntime(*faults))
+        now = seen(records, record)
+        assert (now.state, now.phase) == ("queued", "waiting for room on the service's disk")
+        assert now.num_stalls <= 0
+    attempt_at(settings, records, seen(records, record)).run(lambda *_: LocalRuntime())
+    assert seen(records, record).state == "finished"
+    assert_same_end(RunFolder.open(settings.run_uri(record.id)), undisturbed)
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_what_is_tried_again_goes_on_from_its_checkpoint(
+    settings: Settings, records: Records, undisturbed: RunFolder, state: str
+) -> None:
+    record = records.add("ada", WISH, None, ROOMY)[0]
+    with pytest.raises(Died):
+        attempt_at(settings, records, record).run(lambda *_: Deadly(4))
+    if state == "failed":
+        records.end(record.id, 1, "failed", {"error_title": "The run keeps dying"})
+    else:
+        records.cancel(record.id)
+    records.retry(record.id, ROOMY)
+    now = seen(records, record)
+    assert (now.state, now.attempt, now.error_title, now.ended_at) == ("queued", 1, None, None)
+    resumed: list[str] = []
+
+    def make(_config: RunConfig, watch: GenerationWatch) -> Runtime:
+        tell = watch.phase
+        watch.phase = lambda message: (resumed.append(message), tell(message))[1]  # type: ignore[method-assign]
+        return LocalRuntime()
+
+    attempt_at(settings, records, now).run(make)
+    assert seen(records, record).state == "finished"
+    assert any(message.startswith("going on from step") for message in resumed)
+    assert_same_end(RunFolder.open(settings.run_uri(record.id)), undisturbed)
+
+
 def test_a_fault_of_ours_does_not_leave_it_hanging(settings: Settings, records: Records) -> None:
     def broken(_config: RunConfig, _watch: GenerationWatch) -> Runtime:
         raise KeyError("secret path")
@@ -211,7 +268,7 @@ def test_an_older_runner_ends_when_it_learns_of_the_newer(settings: Settings, re
     old = attempt_at(settings, records, record)
 
     def make(_config: RunConfig, _watch: GenerationWatch) -> Runtime:
-        assert records.take_up(seen(records, record)) == 2
+        assert records.take_up(seen(records, record), epoch_of(records)) == 2
         return LocalRuntime()
 
     old.run(make)

@@ -5,10 +5,12 @@ import stat
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from service_cases import URL, assert_problem, client_of, post, small_settings
 
 from raydream.store import MESH
-from serve.keys import Keys, main
+from serve.api import build_api
+from serve.keys import Keys, KeysAway, main
 from serve.settings import Settings, is_loopback
 
 
@@ -45,6 +47,23 @@ def test_another_process_learns_of_changes(keys: Keys, tmp_path: Path) -> None:
     assert other.are_needed, "a service whose last key was removed must not open for everybody"
 
 
+def test_a_file_that_vanishes_lets_nobody_in(keys: Keys, tmp_path: Path) -> None:
+    file = tmp_path / "service" / "keys.json"
+    key, seen = keys.add("ada"), Keys(file)
+    assert seen.are_needed
+    text = file.read_text()
+    file.unlink()
+    for each in (seen, keys, Keys(file, is_closed=True)):
+        assert each.are_needed
+        with pytest.raises(KeysAway, match="is gone"):
+            each.owner_of(key)
+    file.write_text("{")
+    with pytest.raises(KeysAway, match="cannot be read"):
+        seen.owner_of(key)
+    file.write_text(text)
+    assert seen.owner_of(key) == "ada"
+
+
 @pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 65, "../x"])
 def test_bad_names_are_refused(keys: Keys, name: str) -> None:
     with pytest.raises(ValueError, match=r"^name: must be"):
@@ -77,13 +96,14 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
     environment = {
         "RAYDREAM_SERVE_DATA": str(tmp_path),
         "RAYDREAM_SERVE_MAX_N": "3",
+        "RAYDREAM_SERVE_KEEP_CHECKPOINTS": "true",
         "RAYDREAM_SERVE_WARM_PARTICLES": "2",
         "RAYDREAM_SERVE_PRESETS": "exhibit,sd21",
         "RAYDREAM_SERVE_OVERRIDES": '["prior.exhibit.num_modes=2"]',
         "RAYDREAM_ASSETS": "not ours",
     }
     settings = Settings.from_environment(environment)
-    assert (settings.max_n, settings.presets) == (3, ("exhibit", "sd21"))
+    assert (settings.max_n, settings.presets, settings.keep_checkpoints) == (3, ("exhibit", "sd21"), True)
     assert settings.base_config("exhibit", 7).prior.exhibit.num_modes == 2
     assert settings.base_config("exhibit", 7).stages[0].num_steps == 7
     assert settings.database_url == f"sqlite:///{tmp_path}/records.sqlite3"
@@ -106,6 +126,8 @@ def test_run_folders_may_lie_elsewhere(tmp_path: Path) -> None:
         ("PORT", "70000", "^RAYDREAM_SERVE_PORT: must be"),
         ("PRESETS", "exhibit,nope", "^RAYDREAM_SERVE_PRESETS: unknown 'nope'"),
         ("PRESETS", "", "^RAYDREAM_SERVE_PRESETS: must name at least one"),
+        ("KEEP_CHECKPOINTS", "maybe", "^RAYDREAM_SERVE_KEEP_CHECKPOINTS: must be true or false, got 'maybe'"),
+        ("KEEP_DAYS", "-1", "^RAYDREAM_SERVE_KEEP_DAYS: must be at least 0"),
         ("OVERRIDES", "[1]", "^RAYDREAM_SERVE_OVERRIDES: must be a JSON list of texts"),
         ("OVERRIDES", "prior.exhibit.num_mode=2", "^prior.exhibit.num_mode: unknown field"),
     ],
@@ -164,6 +186,24 @@ def test_without_keys_only_this_machine_may_ask(settings: Settings) -> None:
     for name in ("http://127.0.0.1:8000", "http://[::1]:8000", "http://localhost:1"):
         with client_of(settings, name=name) as client:
             assert client.get(URL).status_code == 200
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_keys_that_vanish_close_the_service(settings: Settings, is_closed: bool) -> None:
+    """While it runs, and for a replica that comes later and is told that there were keys."""
+    headers = {"Authorization": f"Bearer {Keys(settings.keys_file).add('ada')}"}
+    if is_closed:
+        settings.keys_file.unlink()
+    with TestClient(build_api(settings, is_closed=is_closed), "http://localhost", client=("127.0.0.1", 1)) as client:
+        if not is_closed:
+            assert client.get(URL, headers=headers).status_code == 200
+            settings.keys_file.unlink()
+        for sent in (headers, {"Authorization": "Bearer wrong"}):
+            assert_problem(client.get(URL, headers=sent), 503, None, "the file of API keys is gone")
+            assert_problem(post(client, sent), 503, None)
+        assert_problem(client.get(URL), 401, None)
+        other = {"Authorization": f"Bearer {Keys(settings.keys_file).add('ada')}"}
+        assert client.get(URL, headers=other).status_code == 200
 
 
 def test_another_sites_page_cannot_post(settings: Settings) -> None:

@@ -14,18 +14,21 @@ from service_cases import small_settings
 from serve.__main__ import main
 from serve.listener import Listener, open_door
 from serve.settings import Settings
+from serve.supervisor import Condition
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr("serve.listener.look_after_supervisor", lambda settings: 0.0)
+    monkeypatch.setattr("serve.listener.look_after_supervisor", lambda settings, owner: Condition(0.0))
+    monkeypatch.setattr("serve.pulse.end_with_node", lambda grace_s: None)
+    monkeypatch.setattr("serve.pulse.of_worker", lambda: lambda: "")
     with socket.create_server(("127.0.0.1", 0)) as free:
         return small_settings(tmp_path, port=free.getsockname()[1])
 
 
 @pytest.fixture
 def listener(settings: Settings) -> Iterator[Listener]:
-    listener = Listener(settings)
+    listener = Listener(settings, "tests", False)
     yield listener
     listener.__del__()
 
@@ -50,7 +53,7 @@ def test_it_is_healthy_until_it_ends(settings: Settings, listener: Listener) -> 
 
 @pytest.mark.usefixtures("listener")
 def test_another_replica_takes_over_at_the_same_address(settings: Settings) -> None:
-    Listener(settings).__del__()
+    Listener(settings, "tests", False).__del__()
     assert httpx.get(url_of(settings, "/healthz"), timeout=60).status_code == 200
 
 
@@ -66,5 +69,5 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(
     monkeypatch.setenv("RAYDREAM_SERVE_DATA", settings.data)
     monkeypatch.setenv("RAYDREAM_SERVE_PORT", str(settings.port))
     with open_door(settings, is_shared=False):
-        assert main() == 2
+        assert main([]) == 2
     assert "end what listens there, or choose another port" in capsys.readouterr().err

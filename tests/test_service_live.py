@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from service_cases import ROOMY, WISH, records_of, small_settings
+from service_cases import ROOMY, WISH, epoch_of, records_of, small_settings
 
 from serve.live import Live
 from serve.records import Record, Records
@@ -18,7 +18,7 @@ class Day:
 
     def __init__(self, records: Records, record: Record, last_step: int) -> None:
         self._records, self._id, self._last_step = records, record.id, last_step
-        self._attempt, self._step, self.now_s = records.take_up(record) or 0, 0, 0.0
+        self._attempt, self._step, self.now_s = records.take_up(record, epoch_of(records)) or 0, 0, 0.0
 
     def clock(self) -> float:
         return self.now_s

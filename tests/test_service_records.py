@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from service_cases import ROOMY, WISH
+from service_cases import ROOMY, WISH, epoch_of
 
 from serve.records import KeyUsedForOther, Quota, QuotaUsedUp, Record, Records
 
@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         pytest.skip(f"{POSTGRES} names no database")
     engine = sqlalchemy.create_engine(os.environ[POSTGRES])
     with engine.begin() as connection:
-        for table in ("generations", "owners"):
+        for table in ("generations", "owners", "leases"):
             connection.execute(sqlalchemy.text(f"DROP TABLE IF EXISTS {table}"))
     engine.dispose()
     return os.environ[POSTGRES]
@@ -55,7 +55,7 @@ def add(records: Records, owner: str = "ada", key: str | None = None, quota: Quo
 
 
 def started(records: Records, record: Record) -> int:
-    attempt = records.take_up(record)
+    attempt = records.take_up(record, epoch_of(records))
     assert attempt is not None
     return attempt
 
@@ -132,7 +132,7 @@ def test_quotas_are_told_apart(records: Records, clock: Clock) -> None:
 
 def test_only_one_takes_a_generation_up(records: Records) -> None:
     record = add(records)
-    assert [records.take_up(record), records.take_up(record)] == [1, None]
+    assert [records.take_up(record, epoch_of(records)), records.take_up(record, epoch_of(records))] == [1, None]
     running = records.get(record.id)
     assert running is not None
     assert (running.state, running.attempt) == ("running", 1)
@@ -170,7 +170,7 @@ def test_what_has_ended_stays_as_it_is(records: Records, state: str) -> None:
     assert not records.cancel(record.id)
     assert not records.progress(record.id, attempt, {"step": 1})
     assert not records.end(record.id, attempt, "failed", {})
-    assert records.take_up(ended) is None
+    assert records.take_up(ended, epoch_of(records)) is None
     assert records.get(record.id) == ended
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from service_cases import ROOMY, URL, WISH, assert_problem, client_of, post, records_of, small_settings
+from service_cases import ROOMY, URL, WISH, assert_problem, client_of, epoch_of, post, records_of, small_settings
 
 from raydream.runtime import LocalRuntime
 from serve.generation import GenerationRun
@@ -45,7 +45,7 @@ def test_a_record_that_is_away_for_a_while_fails_no_generation(
     attempts = 0
     while (now := records.get(record.id)) is not None and now.ended_at is None:
         assert now.error_title is None
-        attempt = records.take_up(now)
+        attempt = records.take_up(now, epoch_of(records))
         assert attempt is not None
         GenerationRun(records, settings, record.id, attempt).run(lambda *_: LocalRuntime())
         attempts += 1

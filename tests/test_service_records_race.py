@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from service_cases import WISH
+from service_cases import WISH, epoch_of
 from test_service_records import url
 
 from serve.records import Quota, QuotaUsedUp, Record, Records
@@ -95,7 +95,7 @@ def test_what_all_would_take_up_one_does(url: str) -> None:
     taken: list[str] = []
 
     def take_all(_place: int, records: Records) -> None:
-        taken.extend(record.id for record in waiting if records.take_up(record) == 1)
+        taken.extend(record.id for record in waiting if records.take_up(record, epoch_of(records)) == 1)
 
     in_replicas(url, take_all)
     assert sorted(taken) == sorted(record.id for record in waiting)
@@ -147,7 +147,7 @@ def test_two_supervisors_end_every_generation_once(url: str) -> None:
     ids = [first.add("ada", WISH, None, Quota(100, 100, 100))[0].id for _ in range(6)]
 
     def supervise(_place: int, records: Records) -> None:
-        supervisor = Supervisor(records, crew, num_slots=2)
+        supervisor = Supervisor(records, crew, num_slots=2, epoch=lambda: epoch_of(records))
         for _ in range(500):
             supervisor.tick()
             for hand in crew.hands().values():

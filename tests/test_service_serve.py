@@ -76,7 +76,7 @@ def test_an_address_that_others_reach_needs_keys(
 ) -> None:
     monkeypatch.setenv("RAYDREAM_SERVE_DATA", str(tmp_path))
     monkeypatch.setenv("RAYDREAM_SERVE_HOST", "0.0.0.0")
-    assert main() == 2
+    assert main([]) == 2
     assert "RAYDREAM_SERVE_HOST: 0.0.0.0 is reachable by others, which needs API keys" in capsys.readouterr().err
 
 

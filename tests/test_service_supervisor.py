@@ -1,10 +1,12 @@
 """The supervisor against runners made of words: whatever dies, each accepted generation has one runner in the end."""
 
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from service_cases import ROOMY, WISH
+from service_cases import ROOMY, WISH, epoch_of
 
 from serve.records import Record, Records
 from serve.supervisor import Crew, Hand, Job, Supervisor
@@ -76,6 +78,12 @@ def add(records: Records) -> Record:
     return records.add("ada", WISH, None, ROOMY)[0]
 
 
+def supervisor_of(
+    records: Records, crew: Crew, num_slots: int, clock: Callable[[], float] = time.monotonic
+) -> Supervisor:
+    return Supervisor(records, crew, num_slots, lambda: epoch_of(records), clock=clock)
+
+
 def ticks(supervisor: Supervisor, crew: FakeCrew, times: int = 3) -> None:
     for _ in range(times):
         supervisor.tick()
@@ -87,12 +95,15 @@ def test_the_crew_is_what_the_supervisor_asks_for(crew: FakeCrew) -> None:
 
 
 def test_a_runner_is_warm_before_anybody_asks(records: Records, crew: FakeCrew) -> None:
-    ticks(Supervisor(records, crew, num_slots=3), crew)
+    ticks(supervisor_of(records, crew, num_slots=3), crew)
     assert crew.runners == {0: Hand(None, is_ready=True)}
 
 
 def test_what_waits_is_started_in_its_order_as_far_as_there_are_slots(records: Records, crew: FakeCrew) -> None:
-    waiting, supervisor = [add(records).id for _ in range(3)], Supervisor(records, crew, num_slots=2)
+    waiting, supervisor = (
+        [add(records).id for _ in range(3)],
+        supervisor_of(records, crew, num_slots=2),
+    )
     ticks(supervisor, crew, 6)
     assert crew.started == [(waiting[0], 1), (waiting[1], 1)]
     records.end(waiting[0], 1, "finished", {})
@@ -102,7 +113,7 @@ def test_what_waits_is_started_in_its_order_as_far_as_there_are_slots(records: R
 
 
 def test_nobody_is_admitted_while_it_is_unknown_what_room_the_last_one_leaves(records: Records, crew: FakeCrew) -> None:
-    supervisor = Supervisor(records, crew, num_slots=3)
+    supervisor = supervisor_of(records, crew, num_slots=3)
     crew.runners = {slot: Hand(None, is_ready=True) for slot in range(3)}
     first, second = add(records), add(records)
     supervisor.tick()
@@ -121,7 +132,11 @@ def test_nobody_is_admitted_while_it_is_unknown_what_room_the_last_one_leaves(re
 def test_a_generation_whose_runner_died_is_taken_up_again_before_all_that_wait(
     records: Records, crew: FakeCrew
 ) -> None:
-    first, second, supervisor = add(records), add(records), Supervisor(records, crew, num_slots=1)
+    first, second, supervisor = (
+        add(records),
+        add(records),
+        supervisor_of(records, crew, num_slots=1),
+    )
     ticks(supervisor, crew)
     crew.kill(0)
     ticks(supervisor, crew)
@@ -131,23 +146,23 @@ def test_a_generation_whose_runner_died_is_taken_up_again_before_all_that_wait(
 
 def test_another_supervisor_finds_the_runners_at_their_work(records: Records, crew: FakeCrew) -> None:
     add(records)
-    ticks(Supervisor(records, crew, num_slots=1), crew)
+    ticks(supervisor_of(records, crew, num_slots=1), crew)
     started = list(crew.started)
-    ticks(Supervisor(records, crew, num_slots=1), crew, 5)
+    ticks(supervisor_of(records, crew, num_slots=1), crew, 5)
     assert crew.started == started
 
 
 def test_after_the_whole_cluster_was_gone_everything_goes_on(records: Records, crew: FakeCrew) -> None:
     running = add(records)
-    ticks(Supervisor(records, crew, num_slots=1), crew)
+    ticks(supervisor_of(records, crew, num_slots=1), crew)
     again = FakeCrew()
-    ticks(Supervisor(records, again, num_slots=1), again)
+    ticks(supervisor_of(records, again, num_slots=1), again)
     assert again.started == [(running.id, 2)]
 
 
 def test_what_was_cancelled_is_stopped_and_in_the_end_killed(records: Records, crew: FakeCrew) -> None:
     record, clock = add(records), Clock()
-    supervisor = Supervisor(records, crew, num_slots=1, clock=clock)
+    supervisor = supervisor_of(records, crew, num_slots=1, clock=clock)
     ticks(supervisor, crew)
     records.cancel(record.id)
     ticks(supervisor, crew)
@@ -161,7 +176,7 @@ def test_what_was_cancelled_is_stopped_and_in_the_end_killed(records: Records, c
 
 
 def test_a_runner_that_is_lost_as_it_starts_is_replaced(records: Records, crew: FakeCrew) -> None:
-    record, supervisor = add(records), Supervisor(records, crew, num_slots=1)
+    record, supervisor = add(records), supervisor_of(records, crew, num_slots=1)
     ticks(supervisor, crew, 1)
     crew.refuses = True
     ticks(supervisor, crew, 1)
@@ -171,7 +186,7 @@ def test_a_runner_that_is_lost_as_it_starts_is_replaced(records: Records, crew: 
 
 
 def test_what_keeps_dying_fails_in_words(records: Records, crew: FakeCrew) -> None:
-    record, supervisor = add(records), Supervisor(records, crew, num_slots=1)
+    record, supervisor = add(records), supervisor_of(records, crew, num_slots=1)
     for _ in range(20):
         ticks(supervisor, crew)
         for slot in [slot for slot, hand in crew.runners.items() if hand.job]:
@@ -183,7 +198,7 @@ def test_what_keeps_dying_fails_in_words(records: Records, crew: FakeCrew) -> No
 
 
 def test_without_room_it_waits_and_takes_what_idle_runners_hold(records: Records, crew: FakeCrew) -> None:
-    supervisor = Supervisor(records, crew, num_slots=2)
+    supervisor = supervisor_of(records, crew, num_slots=2)
     crew.runners = {0: Hand(None, is_ready=True), 1: Hand(None, is_ready=True)}
     record, crew.room = add(records), 1
     supervisor.tick()
@@ -196,9 +211,9 @@ def test_without_room_it_waits_and_takes_what_idle_runners_hold(records: Records
 
 def test_runners_of_old_settings_go_once_they_have_nothing_to_do(records: Records, crew: FakeCrew) -> None:
     record = add(records)
-    attempt = records.take_up(record)
+    attempt = records.take_up(record, epoch_of(records))
     crew.runners = {0: Hand((record.id, attempt or 0), False, is_outdated=True), 1: Hand(None, True, is_outdated=True)}
-    supervisor = Supervisor(records, crew, num_slots=2)
+    supervisor = supervisor_of(records, crew, num_slots=2)
     supervisor.tick()
     assert list(crew.runners) == [0]
     records.end(record.id, attempt or 0, "finished", {})
@@ -212,7 +227,7 @@ def test_everything_ends_once_whatever_dies(records: Records, seed: int) -> None
     """Runners die, supervisors are replaced, runners finish, in any order."""
     draw, crew = random.Random(seed), FakeCrew()
     ids, finished = [add(records).id for _ in range(6)], []
-    supervisor = Supervisor(records, crew, num_slots=2)
+    supervisor = supervisor_of(records, crew, num_slots=2)
     for turn in range(400):
         ticks(supervisor, crew, 1)
         at_work = {slot: hand.job for slot, hand in crew.runners.items() if hand.job}
@@ -232,7 +247,7 @@ def test_everything_ends_once_whatever_dies(records: Records, seed: int) -> None
                 assert record is not None
                 records.progress(*job, {"step": record.step + 1})
         if draw.random() < 0.1:
-            supervisor = Supervisor(records, crew, num_slots=2)
+            supervisor = supervisor_of(records, crew, num_slots=2)
         if records.counts() == {"finished": 6}:
             break
     assert sorted(finished) == sorted(ids)
