@@ -50,8 +50,6 @@ def main(words: Sequence[str] | None = None) -> int:
                 f"RAYDREAM_SERVE_HOST: {settings.host} is reachable by others, which needs API keys; "
                 "make one by `python -m serve.keys add NAME`, or stay at 127.0.0.1"
             )
-        if not by_force:
-            _check_door(settings)
         tenure = _held(settings, by_force)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -108,6 +106,8 @@ def _beat(tenure: Tenure, is_over: threading.Event) -> None:
 
 
 def _serve(settings: Settings, tenure: Tenure, by_force: bool) -> int:
+    if not by_force:
+        _check_door(settings)
     is_private = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     connect()
     stop = threading.Event()

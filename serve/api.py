@@ -162,6 +162,14 @@ def cancel_or_delete(sight: Theirs, service: Shared) -> Response:
     return _told(now, 202)
 
 
+@router.post("/generations/{id}/cancel", status_code=202, response_model=Generation, responses=_NOT_THEIRS)
+def cancel(sight: Theirs, service: Shared) -> Response:
+    """Cancels what has not ended; what has stays as it is. For who might come a moment too late to cancel."""
+    service.records.cancel(sight.record.id)
+    service.live.forget(sight.record.id)
+    return _told(service.live.read(sight.record.id) or sight, 202)
+
+
 @router.post(
     "/generations/{id}/retry",
     status_code=202,

@@ -91,19 +91,24 @@ class FakeService:
     duration_s: float = 3.0
     key: str = ""
     hold_step: int | None = None
+    paused: str = ""
     orders: dict[str, Order] = field(default_factory=dict)
+    num_orders: int = 0
     by_idempotency_key: dict[str, str] = field(default_factory=dict)
 
     def create(self, body: dict[str, Any], idempotency_key: str) -> Order:
-        order_id = self.by_idempotency_key.get(idempotency_key) or f"g{len(self.orders):04d}"
+        order_id = self.by_idempotency_key.get(idempotency_key) or f"g{self.num_orders:04d}"
         if order_id not in self.orders:
             self.orders[order_id] = Order(order_id, body, time.time())
+            self.num_orders += 1
         if idempotency_key:
             self.by_idempotency_key[idempotency_key] = order_id
         return self.orders[order_id]
 
     def step_of(self, order: Order) -> int:
         end_s = time.time() if order.cancelled_s is None else order.cancelled_s
+        if self.paused and order.cancelled_s is None:
+            return 0
         step = int(np.clip((end_s - order.created_s - QUEUE_S) / self.duration_s, 0, 1) * NUM_STEPS)
         return step if self.hold_step is None else min(step, self.hold_step)
 
@@ -112,7 +117,7 @@ class FakeService:
             return "cancelled"
         if self.step_of(order) == NUM_STEPS:
             return "finished"
-        return "queued" if time.time() < order.created_s + QUEUE_S else "running"
+        return "queued" if self.paused or time.time() < order.created_s + QUEUE_S else "running"
 
     def generation(self, order: Order) -> dict[str, Any]:
         step, state = self.step_of(order), self.state_of(order)
@@ -135,7 +140,7 @@ class FakeService:
                 "step": step,
                 "num_steps": NUM_STEPS,
                 "eta_s": eta_s,
-                "phase": "distil" if state == "running" else state,
+                "phase": "distil" if state == "running" else self.paused or "waiting" if state == "queued" else state,
                 "losses": {name: value for name, value in losses.items() if name != "step"} if step else {},
             },
             "error": None,
@@ -235,6 +240,21 @@ def add_generations(app: FastAPI, service: FakeService) -> None:
         return service.generation(service.orders[order_id])
 
     @app.delete("/v1/generations/{order_id}")
+    def delete(order_id: str) -> Response:
+        if service.state_of(service.orders[order_id]) in ("queued", "running"):
+            return cancel(order_id)
+        del service.orders[order_id]
+        return Response(status_code=204)
+
+    @app.post("/v1/generations/{order_id}/retry")
+    def retry(order_id: str) -> Response:
+        order = service.orders[order_id]
+        if service.state_of(order) != "cancelled":
+            return problem(409, "Conflict", "what failed or was cancelled can be tried again")
+        order.created_s, order.cancelled_s = time.time(), None
+        return JSONResponse(service.generation(order), 202)
+
+    @app.post("/v1/generations/{order_id}/cancel")
     def cancel(order_id: str) -> JSONResponse:
         order = service.orders[order_id]
         if service.state_of(order) in ("queued", "running"):

@@ -110,6 +110,57 @@ def test_a_generation_can_be_cancelled(visit: Visit, address: str, held: FakeSer
 
 
 @needs_chromium
+def test_what_was_cancelled_can_be_tried_again(visit: Visit, address: str, held: FakeService) -> None:
+    """And is seen to grow again."""
+    page = visit(address)
+    page.on("dialog", lambda dialog: dialog.accept())
+    order(page)
+    page.get_by_text(re.compile(r"Step \d+ of \d+")).wait_for()
+    assert page.get_by_role("button", name=re.compile("Try again|Delete")).count() == 0, "only for what has ended"
+    page.get_by_role("button", name="Cancel").click()
+    tab_to(page, "Try again")
+    page.keyboard.press("Enter")
+    page.get_by_text(re.compile(r"Step \d+ of \d+")).wait_for()
+    held.hold_step = None
+    first_turn_button(page).wait_for()
+    assert page.get_by_role("button", name="Try again").count() == 0
+
+
+@needs_chromium
+def test_what_has_ended_is_deleted_once_that_is_confirmed(visit: Visit, address: str) -> None:
+    page, asked, answers = visit(address), [], [False, True]
+
+    def answer(dialog: Any) -> None:
+        asked.append(dialog.message)
+        dialog.accept() if answers.pop(0) else dialog.dismiss()
+
+    page.on("dialog", answer)
+    order(page)
+    first_turn_button(page).wait_for()
+    here = page.url.partition("#")[2]
+    tab_to(page, "Delete")
+    page.keyboard.press("Enter")
+    assert page.url.endswith(here), "it was not confirmed"
+    page.get_by_role("button", name="Delete").press("Enter")
+    page.get_by_role("heading", name="Made here").wait_for()
+    assert asked == [f"Delete “{PROMPT}” with all its models? This cannot be undone."] * 2
+    assert page.locator("p[role=status].unseen").inner_text() == f"{PROMPT}: Deleted"
+    assert page.locator(f"a[href='#{here}']").count() == 0
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+
+
+@needs_chromium
+@canned_only
+def test_why_the_queue_waits_is_said(visit: Visit, address: str, service: FakeService) -> None:
+    service.paused = "waiting for room on the service's disk"
+    page = visit(address)
+    order(page)
+    page.get_by_text(service.paused).wait_for()
+    service.paused = ""
+    first_turn_button(page).wait_for()
+
+
+@needs_chromium
 def test_without_events_the_page_asks_again(visit: Visit, address: str) -> None:
     page = visit(address, expected="net::ERR_FAILED")
     page.route("**/events", lambda route: route.abort())

@@ -201,6 +201,14 @@ def test_what_has_not_ended_is_cancelled_and_what_has_is_deleted(
     assert post(client, {"Idempotency-Key": "k"}).headers["location"] != path, "its key is free again"
 
 
+def test_who_only_cancels_never_deletes(client: TestClient, records: Records, settings: Settings) -> None:
+    path, done = post(client).headers["location"], f"{URL}/{finished(client, records, settings)}"
+    for _ in range(2):
+        response = client.post(f"{path}/cancel")
+        assert (response.status_code, response.json()["state"]) == (202, "cancelled")
+    assert client.post(f"{done}/cancel").json()["state"] == "finished"
+
+
 def test_deleting_is_no_way_around_the_daily_quota(tmp_path: Path) -> None:
     with client_of(small_settings(tmp_path, daily_per_key=1)) as client:
         path = post(client).headers["location"]

@@ -129,7 +129,15 @@ export function postGeneration(order: Order, idempotencyKey: string): Promise<Ge
   return json("/v1/generations", { method: "POST", body: JSON.stringify(order), headers });
 }
 
-export const cancelGeneration = (id: string): Promise<Generation> => json(at(id), { method: "DELETE" });
+/** What has ended meanwhile stays as it is. */
+export const cancelGeneration = (id: string): Promise<Generation> => json(`${at(id)}/cancel`, { method: "POST" });
+
+export const retryGeneration = (id: string): Promise<Generation> => json(`${at(id)}/retry`, { method: "POST" });
+
+/** For good, with all its files; only for what has ended. */
+export async function deleteGeneration(id: string): Promise<void> {
+  await request(at(id), { method: "DELETE" });
+}
 
 export async function getMetrics(url: string, afterStep: number, signal: AbortSignal): Promise<MetricsRow[]> {
   return (await json<{ rows: MetricsRow[] }>(`${url}?after=${afterStep}`, { signal })).rows;

@@ -1,6 +1,6 @@
 /** One generation: how far it is, its particles as they grow, its curves, and in the end what to take away. */
 import { useEffect, useRef, useState } from "preact/hooks";
-import { cancelGeneration, type Generation, hasEnded, Problem } from "./api";
+import { cancelGeneration, deleteGeneration, type Generation, hasEnded, Problem, retryGeneration } from "./api";
 import { announce } from "./announce";
 import { Compare } from "./compare";
 import { Curves } from "./curves";
@@ -13,6 +13,7 @@ import { Viewer } from "./viewer";
 export function GenerationView({ id }: { id: string }) {
   const [generation, setGeneration] = useState<Generation | null>(null);
   const [problem, setProblem] = useState("");
+  const [round, setRound] = useState(0); // it may be tried again, and is watched again then
 
   useEffect(() => {
     const stop = new AbortController();
@@ -20,7 +21,7 @@ export function GenerationView({ id }: { id: string }) {
       if (!stop.signal.aborted) setProblem(error instanceof Problem ? error.detail : String(error));
     });
     return () => stop.abort();
-  }, [id]);
+  }, [id, round]);
   useEffect(() => {
     if (generation) document.title = `${generation.prompt} · raydream`;
   }, [generation?.prompt]);
@@ -33,12 +34,24 @@ export function GenerationView({ id }: { id: string }) {
       </a>
       <h1 tabIndex={-1}>{generation?.prompt ?? (problem ? "This cannot be shown" : "One moment…")}</h1>
       {problem && <p class="wrong">{problem}</p>}
-      {generation && <Loaded generation={generation} changed={setGeneration} />}
+      {generation && (
+        <Loaded
+          generation={generation}
+          changed={setGeneration}
+          again={(now) => (setGeneration(now), setRound(round + 1))}
+        />
+      )}
     </>
   );
 }
 
-function Loaded({ generation, changed }: { generation: Generation; changed: (now: Generation) => void }) {
+interface LoadedProps {
+  generation: Generation;
+  changed: (now: Generation) => void;
+  again: (now: Generation) => void;
+}
+
+function Loaded({ generation, changed, again }: LoadedProps) {
   const [turned, setTurned] = useState<number | null>(null);
   const [chosen, setChosen] = useState<number[]>([]);
   const [comparing, setComparing] = useState(false);
@@ -52,7 +65,7 @@ function Loaded({ generation, changed }: { generation: Generation; changed: (now
   return (
     <>
       <Facts generation={generation} />
-      <ProgressBar generation={generation} changed={changed} />
+      <ProgressBar generation={generation} changed={changed} again={again} />
       {generation.error && (
         <p class="wrong">
           <strong>{generation.error.title}.</strong> {generation.error.detail}
@@ -103,30 +116,59 @@ function Facts({ generation }: { generation: Generation }) {
   );
 }
 
-function ProgressBar({ generation, changed }: { generation: Generation; changed: (now: Generation) => void }) {
+function ProgressBar({ generation, changed, again }: LoadedProps) {
   const [problem, setProblem] = useState("");
   const ended = hasEnded(generation);
+  const phase = generation.progress.phase;
+  const tells = generation.state === "running" || (generation.state === "queued" && phase !== "waiting");
+
+  const failed = (error: Error) => setProblem(error.message);
 
   async function cancel() {
     if (!confirm("Stop this generation? What has grown so far stays as it is.")) return;
-    await cancelGeneration(generation.id).then(changed, (error: Error) => setProblem(error.message));
+    await cancelGeneration(generation.id).then(changed, failed);
+  }
+
+  async function retry() {
+    setProblem("");
+    await retryGeneration(generation.id).then(again, failed);
+  }
+
+  async function remove() {
+    if (!confirm(`Delete “${generation.prompt}” with all its models? This cannot be undone.`)) return;
+    await deleteGeneration(generation.id).then(() => {
+      announce(`${generation.prompt}: Deleted`);
+      location.hash = "#/";
+    }, failed);
   }
 
   return (
     <div class="progress" data-state={generation.state}>
       <span id="progress-words">
         {status(generation)}
-        {generation.state === "running" && generation.progress.phase && (
-          <span class="hint"> · {generation.progress.phase}</span>
-        )}
+        {tells && phase && <span class="hint"> · {phase}</span>}
       </span>
       {!ended && (
         <button type="button" onClick={cancel}>
           Cancel
         </button>
       )}
+      {(generation.state === "failed" || generation.state === "cancelled") && (
+        <button type="button" onClick={retry}>
+          Try again
+        </button>
+      )}
+      {ended && (
+        <button type="button" onClick={remove}>
+          Delete
+        </button>
+      )}
       {!ended && <progress max={100} value={percent(generation)} aria-labelledby="progress-words" />}
-      {problem && <p class="wrong">{problem}</p>}
+      {problem && (
+        <p class="wrong" role="alert">
+          {problem}
+        </p>
+      )}
     </div>
   );
 }
