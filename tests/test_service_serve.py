@@ -1,8 +1,11 @@
 """The whole service: Ray Serve, supervisor, runner and actors, each a process of its own that may die."""
 
+import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import psutil
 import pytest
 import trimesh
 from service_cases import CHAIR
-from service_kills import generation_with_deaths, look, running_service
+from service_kills import ROOT, generation_with_deaths, look, running_service
 
 from raydream.store import MESH, PREVIEW, TURNTABLE
 from serve.__main__ import main
@@ -69,6 +72,41 @@ def test_a_generation_ends_once_whoever_dies(service: tuple[httpx.Client, psutil
     client, server = service
     generation_with_deaths(client, server, 1, data)
     assert client.get("/v1/generations").json()["items"][0]["state"] == "finished"
+
+
+def test_two_services_in_one_cluster_know_nothing_of_each_other(
+    service: tuple[httpx.Client, psutil.Process], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one ends its own application only; one with the first one's folder does not begin."""
+    client, server = service
+    raylet = next(process.cmdline() for process in server.children() if process.name() == "raylet")
+    address = next(word for word in raylet if word.startswith("--gcs-address=")).partition("=")[2]
+    if (Path.home() / ".ray" / "auth_token").is_file():
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with running_service(tmp_path / "other", "WARM_PARTICLES=0", address=address) as (other, _):
+        assert [each.get("/readyz").status_code for each in (client, other)] == [200, 200]
+        path = client.post("/v1/generations", json=CHAIR).raise_for_status().headers["location"]
+        assert other.get(path).status_code == 404
+        monkeypatch.setenv("RAYDREAM_SERVE_DATA", str(data))
+        monkeypatch.setenv("RAYDREAM_SERVE_PORT", "8456")
+        refused = subprocess.run([sys.executable, "-m", "serve"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert f"the record belongs to the service at {str(client.base_url).rstrip('/')}" in refused.stderr
+    assert client.get("/readyz").status_code == 200
+    while (now := look(client, path))["ended_at"] is None:
+        pass
+    assert now["state"] == "finished"
+
+
+def test_without_ray_it_accepts_nothing_and_ends(tmp_path: Path) -> None:
+    with running_service(tmp_path / "service", "WARM_PARTICLES=0") as (client, server):
+        next(process for process in server.children() if process.name() == "raylet").kill()
+        with contextlib.suppress(httpx.TransportError):  # refused connections are fine, too
+            while (told := client.get("/readyz")).status_code == 200:
+                pass
+            assert told.status_code == 503
+            assert client.post("/v1/generations", json=CHAIR).status_code == 503
+        assert server.wait(120) == 1
 
 
 def test_an_address_that_others_reach_needs_keys(
