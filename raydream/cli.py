@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydream import config_io
-from raydream.config import RunConfig
+from raydream.config import OutputConfig, RunConfig
 from raydream.paths import with_absolute_folders
 from raydream.presets import DEFAULT_PRESET, PRESETS, make_preset
 from raydream.store import RunFolder
@@ -105,15 +105,29 @@ def _resumed(args: argparse.Namespace) -> Request:
     for name in ("preset", "steps", "out"):
         if getattr(args, name) is not None:
             raise ValueError(f"{name}: cannot be given with --resume; the run folder says it already")
-    saved = with_absolute_folders(config_io.loads(RunConfig, RunFolder.open(args.resume).read_config()))
-    config = with_absolute_folders(config_io.apply_overrides(saved, _flags(args) + args.set))
+    saved, config = _with_changes(RunFolder.open(args.resume).read_config(), _flags(args) + args.set)
     changed = changed_fields(saved, config)
     if changed:
         raise ValueError(
             f"resume: {', '.join(changed)} would differ from the run in {args.resume!r}; leave them, or start "
-            "a new run with --out (only cluster.* settings may change)"
+            "a new run with --out (only cluster.* and output.* settings may change, and not output.out)"
         )
     return Request(config, args.resume, resume=True, dry_run=args.dry_run)
+
+
+def _with_changes(text: str, overrides: list[str]) -> tuple[RunConfig, RunConfig]:
+    """A run's saved settings without and with the overrides. What it is to leave behind counts as changed in both, and
+    before anything is checked: an earlier release took settings that no export can use.
+    """
+    raw = config_io.parse(text)
+    output = raw.get("output")
+    if isinstance(output, dict):
+        for override in overrides:
+            name, _, value = override.removeprefix("output.").partition("=")
+            if override.startswith("output.") and name in output and name != "out":
+                output[name] = config_io.parse_value(OutputConfig, name, value)
+    saved = with_absolute_folders(config_io.from_json(RunConfig, raw))
+    return saved, with_absolute_folders(config_io.apply_overrides(saved, overrides))
 
 
 def _flags(args: argparse.Namespace) -> list[str]:

@@ -241,10 +241,20 @@ class OutputConfig:
     turntable_px: int = 192
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep_checkpoints", "preview_every", "turntable_frames"):
+        for name in ("checkpoint_every", "keep_checkpoints", "preview_every"):
             require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
-        require(16 <= self.mesh_resolution <= 1024, "mesh_resolution", f"must be 16..1024, got {self.mesh_resolution}")
-        require(16 <= self.texture_px <= 8192, "texture_px", f"must be 16..8192, got {self.texture_px}")
+        ranges = {
+            "preview_px": (16, 2048),
+            "mesh_resolution": (16, 1024),
+            "mesh_max_faces": (16, 10_000_000),
+            "texture_px": (16, 8192),
+            "turntable_frames": (1, 3600),
+            "turntable_px": (16, 4096),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            require(low <= value <= high, name, f"must be {low}..{high}, got {value}")
+        require(self.mesh_threshold >= 0, "mesh_threshold", f"must not be negative, got {self.mesh_threshold}")
 
 
 @dataclass(frozen=True)

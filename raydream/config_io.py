@@ -37,11 +37,20 @@ def loads(cls: type[T], text: str) -> T:
     """Reads JSON text strictly. Raises ``ValueError`` naming the field for an unknown key, a wrong type or a bad
     value.
     """
+    return typing.cast(T, from_json(cls, parse(text)))
+
+
+def parse(text: str) -> Any:
+    """The JSON of a config, unchecked; ``ValueError`` where it is none."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"config: not valid JSON ({error})") from error
-    return typing.cast(T, from_json(cls, value))
+
+
+def parse_value(cls: type, name: str, text: str) -> Any:
+    """The JSON that the words of ``name=text`` stand for in a field of a config class, unchecked."""
+    return _literal(_annotations(cls).get(name), text)
 
 
 def from_json(expected: Any, value: Any, path: str = "") -> Any:

@@ -1,9 +1,9 @@
 """A request becomes a run: checks that are cheap, then the run folder, the signals, and the pipeline."""
 
+import json
 import os
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from raydream import cli, config_io
 from raydream.checks import require
 from raydream.config import RunConfig, cluster_config
-from raydream.store import RunFolder
+from raydream.store import CONFIG, RunFolder
+from raydream.terminal import say, settle
 
 if TYPE_CHECKING:
     from raydream.runtime import Runtime
@@ -23,6 +24,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
     """The main job: returns the process's exit code (0 done, 1 failed, 2 bad input, 130 stopped and resumable)."""
+    try:
+        return _main(description, words)
+    except OSError as error:  # a run folder that cannot be written, before the run or at its very end
+        say(f"error: {error}")
+        return _FAILED
+    finally:
+        settle()
+
+
+def _main(description: str, words: Sequence[str] | None) -> int:
     try:
         request = cli.parse(description, words)
         if request.dry_run:
@@ -39,10 +50,21 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
             stack.callback(run.close)
             held = stack.pop_all()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return _BAD_INPUT
     with held:
+        if request.resume:
+            keep_output(config, run)
         return _run(config, run)
+
+
+def keep_output(config: RunConfig, run: RunFolder) -> None:
+    """What a resumed run is to leave behind from now on, in its own settings: the report tells of it, and the next
+    resume need not be told again.
+    """
+    saved, output = json.loads(run.read_config()), config_io.to_json(config.output)
+    if saved.get("output") != output:
+        run.write_text(CONFIG, json.dumps(saved | {"output": output}, indent=2, ensure_ascii=False))
 
 
 def check_prior(config: RunConfig) -> RunConfig:
@@ -78,25 +100,24 @@ def _run(config: RunConfig, run: RunFolder) -> int:
     from raydream.tensorboard import TensorboardLog
 
     stop, resume = threading.Event(), f"resume with: python jobs/vsd_particles.py --resume {shlex.quote(run.uri)}"
-    print(f"run folder: {run.uri}", file=sys.stderr)
+    say(f"run folder: {run.uri}")
     with ExitStack() as stack:
         listen = stack.enter_context(_stopped_by_signals(stop, resume))
         checkpoint = run.latest_checkpoint()
         start = checkpoint.step if checkpoint else 0
-        board = TensorboardLog(run, start)
-        stack.callback(board.close)
         progress = stack.enter_context(Progress(config.stages[0].num_steps, start))
-        watch = RunWatch(run, progress, board, config.n)
+        watch = RunWatch(run, progress, TensorboardLog(run, start), config.n)
+        stack.callback(watch.close)
         try:
             reached = run_pipeline(config, run, _runtime_factory(config, listen, watch.phase, stop), watch, stop)
         except RunFailed as failure:
-            print(f"error: {failure}\n{resume}", file=sys.stderr)
+            say(f"error: {failure}\n{resume}")
             return _FAILED
         except (KeyboardInterrupt, SystemExit):  # SystemExit: a SIGTERM while Ray starts
-            print(f"left at once\n{resume}", file=sys.stderr)
+            say(f"left at once\n{resume}")
             return _STOPPED
     if reached < config.stages[0].num_steps:
-        print(f"stopped at step {reached}\n{resume}", file=sys.stderr)
+        say(f"stopped at step {reached}\n{resume}")
         return _STOPPED
     return 0
 
@@ -135,7 +156,7 @@ def _stopped_by_signals(stop: threading.Event, resume: str) -> Iterator[Callable
             raise KeyboardInterrupt
         stop.set()
         # how to resume is said at once: a scheduler may not leave us the time to say it at the end
-        print(f"stopping after this step; once more to leave without a checkpoint\n{resume}", file=sys.stderr)
+        say(f"stopping after this step; once more to leave without a checkpoint\n{resume}")
 
     def listen() -> None:
         for number in _SIGNALS:

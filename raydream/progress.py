@@ -1,5 +1,6 @@
 """How far a run is, for the person who watches: a bar on a terminal, plain lines in a job's log."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
+
+from raydream.terminal import LastingStream
 
 _MARKS_PERCENT = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 _WARM_UP_STEPS = 3  # caches, just-in-time kernels and lazy imports: not how the rest will go
@@ -63,7 +66,7 @@ class Progress:
         self.num_done = start_step
         self.interval_s = interval_s
         self.clock = clock
-        self.console = Console(stderr=True) if console is None else console
+        self.console = Console(file=LastingStream(sys.stderr)) if console is None else console  # type: ignore[arg-type]
         self.durations_s: list[float] = []
         self.last_step_s: float | None = None
         self.last_line_s = clock()

@@ -168,7 +168,8 @@ def _history(run: RunFolder) -> str:
     figures = []
     for name in chosen:
         step = int(name.rpartition("_")[2].removesuffix(".png"))
-        image = f'<img src="{_picture(run.read_bytes(name))}" alt="All particles at step {step}">'
+        source = _picture(run.read_bytes(name))
+        image = f'<img src="{source}" alt="All particles at step {step}">' if source else "not readable"
         figures.append(f"<figure>{image}<figcaption>step {step}</figcaption></figure>")
     return f'<div class="strip" role="region" aria-label="Previews by step" tabindex="0">{"".join(figures)}</div>'
 
@@ -252,11 +253,14 @@ def _size(num_bytes: int) -> str:
 
 
 def _picture(data: bytes, max_px: int = 640) -> str:
-    """A data URI of a picture, made smaller where it is larger than a page needs."""
-    image = Image.open(io.BytesIO(data))
-    if max(image.size) <= max_px:
-        return _data_uri(data, "image/png")
-    smaller = image.convert("RGB")
+    """A data URI of a picture, made smaller where it is larger than a page needs; empty for one that is damaged."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if max(image.size) <= max_px:
+            return _data_uri(data, "image/png")
+        smaller = image.convert("RGB")
+    except OSError:  # one picture less is no reason to have no page
+        return ""
     smaller.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
     return _data_uri(_encoded(smaller, "JPEG"), "image/jpeg")
 

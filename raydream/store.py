@@ -6,10 +6,12 @@ its manifest, written last, does and every file has the manifest's size and hash
 Any process may open a run folder and write its own files; metrics, commits and pruning belong to the one driver.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +40,10 @@ _PART_OF_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _log = logging.getLogger(__name__)
 
 Scalar = float | int | str | None
+
+
+class NoSpaceError(OSError):
+    """The disk, or the quota, is full: a class of its own, as of an error in an actor only name and words arrive."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,8 @@ class RunFolder:
     def write_bytes(self, name: str, data: bytes) -> FileDigest:
         """Put a file, replacing an older one at once; a reader sees the old or the new content, never a part."""
         check_name(name)
-        self._files.write(name, data)
+        with _naming(name):
+            self._files.write(name, data)
         return digest(data)
 
     def write_text(self, name: str, text: str) -> FileDigest:
@@ -180,7 +187,8 @@ class RunFolder:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             lines.append(json.dumps(finite, allow_nan=False) + "\n")
         if lines:
-            self._metrics.append("".join(lines).encode())
+            with _naming(METRICS):
+                self._metrics.append("".join(lines).encode())
 
     def read_metrics(self) -> list[dict[str, Scalar]]:
         """All whole rows in the order of writing; a damaged line is skipped with a warning."""
@@ -196,11 +204,13 @@ class RunFolder:
     def truncate_metrics(self, step: int) -> None:
         """Drop the rows at and after ``step``: a run that resumes there writes them again."""
         kept = [row for row in self.read_metrics() if cast(int, row["step"]) < step]
-        self._metrics.replace("".join(json.dumps(row) + "\n" for row in kept).encode())
+        with _naming(METRICS):
+            self._metrics.replace("".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def close(self) -> None:
         """Write what is buffered; on an object store, merge the metrics' parts into one file."""
-        self._metrics.close()
+        with _naming(METRICS):
+            self._metrics.close()
 
     def write_checkpoint_file(self, step: int, name: str, data: bytes) -> FileDigest:
         """Put one file of a checkpoint that is being made; it counts from ``commit_checkpoint`` on."""
@@ -215,7 +225,8 @@ class RunFolder:
         assert _MANIFEST not in files
         checkpoint = Checkpoint(step, dict(files))
         self._check_sizes(checkpoint)
-        self._metrics.flush()
+        with _naming(METRICS):
+            self._metrics.flush()
         manifest = {"step": step, "files": {name: asdict(entry) for name, entry in sorted(files.items())}}
         self.write_text(checkpoint_file(step, _MANIFEST), json.dumps(manifest, indent=1))
 
@@ -250,6 +261,15 @@ class RunFolder:
         for step in self._steps(".*"):
             if whole and step < whole[-1] and step not in whole[-keep:]:
                 self._files.delete(checkpoint_file(step, _MANIFEST))  # first: half a deletion is no checkpoint
+                self._files.delete_folder(f"{CHECKPOINTS}/step_{step:08d}")
+
+    def drop_unfinished_checkpoints(self) -> None:
+        """Delete what was written of checkpoints that never came to exist: it only takes room, on a full disk above
+        all. Not while anybody writes one.
+        """
+        finished = self._steps(re.escape(_MANIFEST))
+        for step in self._steps(".*"):
+            if step not in finished:
                 self._files.delete_folder(f"{CHECKPOINTS}/step_{step:08d}")
 
     def _steps(self, file_pattern: str) -> list[int]:
@@ -292,6 +312,17 @@ class RunFolder:
         except (OSError, ValueError):
             return False
         return True
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """``NoSpaceError`` with the file's name where there is no room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(error.errno, os.strerror(error.errno), name) from error
+        raise
 
 
 def _row_or_none(line: bytes) -> dict[str, Scalar] | None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -56,7 +57,8 @@ class GenerationWatch:
 
     def preview(self, step: int, pictures: Sequence[np.ndarray]) -> None:
         for index, views in enumerate(pictures):
-            self._run.write_bytes(particle_file(index, PREVIEW), write_png(on_paper(views)[0]))
+            png = write_png(on_paper(views)[0])
+            self._inner.attempt("a picture", partial(self._run.write_bytes, particle_file(index, PREVIEW), png))
         self._inner.preview(step, pictures)
         self._send({"preview_step": step, "step": step})
 
@@ -149,10 +151,9 @@ class GenerationRun:
         checkpoint = run.latest_checkpoint()
         start = checkpoint.step if checkpoint else 0
         with ExitStack() as stack:
-            board = TensorboardLog(run, start)
-            stack.callback(board.close)
             progress = stack.enter_context(Progress(config.stages[0].num_steps, start))
-            inner = RunWatch(run, progress, board, config.n)
+            inner = RunWatch(run, progress, TensorboardLog(run, start), config.n)
+            stack.callback(inner.close)
             self._watch = GenerationWatch(run, inner, progress, self._tell)
             if self._is_stopped:
                 return False

@@ -58,9 +58,9 @@ def run_with_faults(folder: Path, *faults: Fault, config: RunConfig | None = Non
 def test_a_whole_run_leaves_every_artefact(tmp_path: Path) -> None:
     config = small_config("prompt=a red chair", "n=2", steps=STEPS)
     run = new_run(tmp_path / "run", config)
-    board, progress = TensorboardLog(run, 0), Progress(STEPS)
-    assert run_pipeline(config, run, LocalRuntime, RunWatch(run, progress, board, config.n), Watch().stop) == STEPS
-    board.close()
+    watch = RunWatch(run, Progress(STEPS), TensorboardLog(run, 0), config.n)
+    assert run_pipeline(config, run, LocalRuntime, watch, Watch().stop) == STEPS
+    watch.close()
 
     for index in range(config.n):
         scene = trimesh.load(io.BytesIO(run.read_bytes(particle_file(index, MESH))), file_type="glb")

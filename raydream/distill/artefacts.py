@@ -1,6 +1,5 @@
 """What a finished particle becomes: a textured mesh, a turntable film and a picture."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from raydream.backend import load_backend
 from raydream.config import OutputConfig
-from raydream.scene.export import write_glb, write_png, write_turntable
+from raydream.scene.export import TurntableError, write_glb, write_png, write_turntable
 from raydream.scene.film import lit_pictures, mesh_asset
 from raydream.scene.isosurface import EmptyMeshError, extract_mesh
 from raydream.scene.nerf import NerfScene
@@ -18,7 +17,6 @@ from raydream.scene.texture import bake_texture
 from raydream.store import MESH, PREVIEW, TURNTABLE, RunFolder, particle_file
 from raydream.types import Cameras, Mesh
 
-_log = logging.getLogger(__name__)
 _TURNTABLE_FPS = 24
 _PAPER = 245  # the light grey behind pictures for people
 
@@ -48,22 +46,30 @@ def export_particle(scene: NerfScene, eye: Eye, index: int, output: OutputConfig
 
     ``unlit`` marks a mesh whose albedo holds its light: its film and picture are of the scene, those of any other are
     of the mesh under a lamp. A particle without a surface still gets its film and picture; ``note`` says why it has no
-    mesh.
+    mesh. What an earlier export left stays until all of the new is made, and where that has no mesh but the old one
+    has, for good.
     """
     run, look_at = RunFolder.open(uri), eye.look_at
+    files: dict[str, bytes] = {}
     try:
         mesh, stats = _textured_mesh(scene, output)
-        run.write_bytes(particle_file(index, MESH), write_glb(mesh, unlit))
+        files[MESH] = write_glb(mesh, unlit)
         if not unlit:
             look_at = _look_at_mesh(mesh, eye)
     except EmptyMeshError as error:
-        _log.warning("particle %d: %s", index, error)
-        stats = {"vertices": 0, "faces": 0, "note": str(error)}
+        stats = {"vertices": 0, "faces": 0, "note": f"{error}; output.mesh_threshold sets another"}
+        if run.exists(particle_file(index, MESH)):
+            return {"note": f"its earlier export was kept, as now it has {stats['note']}"}
     azimuths = [360 * frame / output.turntable_frames for frame in range(output.turntable_frames)]
     frames = on_paper(np.concatenate([look_at([azimuth], 15.0, output.turntable_px) for azimuth in azimuths]))
-    run.write_bytes(particle_file(index, TURNTABLE), write_turntable(frames, _TURNTABLE_FPS))
+    try:
+        files[TURNTABLE] = write_turntable(frames, _TURNTABLE_FPS)
+    except TurntableError as error:  # a mesh is worth having without its film
+        stats["note"] = f"no new film: {error}"
     still = on_paper(look_at([30.0], 15.0, max(256, output.turntable_px)))[0]
-    run.write_bytes(particle_file(index, PREVIEW), write_png(still))
+    files[PREVIEW] = write_png(still)
+    for name, data in files.items():
+        run.write_bytes(particle_file(index, name), data)
     return stats
 
 

@@ -7,11 +7,11 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from raydream import __version__
 from raydream.config import RunConfig
-from raydream.distill.loop import PREVIEW_AZIMUTHS_DEG, PREVIEW_ELEVATION_DEG, Observer, StageLoop
+from raydream.distill.loop import PREVIEW_AZIMUTHS_DEG, PREVIEW_ELEVATION_DEG, Observer, RunFailed, StageLoop
 from raydream.report import ReportFacts, write_report
 from raydream.runtime import Runtime, Withdrawn
 from raydream.store import VERSIONS, RunFolder, Scalar
@@ -29,9 +29,27 @@ def run_pipeline(
     """Runs or resumes what the folder holds and returns the step that was reached.
 
     Where ``stop`` is set on the way, the run ends at a checkpoint without exports. Raises ``RunFailed`` where an
-    actor cannot be brought back; everything up to the last checkpoint stays.
+    actor cannot be brought back or the run folder cannot be written; everything up to the last checkpoint stays. A run
+    whose steps are all done is exported again.
     """
+    try:
+        return _run(config, run, make_runtime, observer, stop)
+    except OSError as error:
+        raise RunFailed(f"the run folder {run.uri} cannot be used: {error}") from error
+    finally:
+        with suppress(OSError):  # nobody writes any more, and what is half written may be what fills the disk
+            run.drop_unfinished_checkpoints()
+
+
+def _run(
+    config: RunConfig,
+    run: RunFolder,
+    make_runtime: Callable[[], Runtime],
+    observer: Observer,
+    stop: threading.Event,
+) -> int:
     phases: dict[str, float] = {}
+    run.drop_unfinished_checkpoints()
     run.write_text(VERSIONS, json.dumps(versions(), indent=1))
     checkpoint = run.latest_checkpoint()
     start = checkpoint.step if checkpoint else 0
@@ -51,7 +69,8 @@ def run_pipeline(
         if start == 0:
             where = (list(PREVIEW_AZIMUTHS_DEG), PREVIEW_ELEVATION_DEG, config.output.preview_px)
             observer.preview(0, loop.everywhere(0, "look_at", lambda actor: where))
-        observer.phase(f"going on from step {start}" if start else f"{config.method} for {num_steps} steps")
+        if start < num_steps:
+            observer.phase(f"going on from step {start}" if start else f"{config.method} for {num_steps} steps")
         with _timed(phases, "distil"):
             reached = loop.train(start, stop)
         if reached < num_steps:
@@ -62,6 +81,9 @@ def run_pipeline(
     finally:
         runtime.close()
     write_report(run, report_facts(config, run, phases, particles))
+    for index, stats in enumerate(particles):
+        if stats.get("note"):
+            observer.phase(f"particle {index}: {stats['note']}")
     observer.phase(f"done: {run.uri}/report.html")
     return reached
 

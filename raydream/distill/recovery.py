@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# Mistakes in the code or its arguments: the same call fails the same way on every machine.
+# Mistakes in the code or its arguments, and a full disk: the same call fails the same way on every machine.
 _DETERMINISTIC = frozenset(
     {"ValueError", "TypeError", "AssertionError", "AttributeError", "NameError", "KeyError", "IndexError"}
     | {"ImportError", "ModuleNotFoundError", "NotImplementedError", "TypeCheckError", "BeartypeCallHintParamViolation"}
+    | {"NoSpaceError"}
 )
 
 

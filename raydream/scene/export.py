@@ -24,6 +24,10 @@ from raydream.types import Mesh
 MIN_VIDEO_SIDE_PX = 256
 
 
+class TurntableError(RuntimeError):
+    """There is no film: ffmpeg is not here, failed, or had no room for its work."""
+
+
 def write_glb(mesh: Mesh, unlit: bool = False) -> bytes:
     """A binary glTF 2.0 file of a textured mesh, everything inside, with normals and a fully rough dielectric material.
 
@@ -99,7 +103,7 @@ def write_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 def write_turntable(frames: list[UInt8[np.ndarray, "h w 3"]], fps: int) -> bytes:
     """An H.264 MP4 film that every browser plays: 4:2:0, even sizes, BT.709 and tagged so, index before the data.
 
-    Small frames are enlarged to at least 256 px (Lanczos), odd sides get one more pixel. Raises RuntimeError with
+    Small frames are enlarged to at least 256 px (Lanczos), odd sides get one more pixel. Raises TurntableError with
     ffmpeg's own words if it fails.
     """
     film = np.stack([_for_video(frame) for frame in frames])
@@ -108,23 +112,17 @@ def write_turntable(frames: list[UInt8[np.ndarray, "h w 3"]], fps: int) -> bytes
     convert = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv420p"
     tag = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
     codec = ["-c:v", "libx264", "-crf", "18", "-preset", "medium", "-threads", "1", "-movflags", "+faststart"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "turntable.mp4"
-        command = [
-            imageio_ffmpeg.get_ffmpeg_exe(),
-            "-v",
-            "error",
-            *source,
-            "-vf",
-            f"{convert},{tag}",
-            *codec,
-            str(path),
-        ]
-        result = subprocess.run(command, input=film.tobytes(), capture_output=True, check=False)
-        if result.returncode != 0:
-            reason = result.stderr.decode(errors="replace").strip()
-            raise RuntimeError(f"ffmpeg could not write the turntable: {reason}")
-        return path.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "turntable.mp4"
+            command = [_ffmpeg(), "-v", "error", *source, "-vf", f"{convert},{tag}", *codec]
+            result = subprocess.run([*command, str(path)], input=film.tobytes(), capture_output=True, check=False)
+            if result.returncode != 0:
+                reason = result.stderr.decode(errors="replace").strip()
+                raise TurntableError(f"ffmpeg could not write the turntable: {reason}")
+            return path.read_bytes()
+    except OSError as error:
+        raise TurntableError(f"ffmpeg could not write the turntable: {error}") from error
 
 
 def write_animation(
@@ -140,6 +138,13 @@ def write_animation(
 def to_uint8(image: Float[Tensor, "*pixel 3"]) -> UInt8[np.ndarray, "*pixel 3"]:
     """Colours in [0, 1], rounded to the nearest of 256 levels."""
     return (image.detach().clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def _ffmpeg() -> str:
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise TurntableError(str(error)) from error
 
 
 def _for_video(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "even_h even_w 3"]:
