@@ -69,15 +69,17 @@ def keep_output(config: RunConfig, run: RunFolder) -> None:
 
 def check_prior(config: RunConfig) -> RunConfig:
     """Makes sure that the priors can be found, before anything starts; an exhibit's assets are named in the result."""
-    from raydream.diffusion import prior_files
+    from raydream.diffusion import prior_files, prompts
 
     geometry, camera = config.stages[0].geometry, config.stages[0].camera
     if geometry.agp != "off":
         folder = prior_files.resolve_agp(geometry.agp)
-        prior_files.resolve_agp_prior(geometry.prior, config.prior.source)
+        agp_prior = prior_files.resolve_agp_prior(geometry.prior, config.prior.source)
+        prompts.check_lengths(agp_prior, config.prompt, "")
         prior_files.check_agp_cameras(folder, camera.distance, camera.fov_y_deg)
     if config.prior.kind == "diffusers":
         folder = prior_files.resolve_prior(config.prior.source, config.prior.allow_download)
+        prompts.check_lengths(folder, config.prompt, config.negative_prompt)
         prior_files.check_prompt(folder, config.prompt)
         return config
     from raydream.prior.exhibit import check_prompt

@@ -15,7 +15,8 @@ from small_agp import LATENT_PX, NUM_OBJECTS, NUM_VIEWS, view_recipe, write_prio
 from raydream.camera import orbit_cameras
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import add_noise
-from raydream.diffusion.text import VIEW_WORDS, encode_prompts
+from raydream.diffusion.prompts import VIEW_WORDS
+from raydream.diffusion.text import encode_prompts
 from raydream.prior import agp_plan
 from raydream.prior.agp import AgpDenoiser, AgpFacts, fingerprint, read_facts
 from raydream.prior.agp_config import AgpConfig, AgpDataConfig, AgpModelConfig

@@ -73,6 +73,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--set", "prior.exhibit.assets=nowhere"], "nowhere"),
         (["--set", "stages.0.guidance.scale=7.5"], "scale: "),
         (["--negative-prompt", "ugly"], "negative_prompt: "),
+        (["--preset", "embedded", "--prompt", "a red chair " * 20], "prompt: 41 tokens too long for this prior, which"),
+        (["--preset", "embedded", "--negative-prompt", "red " * 40], "negative_prompt: 18 tokens too long"),
         (["--resume", "no/such/run"], "resume: 'no/such/run' is not a run folder"),
         (["--out", "", "--resume", "x"], "out: cannot be given with --resume"),
     ],

@@ -15,7 +15,8 @@ from raydream import cli, config_io
 from raydream.config import RunConfig, particle_config, score_config
 from raydream.config_guidance import GeometryConfig, GuidanceConfig
 from raydream.diffusion import prior_files
-from raydream.diffusion.text import TextBank, bank_prompts
+from raydream.diffusion.prompts import bank_prompts
+from raydream.diffusion.text import TextBank
 from raydream.distill.geometry import MAP_BOUND, GeometryBranch
 from raydream.distill.messages import MAPS
 from raydream.distill.particle import Particle, encode_maps

@@ -1,17 +1,25 @@
 """Finding a prior: the right folder, or an error about ``prior`` before anything heavy loads."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from tiny_prior import make_tiny_prior
+from transformers import CLIPTextModel
 
-from raydream.diffusion import prior_files
+from raydream.diffusion import prior_files, prompts
+from raydream.diffusion.denoiser import load_unet
+from raydream.diffusion.text import load_text_encoder
+from raydream.diffusion.vae import VaeCodec
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +195,147 @@ def test_a_prior_with_few_words_wants_one_of_its_objects(folder: Path, caplog: p
     assert not [record for record in caplog.records if "red" in record.message]
     prior_files.check_prompt(folder, "an ornate chair")
     assert "does not know an, ornate and will" in caplog.text.replace("stool, ", "")
+
+
+# --- files that are not what they should be ------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def point(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1701\n")
+
+
+def scribble(path: Path) -> None:
+    path.write_bytes(b"<!doctype html><title>429 Too Many Requests</title>" * 20)
+
+
+def check(folder: Path) -> None:
+    """All that the command line looks at before a run."""
+    prompts.check_lengths(prior_files.resolve_prior(str(folder)), "a chair", "")
+
+
+@pytest.mark.parametrize("damage", [cut, empty, point, scribble])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+    ],
+)
+def test_a_damaged_file_is_named(folder: Path, name: str, damage: Callable[[Path], None]) -> None:
+    path = folder / name
+    damage(path)
+    with pytest.raises(
+        ValueError, match=rf"^prior: .*{'tokenizer' if 'tokenizer' in name else re.escape(name)}"
+    ) as told:
+        check(folder)
+    if damage is point and not name.endswith("config.json"):
+        assert "git lfs pull" in str(told.value)
+
+
+@pytest.mark.parametrize("gone", ["unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json"])
+def test_a_missing_file_is_missed(folder: Path, gone: str) -> None:
+    (folder / gone).unlink()
+    with pytest.raises(ValueError, match=r"^prior: .*(unet|text_encoder|tokenizer)"):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("unet/config.json", {"sample_size": None}, "sample_size is None"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "more than text and time .time_cond_proj_dim"),  # LCM
+        ("text_encoder/config.json", {"max_position_embeddings": "77"}, "max_position_embeddings is '77'"),
+        ("vae/config.json", {"block_out_channels": None}, "without block_out_channels"),
+    ],
+)
+def test_a_config_that_lacks_what_is_read_is_refused(folder: Path, name: str, changes: Any, words: str) -> None:
+    edit(folder, name, changes)
+    with pytest.raises(ValueError, match=rf"^prior: .*{words}"):
+        prior_files.resolve_prior(str(folder))
+
+
+def test_pickled_weights_that_are_cut_short_are_named(folder: Path) -> None:
+    (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(100)}, folder / "vae/diffusion_pytorch_model.bin")
+    prior_files.check_prior(folder)
+    cut(folder / "vae/diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"^prior: .*diffusion_pytorch_model\.bin is cut short"):
+        prior_files.check_prior(folder)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_prior_in_shards_is_taken_and_each_shard_checked(folder: Path, variant: str | None) -> None:
+    whole = {}
+    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
+        model = kind.from_pretrained(folder / part)
+        whole[part] = model.state_dict()
+        for path in (folder / part).glob("*.safetensors"):
+            path.unlink()
+        model.save_pretrained(folder / part, max_shard_size="40KB", variant=variant)
+        assert len(list((folder / part).glob("*.safetensors"))) > 1
+    assert prior_files.resolve_prior(str(folder)) == folder.resolve()
+    assert {prior_files.weights_variant(folder, part) for part in whole} == {variant}
+
+    unet = load_unet(folder, torch.float32).state_dict()
+    assert all(torch.equal(unet[name], value) for name, value in whole["unet"].items())
+    encoder = load_text_encoder(folder, torch.device("cpu"))[1].state_dict()
+    assert all(torch.equal(encoder[name], value) for name, value in whole["text_encoder"].items())
+    VaeCodec.load(folder, 0, False, torch.float32, torch.device("cpu"))
+
+    shard = sorted((folder / "unet").glob("*.safetensors"))[1]
+    data = shard.read_bytes()
+    cut(shard)
+    with pytest.raises(ValueError, match=rf"^prior: .*{re.escape(shard.name)} has \d+ bytes instead of \d+"):
+        prior_files.resolve_prior(str(folder))
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"^prior: .*{re.escape(shard.name)} is missing"):
+        prior_files.resolve_prior(str(folder))
+    shard.write_bytes(data)
+    (index,) = (folder / "unet").glob("*.index*.json")
+    for text in ("{", "{}", '{"weight_map": {"a": "../../secret.safetensors"}}'):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=rf"^prior: .*{re.escape(index.name)}"):
+            prior_files.resolve_prior(str(folder))
+
+
+@pytest.mark.parametrize("damage", [cut, empty, point, scribble])
+@pytest.mark.parametrize("name", prior_files.AGP_FILES)
+def test_a_damaged_agp_is_named(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    folder = shutil.copytree(prior_files.EMBEDDED_AGP, tmp_path / "agp")
+    assert prior_files.resolve_agp(str(folder)) == folder.resolve()
+    damage(folder / name)
+    with pytest.raises(ValueError, match=rf"^agp: .*{re.escape(name)}"):
+        prior_files.resolve_agp(str(folder))
+
+
+# --- prompts that are too long --------------------------------------------------------------------------------------
+
+
+def test_a_prompt_counts_with_its_view_words(folder: Path) -> None:
+    """The tiny prior's tokens are characters without spaces, and it reads 64 with its start and end."""
+    longest = 64 - 2 - len(",overheadview")
+    prompts.check_lengths(folder, "x" * longest, "x" * 62)
+    with pytest.raises(ValueError, match=r"^prompt: 1 tokens too long for this prior, which reads 64 with the view wo"):
+        prompts.check_lengths(folder, "x" * (longest + 1), "")
+    with pytest.raises(
+        ValueError, match=r"^negative_prompt: 2 tokens too long for this prior, which reads 64; shorten"
+    ):
+        prompts.check_lengths(folder, "x", "x" * 64)
+    edit(folder, "text_encoder/config.json", {"max_position_embeddings": 32})
+    with pytest.raises(ValueError, match="which reads 32"):
+        prompts.check_lengths(folder, "x" * longest, "")

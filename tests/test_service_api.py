@@ -106,6 +106,7 @@ def test_what_is_left_out_comes_from_the_preset(client: TestClient) -> None:
         ({"steps": 0}, "steps", ""),
         ({"steps": 25_001}, "steps", "must be at most 25000 here"),
         ({"out": "/etc/passwd"}, "out", ""),
+        ({"preset": "embedded", "prompt": "a red chair" * 20}, "prompt", "tokens too long for this prior"),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_field(client: TestClient, records: Records, changes, field, words) -> None:

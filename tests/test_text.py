@@ -13,7 +13,8 @@ from transformers import CLIPTextModel
 
 from raydream.config_guidance import GuidanceConfig
 from raydream.diffusion import text
-from raydream.diffusion.text import TextBank, bank_prompts, encode_prompts
+from raydream.diffusion.prompts import bank_prompts
+from raydream.diffusion.text import TextBank, encode_prompts
 
 CPU = torch.device("cpu")
 PROMPT = "a red chair"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from raydream.diffusion.weight_files import check_whole, weights_files
 from raydream.prior.nouns import words_of
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,13 @@ EMBEDDED_AGP = EMBEDDED.with_name("embedded_agp")
 LEXICON = "lexicon.json"
 AGP_FILES = ("agp.json", "agp.safetensors")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+# of a UNet that has been told more than text and time; a latent consistency model is told its guidance
+_UNET_EXTRAS = ("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim_type")
+# what is read of each config, each a whole number
+_NUMBERS = {
+    "unet": ("sample_size", "cross_attention_dim"),
+    "text_encoder": ("hidden_size", "max_position_embeddings", "vocab_size"),
+}
 PredictionType = Literal["epsilon", "v_prediction"]
 
 _REMEDY = "pass a folder in the diffusers layout, or run `--preset exhibit`, which needs no weights"
@@ -99,15 +107,21 @@ def check_prior(folder: Path) -> None:
     _require(kind == "StableDiffusionPipeline", folder, f"is a {kind}; {usable}")
     for part in PARTS:
         _require((folder / part).is_dir(), folder, f"has no {part}/; the download may be incomplete")
-    for part in _WEIGHT_STEMS:
-        weights_variant(folder, part)
+    _check_files(folder)
     unet, vae, text_encoder = (_read_json(folder, f"{part}/config.json") for part in ("unet", "vae", "text_encoder"))
     channels = [unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")]
     _require(channels == [4, 4, 4], folder, f"has {channels} latent channels in UNet, out of it and in VAE; must be 4")
-    extra = [key for key in ("class_embed_type", "num_class_embeds") if unet.get(key) is not None]
+    extra = [key for key in _UNET_EXTRAS if unet.get(key) is not None]
     if unet.get("addition_embed_type") not in (None, "text"):  # "text" is pooled from what the UNet is given anyway
         extra.append("addition_embed_type")
     _require(not extra, folder, f"has a UNet that wants more than text and time ({', '.join(extra)})")
+    for part, config in (("unet", unet), ("text_encoder", text_encoder)):
+        for name in _NUMBERS[part]:
+            value = config.get(name)
+            whole = type(value) is int and value > 0
+            _require(whole, folder, f"has a {part}/config.json whose {name} is {value!r}; must be a whole number")
+    blocks = vae.get("block_out_channels")
+    _require(bool(blocks) and isinstance(blocks, list), folder, "has a vae/config.json without block_out_channels")
     width, text_width = unet.get("cross_attention_dim"), text_encoder.get("hidden_size")
     _require(width == text_width, folder, f"has a UNet for text of width {width} but an encoder of width {text_width}")
     scheduler = scheduler_config(folder)
@@ -153,7 +167,27 @@ def resolve_agp(source: str) -> Path:
             f"agp: {source!r} is not the folder of an aligned geometric prior (no {' and no '.join(missing)}); give "
             "one that jobs/finetune_agp.py wrote, or off"
         )
+    facts = agp_facts(folder)
+    lacking = [name for name in ("rank", "prior_sha256", "distance", "fov_y_deg") if name not in facts]
+    if lacking:
+        raise ValueError(f"agp: {folder / AGP_FILES[0]} does not say {', '.join(lacking)}; it is no AGP's")
+    try:
+        check_whole(folder / AGP_FILES[1])
+    except ValueError as error:
+        raise ValueError(f"agp: {error}") from error
     return folder.resolve()
+
+
+def agp_facts(folder: Path) -> dict[str, Any]:
+    """What an AGP's folder says of it; ``ValueError`` about ``agp`` where that is not JSON."""
+    path = folder / AGP_FILES[0]
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"agp: {path} is not valid JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"agp: {path} is not a JSON object")
+    return facts
 
 
 def resolve_agp_prior(source: str, run_prior: str) -> Path:
@@ -165,7 +199,7 @@ def check_agp_cameras(folder: Path, distance: tuple[float, float], fov_y_deg: tu
     """Raises ``ValueError`` where a run's cameras stand where the AGP was never trained: SweetDreamer's own release
     asks for views from 1.4 to 1.6 of a model that was trained at 0.9 to 1.1. Scene units and degrees.
     """
-    facts = _read_json(folder, AGP_FILES[0])
+    facts = agp_facts(folder)
     for name, wanted in (("distance", distance), ("fov_y_deg", fov_y_deg)):
         low, high = facts[name]
         if wanted[0] < 0.9 * low or wanted[1] > 1.1 * high:
@@ -197,10 +231,18 @@ def prediction_type(scheduler: Mapping[str, Any]) -> PredictionType:
 
 
 def weights_variant(folder: Path, part: str) -> str | None:
-    """The ``variant`` that diffusers must be asked for: None for plain weights, "fp16" where there are only those."""
-    for variant, infix in ((None, ""), ("fp16", ".fp16")):
-        names = [f"{stem}{infix}{suffix}" for stem in _WEIGHT_STEMS[part] for suffix in (".safetensors", ".bin")]
-        if any((folder / part / name).is_file() for name in names):
+    """The ``variant`` that diffusers must be asked for: None for plain weights, "fp16" where there are only those.
+
+    ``ValueError`` about ``prior`` where there are none, and naming the file where one of them is not whole.
+    """
+    for variant in (None, "fp16"):
+        try:
+            found = [path for stem in _WEIGHT_STEMS[part] for path in weights_files(folder / part, stem, variant)]
+            for path in found:
+                check_whole(path)
+        except ValueError as error:
+            raise ValueError(f"prior: {error}") from error
+        if found:
             return variant
     raise ValueError(f"prior: {folder} has no weights in {part}/; the download may be incomplete")
 
@@ -209,6 +251,19 @@ def native_image_px(folder: Path) -> int:
     """The image size that the prior was made for: its UNet's latent size times its VAE's downscaling."""
     unet, vae = _read_json(folder, "unet/config.json"), _read_json(folder, "vae/config.json")
     return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _check_files(folder: Path) -> None:
+    """Every part's weights, and the tokenizer's files, are there and whole."""
+    for part in _WEIGHT_STEMS:
+        weights_variant(folder, part)
+    texts = sorted(path for path in (folder / "tokenizer").iterdir() if path.suffix in (".json", ".txt"))
+    _require(bool(texts), folder, "has no files in tokenizer/; the download may be incomplete")
+    for path in texts:
+        try:
+            check_whole(path)
+        except ValueError as error:
+            raise ValueError(f"prior: {error}") from error
 
 
 def _require(condition: bool, folder: Path, what: str) -> None:

@@ -16,16 +16,10 @@ from torch import Tensor
 from raydream.camera import ViewBin, view_bins, wrap_degrees
 from raydream.config_guidance import GuidanceConfig
 from raydream.diffusion import prior_files
+from raydream.diffusion.prompts import VIEW_WORDS, bank_prompts, load_tokenizer, max_tokens
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
-
-VIEW_WORDS: dict[ViewBin, str] = {
-    "front": ", front view",
-    "side": ", side view",
-    "back": ", back view",
-    "overhead": ", overhead view",
-}
 
 
 @dataclass(frozen=True)
@@ -39,10 +33,9 @@ class PerpNegTexts:
 
 def load_text_encoder(folder: Path, device: torch.device) -> "tuple[CLIPTokenizer, CLIPTextModel, int]":
     """A prior's tokenizer, its frozen text encoder in float32, and the number of tokens that this reads."""
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
     from transformers.utils import logging
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     variant = prior_files.weights_variant(folder, "text_encoder")
     had_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # for so small a part it is but noise in a log
@@ -54,7 +47,7 @@ def load_text_encoder(folder: Path, device: torch.device) -> "tuple[CLIPTokenize
         if had_bar:
             logging.enable_progress_bar()
     encoder.eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
-    return tokenizer, encoder, min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    return load_tokenizer(folder), encoder, max_tokens(folder)
 
 
 def encode_prompts(
@@ -134,11 +127,6 @@ class TextBank:
 
     def _side(self, side: ViewBin) -> Float[Tensor, "token width"]:
         return self.embedding(self._prompt + VIEW_WORDS[side])
-
-
-def bank_prompts(prompt: str, negative_prompt: str) -> list[str]:
-    """Every text that a bank holds."""
-    return [prompt, negative_prompt, *(prompt + words for words in VIEW_WORDS.values())]
 
 
 def perp_neg_pairs(azimuth_deg: float) -> tuple[tuple[ViewBin, ViewBin, float], dict[ViewBin, float]]:

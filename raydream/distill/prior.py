@@ -23,7 +23,8 @@ from raydream.diffusion.codec import make_codec
 from raydream.diffusion.guidance import PredictionType, alphas_cumprod
 from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.prior_files import resolve_agp, resolve_agp_prior, resolve_prior
-from raydream.diffusion.text import PerpNegTexts, TextBank, bank_prompts, encode_prompts
+from raydream.diffusion.prompts import bank_prompts
+from raydream.diffusion.text import PerpNegTexts, TextBank, encode_prompts
 from raydream.precision import has_fast_bfloat16
 from raydream.seeds import generator
 from raydream.types import Condition, Denoiser

@@ -10,7 +10,7 @@ import torch
 from raydream import config_io
 from raydream.backend import load_backend
 from raydream.diffusion.prior_files import LEXICON, resolve_prior
-from raydream.diffusion.text import VIEW_WORDS
+from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.evaluate.agreement import ccm_agreement
 from raydream.evaluate.diversity import Diversity, feature_distances, measure_diversity, picture_distances
 from raydream.evaluate.facing import Facing, JudgeCheck, judge_facing, twin_ratio

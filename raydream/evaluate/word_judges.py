@@ -14,7 +14,8 @@ from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import add_noise
 from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.prior_files import resolve_prior
-from raydream.diffusion.text import VIEW_WORDS, encode_prompts
+from raydream.diffusion.prompts import VIEW_WORDS
+from raydream.diffusion.text import encode_prompts
 from raydream.evaluate.settings import EvaluateSettings
 from raydream.types import Render
 

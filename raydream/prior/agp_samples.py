@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.camera import view_bins
-from raydream.diffusion.text import VIEW_WORDS
+from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.prior.agp_config import AgpDataConfig
 from raydream.prior.captions import phrase
 from raydream.prior.ccm import encode_ccm

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from raydream.camera import ViewBin, view_bins
-from raydream.diffusion.text import VIEW_WORDS
+from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.prior.nouns import COLOUR_WORDS, words_of
 from raydream.prior.recolour import COLOURS, Palette, measure_palette
 from raydream.prior.train_config import WordsConfig
