@@ -42,7 +42,7 @@ LAYERS: dict[str, list[tuple[str, str]]] = {
         ("raydream.backend.reference", "jaxtyping torch"),
         ("raydream.backend.cpu raydream.backend.cpu_*", "jaxtyping numba numpy torch"),
         ("raydream.backend.cuda raydream.backend.cuda_kernels", "jaxtyping torch triton"),
-        ("raydream.backend", "torch"),
+        ("raydream.backend", "numba torch"),
         ("raydream.diffusion.guidance", "jaxtyping torch"),
         ("raydream.scene.losses", "jaxtyping torch"),
         ("raydream.prior.ccm raydream.prior.recolour", "jaxtyping torch"),

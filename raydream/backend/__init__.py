@@ -1,6 +1,10 @@
 """The seam between CPU and CUDA: one place that decides whose kernels compute a scene."""
 
+import atexit
 import logging
+import os
+import shutil
+import tempfile
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -28,6 +32,7 @@ def load_backend(name: str, device: str) -> Backend:
                 raise ValueError(f"backend: numba runs on the CPU, not on {device}; use auto, cuda or reference")
             if find_spec("numba") is None:
                 raise ValueError("backend: numba is not installed; pip install numba, or use reference")
+            find_cache()
             from raydream.backend.cpu import NumbaBackend
 
             return NumbaBackend()
@@ -47,6 +52,33 @@ def load_backend(name: str, device: str) -> Backend:
             from raydream.backend.reference import ReferenceBackend
 
             return ReferenceBackend()
+
+
+@lru_cache
+def find_cache() -> None:
+    """Sees to it that numba can keep compiled kernels, before any module with kernels is imported: in a temporary
+    folder where neither the code's own, nor the home, nor ``NUMBA_CACHE_DIR`` can be written (a read-only container).
+
+    The folder goes with this process; processes that it starts are told of it, lest each of them compile for itself.
+    """
+    import numba
+
+    try:
+        numba.njit(cache=True)(_kernel)
+    except RuntimeError as error:
+        if "cannot cache function" not in str(error):
+            raise
+        folder = tempfile.mkdtemp(prefix="raydream_kernels_")  # for this user alone: what lies there is executed
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
+        logging.getLogger(__name__).warning(
+            "backend: neither the code nor the home can be written, so kernels are compiled anew for this run; set "
+            "NUMBA_CACHE_DIR to a folder to keep them"
+        )
+
+
+def _kernel() -> None:
+    """Asks numba where it would keep this; it is never compiled."""
 
 
 @lru_cache
