@@ -13,6 +13,8 @@ from raydream.schedule import Constant, Schedule, highest, lowest
 
 Method = Literal["vsd", "sds", "sjc"]
 MAX_PROMPT_CHARACTERS = 1000
+EXHIBIT_IMAGE_PX = 64
+SMALL_UNET_PATCH_PX = 4  # of an exhibit's learned reference, where the picture's size is a multiple of 16
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class HashGridConfig:
         require(self.base_resolution >= 2, "base_resolution", f"must be at least 2, got {self.base_resolution}")
         ok = self.max_resolution >= self.base_resolution
         require(ok, "max_resolution", f"must not be smaller than base_resolution={self.base_resolution}")
+        ok = self.num_levels > 1 or self.max_resolution == self.base_resolution
+        require(ok, "max_resolution", f"must be base_resolution={self.base_resolution} where num_levels is 1")
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,11 @@ class NerfConfig:
         least = {"hidden_width": 1, "occupancy_resolution": 4, "occupancy_every": 1, "samples_per_diagonal": 4}
         for name, low in least.items():
             require(getattr(self, name) >= low, name, f"must be at least {low}, got {getattr(self, name)}")
-        probability = self.random_background_probability
-        require(0 <= probability <= 1, "random_background_probability", f"must lie in [0, 1], got {probability}")
+        for name in ("random_background_probability", "occupancy_decay"):
+            require(0 <= getattr(self, name) <= 1, name, f"must lie in [0, 1], got {getattr(self, name)}")
+        require(self.initial_density_radius > 0, "initial_density_radius", "must be positive")
+        for name in ("lr_grid", "lr_network", "lr_background"):
+            require(getattr(self, name) >= 0, name, f"must not be negative, got {getattr(self, name)}")
         require_range(self.random_background, "random_background", 0.0, 1.0)
 
 
@@ -90,6 +97,8 @@ class CameraConfig:
         require_range(self.distance, "distance", 1e-3, 1e3)
         require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
         require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
+        probability = self.uniform_sphere_probability
+        require(0 <= probability <= 1, "uniform_sphere_probability", f"must lie in [0, 1], got {probability}")
         require(lowest(self.image_px) >= 4, "image_px", f"must be at least 4 everywhere, got {lowest(self.image_px):g}")
 
 
@@ -128,6 +137,11 @@ class LossConfig:
     z_variance: Schedule = Constant(0.0)
     round_trip: Schedule = Constant(0.0)
 
+    def __post_init__(self) -> None:
+        for name in ("sparsity", "opaqueness", "orientation", "z_variance", "round_trip"):
+            least = lowest(getattr(self, name))
+            require(least >= 0, name, f"must not be negative anywhere, got {least:g}")
+
 
 @dataclass(frozen=True)
 class ExhibitConfig:
@@ -147,7 +161,9 @@ class ExhibitConfig:
 
     def __post_init__(self) -> None:
         require(self.num_modes >= 1, "num_modes", f"must be positive, got {self.num_modes}")
-        require(self.mode_std > 0, "mode_std", f"must be positive, got {self.mode_std}")
+        for name in ("mode_std", "object_radius"):
+            require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
+        require(1 <= self.supersample <= 16, "supersample", f"must be 1..16, got {self.supersample}")
 
 
 @dataclass(frozen=True)
@@ -165,6 +181,14 @@ class PriorConfig:
     sample_posterior: bool = False
     allow_download: bool = False
     exhibit: ExhibitConfig = field(default_factory=ExhibitConfig)
+
+    def __post_init__(self) -> None:
+        require(self.image_px >= 0, "image_px", f"must be 0 (the prior's own) or a size, got {self.image_px}")
+
+    @property
+    def exhibit_px(self) -> int:
+        """The size of an exhibit's pictures."""
+        return self.image_px or EXHIBIT_IMAGE_PX
 
 
 @dataclass(frozen=True)
@@ -215,6 +239,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         require(self.max_restarts >= 0, "max_restarts", f"must not be negative, got {self.max_restarts}")
+        require(self.restart_backoff_s >= 0, "restart_backoff_s", f"must not be negative, got {self.restart_backoff_s}")
         for name in ("score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s"):
             require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
 
@@ -284,8 +309,19 @@ class RunConfig:
         needs_vae = any(highest(stage.losses.round_trip) > 0 for stage in self.stages)
         remedy = "needs a prior with a VAE; leave it at 0 for an exhibit"
         require(self.prior.kind == "diffusers" or not needs_vae, "round_trip", remedy)
+        if self.prior.kind == "exhibit" and self.method == "vsd":
+            for stage in self.stages:
+                _check_small_unet(self.prior.exhibit_px, len(stage.learner.unet_channels))
         replicas = self.cluster.score_replicas
         require(replicas <= self.n, "score_replicas", f"must not exceed n={self.n}, got {replicas}")
+
+
+def _check_small_unet(image_px: int, num_levels: int) -> None:
+    """The learned reference of an exhibit halves its picture at each level, down to two patches or more."""
+    patch_px = SMALL_UNET_PATCH_PX if image_px % 16 == 0 else 1
+    coarsest = patch_px * 2 ** (num_levels - 1)
+    ok = image_px % coarsest == 0 and image_px >= 2 * coarsest
+    require(ok, "prior.image_px", f"must be a multiple of {coarsest}, and not itself, for {num_levels} unet_channels")
 
 
 @dataclass(frozen=True)

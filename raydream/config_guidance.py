@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raydream.checks import require
-from raydream.schedule import Constant, Schedule, Steps, lowest
+from raydream.schedule import Constant, Schedule, Steps, highest, lowest
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         require(self.scale >= 0, "scale", f"must not be negative, got {self.scale}")
+        _require_times(self.t_min, self.t_max)
+        require(lowest(self.gradient_clip) >= 0, "gradient_clip", "must not be negative anywhere; 0 is none")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class GeometryConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.agp), "agp", "must be off, embedded or a folder")
+        _require_times(self.t_min, self.t_max)
         require(self.text_noise >= 0, "text_noise", f"must not be negative, got {self.text_noise}")
         require(lowest(self.denoise_steps) >= 1, "denoise_steps", "must be at least 1 everywhere")
         require(self.box_every >= 1, "box_every", f"must be positive, got {self.box_every}")
@@ -85,4 +88,15 @@ class LearnerConfig:
         for name in ("rank", "fits_per_step", "timesteps_per_view"):
             require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
         require(self.lr > 0, "lr", f"must be positive, got {self.lr}")
+        for name in ("lr_warm_up_steps", "weight_decay", "warm_up_fits"):
+            require(getattr(self, name) >= 0, name, f"must not be negative, got {getattr(self, name)}")
+        channels = self.unet_channels
+        ok = bool(channels) and all(width > 0 and width % 16 == 0 for width in channels)
+        require(ok, "unet_channels", f"must be multiples of 16, one for each level, got {list(channels)}")
         require(0 <= self.camera_dropout <= 1, "camera_dropout", f"must lie in [0, 1], got {self.camera_dropout}")
+
+
+def _require_times(t_min: Schedule, t_max: Schedule) -> None:
+    for name, schedule in (("t_min", t_min), ("t_max", t_max)):
+        ok = lowest(schedule) >= 0 and highest(schedule) <= 1
+        require(ok, name, f"must lie in [0, 1] everywhere, got {lowest(schedule):g} to {highest(schedule):g}")

@@ -79,6 +79,7 @@ def check_prior(config: RunConfig) -> RunConfig:
         prior_files.check_agp_cameras(folder, camera.distance, camera.fov_y_deg)
     if config.prior.kind == "diffusers":
         folder = prior_files.resolve_prior(config.prior.source, config.prior.allow_download)
+        prior_files.check_image_px(folder, config.prior.image_px)
         prompts.check_lengths(folder, config.prompt, config.negative_prompt)
         prior_files.check_prompt(folder, config.prompt)
         return config

@@ -296,3 +296,74 @@ def test_a_run_that_fails_says_so_and_how_to_go_on(capfd, tmp_path, monkeypatch)
     assert f"resume with: python jobs/vsd_particles.py --resume {folder}" in told
     monkeypatch.undo()
     assert main("test", ["--resume", str(folder)]) == 0
+
+
+# --- exported again ------------------------------------------------------------------------------------------------
+
+EXPORT = [*SMALL_WORDS, "--method", "sds", "--n", "1", "--steps", "1", "--set", "output.mesh_resolution=16"]
+
+
+def artefacts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "particles/000").iterdir()}
+
+
+def test_a_finished_run_is_exported_again_without_training(capfd, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "run"
+    assert main("test", [*EXPORT, "--set", "output.mesh_threshold=1e9", "--out", str(folder)]) == 0
+    assert "particle 0: no surface: the densest point" in capfd.readouterr().err
+    assert set(artefacts(folder)) == {"turntable.mp4", "preview.png"}
+    trained = {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()}
+
+    monkeypatch.setattr("raydream.distill.particle.Particle.render", None)  # nobody trains
+    again = ["--resume", str(folder), "--set", "output.mesh_threshold=5", "--set", "output.texture_px=32"]
+    assert main("test", again) == 0, capfd.readouterr().err
+    first = artefacts(folder)
+    assert set(first) == {"mesh.glb", "turntable.mp4", "preview.png"}
+    assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == trained
+    saved = config_io.loads(RunConfig, RunFolder.open(str(folder)).read_config()).output
+    assert (saved.mesh_threshold, saved.texture_px) == (5, 32)
+    assert "output.mesh_threshold" in (folder / "report.html").read_text()
+
+    # what there is stays where the new settings give less
+    assert main("test", ["--resume", str(folder), "--set", "output.mesh_threshold=1e9"]) == 0
+    assert "particle 0: its earlier export was kept" in capfd.readouterr().err
+    assert artefacts(folder) == first
+
+
+def test_an_export_that_breaks_leaves_the_old_one(tmp_path, monkeypatch, capfd) -> None:
+    folder = tmp_path / "run"
+    assert main("test", [*EXPORT, "--out", str(folder)]) == 0
+    before = artefacts(folder)
+
+    def breaks(*_arguments: object) -> bytes:
+        raise ValueError("no picture today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raydream.distill.artefacts.write_png", breaks)
+        assert main("test", ["--resume", str(folder), "--set", "output.turntable_frames=2"]) == 1
+    assert artefacts(folder) == before
+
+    def without_ffmpeg() -> str:
+        raise RuntimeError("no ffmpeg here")
+
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", without_ffmpeg)
+    assert main("test", ["--resume", str(folder), "--set", "output.mesh_max_faces=100"]) == 0
+    assert "particle 0: no new film: no ffmpeg here" in capfd.readouterr().err
+    after = artefacts(folder)
+    assert after["turntable.mp4"] == before["turntable.mp4"]
+    assert after["mesh.glb"] != before["mesh.glb"]
+
+
+def test_a_run_of_old_settings_that_no_export_can_use_is_put_right(saved, capsys) -> None:
+    raw = json.loads(saved.read_config())
+    raw["output"] |= {"mesh_max_faces": 0}
+    saved.write_text("config.json", json.dumps(raw))
+    assert "output.mesh_max_faces: must be 16.." in refused(capsys, "--resume", saved.uri)
+    assert main("test", ["--resume", saved.uri, "--set", "output.mesh_max_faces=300", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"]["mesh_max_faces"] == 300
+    assert "output.meshes: unknown field" in refused(
+        capsys, "--resume", saved.uri, "--set", "output.mesh_max_faces=300", "--set", "output.meshes=1"
+    )
+    assert "output.out would differ" in refused(
+        capsys, "--resume", saved.uri, "--set", "output.mesh_max_faces=300", "--set", "output.out=elsewhere"
+    )

@@ -235,3 +235,39 @@ def test_a_preset_is_refused_by_name(name: str, steps: int | None) -> None:
 def test_defaults_alone_are_a_valid_part() -> None:
     for cls in (StageConfig, ClusterConfig, OutputConfig):
         assert config_io.from_json(cls, {}) == cls()
+
+
+UNUSABLE = {
+    "output.mesh_max_faces": ["0", "-1"],
+    "output.mesh_threshold": ["-1.0"],
+    "output.preview_px": ["0", "-4"],
+    "output.turntable_px": ["0", "-4"],
+    "output.turntable_frames": ["0"],
+    "output.texture_px": ["0"],
+    "output.mesh_resolution": ["0"],
+    "cluster.restart_backoff_s": ["-1.0"],
+    "prior.image_px": ["-1", "1", "3", "16"],
+    "prior.exhibit.supersample": ["0", "-1"],
+    "prior.exhibit.object_radius": ["0.0"],
+    "stages.0.scene.grid.num_levels": ["1"],
+    "stages.0.scene.initial_density_radius": ["0.0"],
+    "stages.0.scene.lr_grid": ["-1.0"],
+    "stages.0.scene.occupancy_decay": ["1.5"],
+    "stages.0.camera.uniform_sphere_probability": ["2.0"],
+    "stages.0.losses.orientation": ["-1"],
+    "stages.0.guidance.t_min": ["-1"],
+    "stages.0.guidance.t_max": ["2.5"],
+    "stages.0.guidance.gradient_clip": ["-1"],
+    "stages.0.geometry.t_max": ["2.5"],
+    "stages.0.learner.weight_decay": ["-1.0"],
+    "stages.0.learner.warm_up_fits": ["-1"],
+    "stages.0.learner.lr_warm_up_steps": ["-1"],
+    "stages.0.learner.unet_channels": ["[]", "[0, 0]", "[-16]", "[24, 16]"],
+}
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name in UNUSABLE for words in UNUSABLE[name]])
+def test_what_would_only_fail_later_is_refused_at_once(name: str, words: str) -> None:
+    """Found by running one step and the export with every number of a config at its extremes."""
+    with pytest.raises(ValueError, match=rf"{name.rpartition('.')[2]}: |max_resolution: must be base_resolution"):
+        config_io.apply_overrides(BASE, [f"{name}={words}"])

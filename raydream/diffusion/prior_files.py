@@ -253,6 +253,13 @@ def native_image_px(folder: Path) -> int:
     return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
+def check_image_px(folder: Path, image_px: int) -> None:
+    """Raises ``ValueError`` about ``prior.image_px`` where pictures of this size have no latent; 0 is the own one."""
+    least = 2 ** (len(_read_json(folder, "vae/config.json")["block_out_channels"]) - 1)
+    if 0 < image_px < least:
+        raise ValueError(f"prior.image_px: must be 0 or at least {least} for this prior, got {image_px}")
+
+
 def _check_files(folder: Path) -> None:
     """Every part's weights, and the tokenizer's files, are there and whole."""
     for part in _WEIGHT_STEMS:

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raydream.config import SMALL_UNET_PATCH_PX
 from raydream.diffusion.guidance import PredictionType, eps_from_v
 from raydream.precision import arithmetic
 from raydream.types import Condition
@@ -30,7 +31,7 @@ class SmallUnetLearner(nn.Module):
     ) -> None:
         super().__init__()
         self._bfloat16 = bfloat16
-        self._patch = 4 if latent_px % 16 == 0 else 1
+        self._patch = SMALL_UNET_PATCH_PX if latent_px % 16 == 0 else 1
         self._alphas_cumprod = alphas_cumprod
         patch_channels = 4 * self._patch**2
         with torch.random.fork_rng(devices=[]):

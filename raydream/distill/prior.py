@@ -37,7 +37,6 @@ EXHIBIT_SCHEDULE = {
     "beta_end": 0.012,
     "rescale_betas_zero_snr": True,
 }
-EXHIBIT_IMAGE_PX = 64
 
 Part = TypeVar("Part")
 
@@ -174,7 +173,7 @@ def _exhibit(config: ScoreConfig, device: torch.device, init: torch.Generator) -
     if config.method == "vsd":
         from raydream.diffusion.small_unet import SmallUnetLearner
 
-        learner, size_px = config.learner, config.prior.image_px or EXHIBIT_IMAGE_PX
+        learner, size_px = config.learner, config.prior.exhibit_px
         unet = SmallUnetLearner(learner.unet_channels, size_px, abar, learner.bfloat16, init).to(device)
     return Prior(denoiser, MixtureTexts(modes.num_modes, device), abar, unet)
 
@@ -219,7 +218,7 @@ def load_codec(config: ParticleConfig, device: torch.device) -> LatentCodec:
     """How a particle's renders become latents: an exhibit's are colour and opacity, any other prior has its VAE."""
     prior = config.prior
     if prior.kind == "exhibit":
-        return make_codec("rgba", prior.image_px or EXHIBIT_IMAGE_PX, None, False, torch.float32, device)
+        return make_codec("rgba", prior.exhibit_px, None, False, torch.float32, device)
     folder = resolve_prior(prior.source)
     dtype = torch.float32 if prior.dtype == "auto" else _DTYPES[prior.dtype]
     return _CODECS.get(
