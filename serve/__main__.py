@@ -17,7 +17,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from raydream.connection import connect
+from raydream.connection import check_address, connect
 from serve.app import listening
 from serve.crew import end_crew
 from serve.keys import Keys
@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
     beats.start()
     try:
         return _serve(settings, tenure, by_force)
-    except (ConnectionError, ValueError) as error:  # the cluster is not there, or the port still another's
+    except ValueError as error:  # the cluster is not there, or the port still another's
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
@@ -108,7 +108,7 @@ def _beat(tenure: Tenure, is_over: threading.Event) -> None:
 def _serve(settings: Settings, tenure: Tenure, by_force: bool) -> int:
     if not by_force:
         _check_door(settings)
-    is_private = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    is_private = not check_address()
     connect()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes them for itself

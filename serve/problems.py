@@ -29,7 +29,7 @@ def install_handlers(api: FastAPI) -> None:
     api.add_exception_handler(ValueError, _wrong_value)
     api.add_exception_handler(QuotaUsedUp, _used_up)
     api.add_exception_handler(KeyUsedForOther, _conflict)
-    api.add_exception_handler(StorageError, _storage_away)
+    api.add_exception_handler(StorageError, _away)
     api.add_exception_handler(NotNow, _not_now)
     api.add_exception_handler(KeysAway, _away)
     api.add_exception_handler(RecordsAway, _away)
@@ -68,19 +68,16 @@ async def _conflict(_request: Request, error: Exception) -> Response:
     return problem(409, f"Idempotency-Key: {error}; send another one", "Idempotency-Key")
 
 
-async def _storage_away(_request: Request, error: Exception) -> Response:
-    _log.warning("a request was not answered: %s", error)
-    return problem(503, "the storage of the runs does not answer", headers={"Retry-After": "30"})
-
-
 async def _not_now(_request: Request, error: Exception) -> Response:
     return problem(409, str(error))
 
 
 async def _away(_request: Request, error: Exception) -> Response:
+    """The database, the keys or the storage of the runs; only the keys' own words are for everybody."""
     _log.warning("a request was turned away: %s", error)
-    detail = str(error) if isinstance(error, KeysAway) else "the service's database does not answer"
-    return problem(503, detail, headers={"Retry-After": "5"})
+    what = "the storage of the runs" if isinstance(error, StorageError) else "the service's database"
+    detail = str(error) if isinstance(error, KeysAway) else f"{what} does not answer"
+    return problem(503, detail, headers={"Retry-After": "10"})
 
 
 async def _failed(_request: Request, error: Exception) -> Response:

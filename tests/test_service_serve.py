@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,8 +31,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(data: Path) -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    with running_service(data, "WARM_PARTICLES=2") as found:
-        yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # its cluster's, for who joins it
+        with running_service(data, "WARM_PARTICLES=2") as found:
+            yield found
 
 
 def test_a_prompt_becomes_files(service: tuple[httpx.Client, psutil.Process]) -> None:
@@ -81,8 +84,7 @@ def test_two_services_in_one_cluster_know_nothing_of_each_other(
     client, server = service
     raylet = next(process.cmdline() for process in server.children() if process.name() == "raylet")
     address = next(word for word in raylet if word.startswith("--gcs-address=")).partition("=")[2]
-    if (Path.home() / ".ray" / "auth_token").is_file():
-        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with running_service(tmp_path / "other", "WARM_PARTICLES=0", address=address) as (other, _):
         assert [each.get("/readyz").status_code for each in (client, other)] == [200, 200]
         path = client.post("/v1/generations", json=CHAIR).raise_for_status().headers["location"]
