@@ -292,7 +292,7 @@ def test_a_packed_set_keeps_warnings_and_one_of_before_has_none(tmp_path: Path) 
 def test_an_agp_of_no_object_is_told_with_what_there_is(tmp_path: Path) -> None:
     views = write_views(tmp_path / "views", view_recipe())
     check_kept(views, AgpDataConfig())
-    (noun,) = {row["nouns"][0] for rows in iterate_cards(views, ABOUT, ()) for row in rows}
+    (noun,) = {row["nouns"][0] for rows in iterate_cards(views, ABOUT) for row in rows}
     check_kept(views, AgpDataConfig(nouns=(noun,)))
     with pytest.raises(ValueError, match=rf"^data.nouns.* of the 4 objects .*zeppelin; .* {noun} \(4\)"):
         check_kept(views, AgpDataConfig(nouns=("zeppelin",)))

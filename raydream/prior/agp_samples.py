@@ -22,11 +22,12 @@ from raydream.prior.recolour import COLOURS
 from raydream.prior.render_config import ViewConfig
 from raydream.prior.train_config import ALIASES
 from raydream.prior.view_dataset import Column, check_shards, iterate_cards, iterate_views, open_views
-from raydream.prior.view_set import ABOUT, ABOUT_OPTIONAL, ObjectCard
+from raydream.prior.view_set import ObjectCard
 from raydream.prior.views_schema import decode_image
 from raydream.prior.word_choice import object_nouns
 
-COLUMNS = (*ABOUT, "c2w", "fov_y_deg", "azimuth_deg", "elevation_deg", "ccm", "alpha")
+_TOLD = ("uid", "captions", "nouns", "licence", "front_axis")  # of its colours it needs to know nothing
+COLUMNS = (*_TOLD, "c2w", "fov_y_deg", "azimuth_deg", "elevation_deg", "ccm", "alpha")
 # Scene units for one unit of the rendered object: a particle's object lies in [-1, 1]^3.
 SCENE_UNITS = {"longest_side": 2.0, "sphere": 1.0}
 
@@ -108,7 +109,7 @@ def check_kept(uri: str, config: AgpDataConfig) -> None:
     if not config.nouns and not config.known_fronts_only:
         return
     num_objects, counts = 0, Counter[str]()
-    for rows in iterate_cards(uri, ABOUT, ABOUT_OPTIONAL):
+    for rows in iterate_cards(uri, _TOLD):
         cards = [ObjectCard.of_row(row) for row in rows]
         if any(kept(card, config) for card in cards):
             return
@@ -142,7 +143,7 @@ def samples_of(rows: Mapping[str, Column], views: ViewConfig, latent_px: int) ->
     c2w = torch.from_numpy(np.array(rows["c2w"], np.float32))
     c2w[:, :3, 3] *= SCENE_UNITS[views.normalise]
     fov, azimuth, elevation = (torch.from_numpy(np.array(rows[name], np.float32)) for name in COLUMNS[6:9])
-    cards = tuple(ObjectCard.of_row(dict(zip(ABOUT, row))) for row in zip(*(rows[name] for name in ABOUT)))
+    cards = tuple(ObjectCard.of_row(dict(zip(_TOLD, row))) for row in zip(*(rows[name] for name in _TOLD)))
     return Samples(latents_of(images["ccm"], images["alpha"], latent_px), c2w, fov, azimuth, elevation, cards)
 
 

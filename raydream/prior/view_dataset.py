@@ -89,11 +89,9 @@ def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, C
                 yield values | {name: [None] * table.num_rows for name in absent}
 
 
-def iterate_cards(
-    uri: str, columns: Sequence[str], optional: Sequence[str], others: Sequence[str] = ()
-) -> Iterator[list[dict[str, Any]]]:
-    """What some columns say of the objects, shard by shard, each from its first view. Rows of an older job go without
-    the ``optional`` ones; ``others`` must be there, but are not read.
+def iterate_cards(uri: str, columns: Sequence[str], others: Sequence[str] = ()) -> Iterator[list[dict[str, Any]]]:
+    """What some columns say of the objects, shard by shard, each from its first view. Rows of an older version go
+    without those that were added later; ``others`` must be there, but are not read.
 
     Raises ValueError naming ``views`` and the file of a shard that is broken or not as its job writes it.
     """
@@ -103,7 +101,7 @@ def iterate_cards(
         with naming(files, shard):
             rows = open_parquet(files, shard_name(VIEWS, shard))
             _check_footer(rows, config.views, (*columns, *others), files.path(shard_name(VIEWS, shard)))
-            table = rows.read([*columns, *(name for name in optional if name in rows.schema_arrow.names)])
+            table = rows.read([name for name in columns if name in rows.schema_arrow.names])
         return table.to_pylist()[:: config.views.num_views]
 
     with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
@@ -127,6 +125,8 @@ def check_shards(uri: str, columns: Sequence[str]) -> None:
 def _check_footer(rows: pq.ParquetFile, views: ViewConfig, columns: Sequence[str], name: Path | str) -> None:
     expected, found = views_schema(views), rows.schema_arrow
     for column in columns:
+        if column in ADDED_LATER and column not in found.names:
+            continue
         kind = found.field(column).type if column in found.names else "missing"
         if kind != expected.field(column).type:
             raise ValueError(

@@ -25,8 +25,7 @@ from raydream.prior.render_config import ViewConfig
 PACK_SUFFIX = ".zip"
 _TABLE, _FORMAT = "views.json", 1
 _IMAGES = ("rgb", "alpha", "shade")
-ABOUT = ("uid", "captions", "nouns", "licence", "front_axis")  # columns that say what an object is
-ABOUT_OPTIONAL = ("warnings",)
+ABOUT = ("uid", "captions", "nouns", "licence", "front_axis", "warnings")  # columns that say what an object is
 _VIEW_COLUMNS = ("azimuth_deg", "elevation_deg", *_IMAGES)
 
 
@@ -126,7 +125,7 @@ def read_cards(source: str) -> ViewCards:
     from raydream.prior.view_dataset import iterate_cards
 
     config = _check_images(source)
-    shards = iterate_cards(source, ABOUT, ABOUT_OPTIONAL, _VIEW_COLUMNS)
+    shards = iterate_cards(source, ABOUT, _VIEW_COLUMNS)
     objects = tuple(ObjectCard.of_row(row) for rows in shards for row in rows)
     if not objects:
         raise ValueError(f"views: no asset gave any in {source}; its report.json says why")
@@ -149,13 +148,13 @@ def _check_images(uri: str) -> ViewConfig:
 
 def read_views(uri: str) -> ViewSet:
     """The views of a Parquet folder or URI, by uid; objects without a licence count as "unknown"."""
-    from raydream.prior.view_dataset import iterate_cards, iterate_views  # pyarrow, which a packed set does not need
+    from raydream.prior.view_dataset import iterate_views  # pyarrow, which a packed set does not need
 
     _check_images(uri)
-    cards = tuple(ObjectCard.of_row(row) for rows in iterate_cards(uri, ABOUT, ABOUT_OPTIONAL) for row in rows)
-    groups = list(iterate_views(uri, _VIEW_COLUMNS))
+    groups = list(iterate_views(uri, (*ABOUT, *_VIEW_COLUMNS)))
     if not groups:
         raise ValueError(f"views: no asset gave any in {uri}; its report.json says why")
+    cards = tuple(ObjectCard.of_row({name: group[name][0] for name in ABOUT}) for group in groups)
     images = [np.stack([np.asarray(group[name], np.uint8) for group in groups]) for name in _IMAGES]
     angles = [
         np.stack([np.asarray(group[name], np.float32) for group in groups]) for name in ("azimuth_deg", "elevation_deg")
