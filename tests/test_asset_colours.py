@@ -139,6 +139,10 @@ IMAGE = {"index": 0}
     ({"pbrMetallicRoughness": {"baseColorTexture": IMAGE}, "emissiveFactor": [0, 1, 0]}, (200, 255, 30)),
     ({"pbrMetallicRoughness": {"baseColorTexture": IMAGE}, "emissiveTexture": IMAGE, "emissiveFactor": [1, 1, 1]},
      (200, 30, 30)),
+    # white all over: what converters leave of an emissive image that they drop
+    ({"pbrMetallicRoughness": {"baseColorTexture": IMAGE}, "emissiveFactor": [1, 1, 1]}, (200, 30, 30)),
+    ({"pbrMetallicRoughness": BLUE, "emissiveFactor": [0.8, 0.8, 0.8]}, (0, 0, 255)),
+    ({"pbrMetallicRoughness": BLACK, "emissiveFactor": [1, 1, 1]}, (255, 255, 255)),
     ({"pbrMetallicRoughness": BLUE, "emissiveTexture": IMAGE}, (0, 0, 255)),  # the factor is black by default
     ({"pbrMetallicRoughness": BLUE, "emissiveFactor": [1, 0, 0], "extensions": {"KHR_materials_unlit": {}}},
      (0, 0, 255)),

@@ -17,6 +17,7 @@ from raydream.prior.asset import WRAP_MIRROR, WRAP_REPEAT, Asset, AssetError, Te
 BLEND_CUTOFF = 0.2
 # In float32 a place has 24 bits: an object that lies so many of its sides away keeps 16 for its shape.
 FAR_SIDES, TINY_SIDE = 256, 1e-12
+DARK = 8  # of 255: what JPEG makes of an image that is black
 MASK_LATTICE, MASK_LEVELS, MASK_MAX_PIECES = 12, 4, 30_000
 
 
@@ -222,6 +223,16 @@ def pack_textures(materials: list[Material]) -> Textures:
         wrap=torch.tensor([material.wrap for material in materials]),
         smooth=torch.tensor([material.smooth for material in materials]),
     )
+
+
+def shines(base: Material, glow: Material) -> bool:
+    """Whether what is emitted gives a surface a colour. One grey for all of it does so only where the rest is black:
+    else it is a lamp's brightness or, far more often, what a converter left of an image that it dropped.
+    """
+    colour = glow.factor[:3]
+    if not colour.any() or glow.image is not None or np.ptp(colour) > 0.02:
+        return bool(colour.any())
+    return not base.factor[:3].any() or (base.image is not None and int(base.image[..., :3].max()) <= DARK)
 
 
 def with_emission(base: Material, glow: Material) -> Material:

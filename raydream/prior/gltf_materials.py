@@ -9,7 +9,7 @@ import numpy as np
 from raydream.prior.asset import WRAP_CLAMP, WRAP_MIRROR, WRAP_REPEAT
 from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_images import decode_image
-from raydream.prior.asset_parts import BLEND_CUTOFF, Material, with_emission
+from raydream.prior.asset_parts import BLEND_CUTOFF, DARK, Material, shines, with_emission
 from raydream.prior.gltf_file import GltfFile, is_count
 
 WRAP_MODES = {10497: WRAP_REPEAT, 33648: WRAP_MIRROR, 33071: WRAP_CLAMP}
@@ -18,7 +18,6 @@ FILTER_NEAREST = 9728
 READABLE_SOURCES = ("EXT_texture_webp", "EXT_texture_avif", "MSFT_texture_dds")
 # A metal of the older model has its colour here and is black by its diffuse colour; any other surface has 0.04.
 METAL_SPECULAR = 0.08
-DARK = 8  # of 255: what JPEG makes of an image that is black
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,8 @@ class MaterialReader:
         spec = self._file.item("materials", index)
         assert is_count(index)
         if index not in self._layers:
-            self._layers[index] = self._base(spec), self._glow(spec)
+            base, glow = self._base(spec), self._glow(spec)
+            self._layers[index] = base, glow if glow and shines(base.material, glow.material) else None
         return self._layers[index]
 
     def joined(self, index: int, apart: bool) -> Material | None:

@@ -13,7 +13,7 @@ from raydream.prior.asset import WRAP_CLAMP, WRAP_REPEAT
 from raydream.prior.asset_error import AssetError
 from raydream.prior.asset_files import AssetLimits, Folder, read_named
 from raydream.prior.asset_images import decode_image
-from raydream.prior.asset_parts import Material, linear_from_srgb, with_emission
+from raydream.prior.asset_parts import Material, linear_from_srgb, shines, with_emission
 from raydream.prior.asset_warnings import Warn
 
 # How many words follow each option of a map; what is not here has one.
@@ -87,7 +87,7 @@ class _MtlReader:
         if not glow_colour[:3].any():
             return base
         glow = self._layer(values.get("map_ke"), glow_colour, paints_alone=False)
-        if "map_ke" in values and glow.material.image is None:
+        if ("map_ke" in values and glow.material.image is None) or not shines(base.material, glow.material):
             return base
         placed = base if glow.material.image is None else glow
         both = base.material.image is not None and glow.material.image is not None

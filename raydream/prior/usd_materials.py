@@ -12,7 +12,7 @@ from pxr import Sdf, Usd, UsdShade
 
 from raydream.prior.asset import WRAP_CLAMP, WRAP_MIRROR, WRAP_REPEAT
 from raydream.prior.asset_files import AssetLimits, Folder
-from raydream.prior.asset_parts import BLEND_CUTOFF, Material, with_emission
+from raydream.prior.asset_parts import BLEND_CUTOFF, Material, shines, with_emission
 from raydream.prior.asset_warnings import Warn
 from raydream.prior.mtl import read_texture
 
@@ -70,7 +70,7 @@ class UsdMaterials:
             Material(factor, opaque.image, opaque.wrap, alpha_cutoff=cutoff), base.coordinates, base.colours, base.turn
         )
         glow = self._layer(surface, "emissiveColor", (0.0, 0.0, 0.0))
-        if not glow.material.factor[:3].any():
+        if not shines(base.material, glow.material):
             return base
         images = base.material.image is not None and glow.material.image is not None
         if base.colours or glow.colours or (images and not base.lies_as(glow)):
