@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 from small_runs import SMALL
 
+from raydream.store import MESH, PREVIEW, REPORT, TURNTABLE, RunFolder, particle_file, preview_file
 from serve.api import build_api
 from serve.records import Quota, Records, Wish
 from serve.settings import Settings
@@ -17,6 +18,7 @@ URL = "/v1/generations"
 OWN = ("prompt=", "n=", "cluster.runtime=")  # what a client says, or the service
 OVERRIDES = tuple(setting for setting in SMALL if not setting.startswith(OWN))
 CHAIR = {"prompt": "a chair", "n": 2, "steps": 6}
+CONTENT = {MESH: b"glTF" + bytes(500), TURNTABLE: bytes(range(256)), PREVIEW: b"\x89PNG picture"}
 ROOMY = Quota(max_queued=1000, unfinished=1000, daily=1000)
 WISH = Wish("a chair", 2, "exhibit", "vsd", 0, 6, 6)
 
@@ -55,3 +57,22 @@ def assert_problem(response: Response, status: int, field: str | None, words: st
     assert words in body["detail"]
     assert body["title"]
     assert body["type"]
+
+
+def finished(client: TestClient, records: Records, settings: Settings, num_rows: int = 3) -> str:
+    """A generation that has ended, with files that are there to be told apart; the second particle has no mesh."""
+    generation = post(client).json()["id"]
+    record = records.get(generation)
+    assert record is not None
+    attempt = records.take_up(record, epoch_of(records))
+    run = RunFolder.create(settings.run_uri(generation), "{}")
+    run.append_metrics([{"step": step, "loss/rgb": 0.5 * step, "time/step_s": 1.0} for step in range(num_rows)])
+    for index in range(2):
+        for name, data in CONTENT.items():
+            if (index, name) != (1, MESH):
+                run.write_bytes(particle_file(index, name), data + bytes([index]))
+    run.write_bytes(preview_file(3), b"grid")
+    run.write_text(REPORT, "<!doctype html><title>report</title>")
+    run.write_checkpoint_file(3, "score.safetensors", b"large")
+    assert records.end(generation, attempt or 0, "finished", {"meshes": [0], "preview_step": 6, "step": 6})
+    return generation

@@ -1,32 +1,24 @@
 """The HTTP interface without Ray: what is accepted, what is refused and how, who sees what, files, events."""
 
-import asyncio
-import io
 import json
 import threading
 import time
-import zipfile
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import Request
 from fastapi.testclient import TestClient
-from pyarrow import fs
-from service_cases import CHAIR, URL, assert_problem, client_of, epoch_of, post, records_of, small_settings
+from service_cases import CHAIR, URL, assert_problem, client_of, epoch_of, finished, post, records_of, small_settings
 
-from raydream.storage import RemoteFiles
-from raydream.store import MESH, METRICS, PREVIEW, REPORT, TURNTABLE, RunFolder, particle_file, preview_file
+from raydream.store import MESH
 from serve.api import build_api
-from serve.artefacts import send_file
 from serve.guard import MAX_BODY_BYTES, PAGE_POLICY
 from serve.records import Records, RecordsAway
 from serve.settings import Settings
 from serve.supervisor import Condition
 
 LOCAL = ("127.0.0.1", 50000)
-CONTENT = {MESH: b"glTF" + bytes(500), TURNTABLE: bytes(range(256)), PREVIEW: b"\x89PNG picture"}
 
 
 @pytest.fixture
@@ -43,25 +35,6 @@ def client(settings: Settings) -> Iterator[TestClient]:
 @pytest.fixture
 def records(settings: Settings) -> Records:
     return records_of(settings)
-
-
-def finished(client: TestClient, records: Records, settings: Settings, num_rows: int = 3) -> str:
-    """A generation that has ended, with files that are there to be told apart; the second particle has no mesh."""
-    generation = post(client).json()["id"]
-    record = records.get(generation)
-    assert record is not None
-    attempt = records.take_up(record, epoch_of(records))
-    run = RunFolder.create(settings.run_uri(generation), "{}")
-    run.append_metrics([{"step": step, "loss/rgb": 0.5 * step, "time/step_s": 1.0} for step in range(num_rows)])
-    for index in range(2):
-        for name, data in CONTENT.items():
-            if (index, name) != (1, MESH):
-                run.write_bytes(particle_file(index, name), data + bytes([index]))
-    run.write_bytes(preview_file(3), b"grid")
-    run.write_text(REPORT, "<!doctype html><title>report</title>")
-    run.write_checkpoint_file(3, "score.safetensors", b"large")
-    assert records.end(generation, attempt or 0, "finished", {"meshes": [0], "preview_step": 6, "step": 6})
-    return generation
 
 
 # --- accepting ------------------------------------------------------------------------------------------------------
@@ -295,84 +268,6 @@ def test_events_of_what_has_ended_are_one(client: TestClient) -> None:
     assert client.get(f"{path}/events").text.count("event: generation") == 1
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def done(client: TestClient, records: Records, settings: Settings) -> str:
-    return f"{URL}/{finished(client, records, settings)}"
-
-
-def test_files_have_their_types(client: TestClient, done: str) -> None:
-    types = {PREVIEW: "image/png", TURNTABLE: "video/mp4", MESH: "model/gltf-binary"}
-    body = client.get(done).json()
-    for name, kind in types.items():
-        response = client.get(f"{done}/particles/0/{name}")
-        assert (response.status_code, response.content) == (200, CONTENT[name] + b"\0")
-        assert response.headers["content-type"] == kind
-        assert response.headers["x-content-type-options"] == "nosniff"
-        assert body["particles"][0][name.split(".")[0]] == f"{done}/particles/0/{name}"
-    assert body["particles"][1]["mesh"] is None
-    assert client.get(f"{done}/particles/1/{MESH}").status_code == 404
-    assert_problem(client.get(f"{done}/particles/-1/{MESH}"), 422, "index")
-
-
-def test_files_answer_ranges_and_tags(client: TestClient, done: str) -> None:
-    url = f"{done}/particles/0/{TURNTABLE}"
-    whole = client.get(url)
-    part = client.get(url, headers={"Range": "bytes=10-19"})
-    assert (part.status_code, part.content) == (206, bytes(range(10, 20)))
-    assert part.headers["content-range"] == "bytes 10-19/257"
-    assert client.get(url, headers={"Range": "bytes=9999-"}).status_code == 416
-    tag = whole.headers["etag"]
-    assert client.get(url, headers={"If-None-Match": tag}).status_code == 304
-    assert client.get(url, headers={"If-None-Match": f'W/{tag}, "x"'}).status_code == 304
-    assert client.get(url, headers={"If-None-Match": '"x"'}).status_code == 200
-    resumed = client.get(url, headers={"Range": "bytes=10-", "If-Range": '"other"'})
-    assert (resumed.status_code, resumed.content) == (200, whole.content)
-
-
-def test_the_archive_holds_the_run_without_its_checkpoints(client: TestClient, done: str) -> None:
-    response = client.get(f"{done}/archive.zip")
-    assert response.headers["content-type"] == "application/zip"
-    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
-        assert archive.testzip() is None
-        names = set(archive.namelist())
-        assert archive.read(f"raydream/{particle_file(0, MESH)}") == CONTENT[MESH] + b"\0"
-    assert {f"raydream/{name}" for name in ("config.json", METRICS, REPORT, preview_file(3))} <= names
-    assert not any("checkpoint" in name for name in names)
-    tag = response.headers["etag"]
-    assert client.get(f"{done}/archive.zip", headers={"If-None-Match": tag}).status_code == 304
-
-
-def test_run_folders_on_other_storage_go_through_the_cache(
-    client: TestClient, records: Records, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generation = finished(client, records, settings)
-    storage = fs.LocalFileSystem()
-    monkeypatch.setattr("raydream.store.resolve", lambda uri, _filesystem: RemoteFiles(storage, uri))
-    for _ in range(2):
-        assert client.get(f"{URL}/{generation}/particles/0/{MESH}").content == CONTENT[MESH] + b"\0"
-    assert (settings.cache / generation / particle_file(0, MESH)).is_file()
-
-
-def test_a_report_has_no_origin(client: TestClient, done: str) -> None:
-    response = client.get(f"{done}/report.html")
-    assert response.headers["content-type"].startswith("text/html")
-    policy = response.headers["content-security-policy"]
-    assert policy.startswith("sandbox allow-scripts;")
-    assert "allow-same-origin" not in policy
-
-
-def test_metrics_are_losses_by_step_thinned_out(client: TestClient, records: Records, settings: Settings) -> None:
-    generation = finished(client, records, settings, num_rows=2000)
-    rows = client.get(f"{URL}/{generation}/metrics").json()["rows"]
-    assert len(rows) == 500
-    assert (rows[0], rows[-1]) == ({"step": 0, "rgb": 0.0}, {"step": 1999, "rgb": 999.5})
-    rest = client.get(f"{URL}/{generation}/metrics", params={"after": 1990}).json()["rows"]
-    assert [row["step"] for row in rest] == list(range(1991, 2000))
-
-
 # --- the rest -------------------------------------------------------------------------------------------------------
 
 
@@ -455,23 +350,3 @@ def test_the_page_may_load_nothing_from_elsewhere(client: TestClient) -> None:
         assert_problem(response, 404, None)
     assert_problem(client.get("/static/../api.py"), 404, None)
     assert_problem(client.get("/static/%2e%2e/api.py"), 404, None)
-
-
-def test_a_picture_that_is_replaced_while_it_is_sent_is_whole(tmp_path: Path) -> None:
-    """A run that goes on puts a new preview in the place of the old one, of another length."""
-    path = tmp_path / "preview.png"
-    path.write_bytes(bytes(500))
-    response = send_file(Request({"type": "http", "headers": []}), path, None)
-    path.write_bytes(bytes(90))
-    sent: list[MutableMapping[str, Any]] = []
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    async def receive() -> MutableMapping[str, Any]:
-        await asyncio.sleep(60)  # nobody hangs up
-        return {"type": "http.disconnect"}
-
-    asyncio.run(response({"type": "http", "method": "GET", "headers": []}, receive, send))
-    assert dict(sent[0]["headers"])[b"content-length"] == b"500"
-    assert b"".join(part["body"] for part in sent[1:]) == bytes(500)
