@@ -111,6 +111,19 @@ def test_a_training_goes_on_from_a_finished_prior(trained: Path, tmp_path: Path)
         _train(replace(config, unet=replace(config.unet, channels=(32, 96))), tmp_path / "wider")
 
 
+def test_a_vae_is_trained_further_for_new_words(trained: Path, tmp_path: Path) -> None:
+    """Its losses begin where the first training's ended, on words of its own."""
+    config = small_config(4, 1)
+    words = replace(config.words, nouns=("ball", "sword"))
+    config = replace(config, words=words, vae=replace(config.vae, start=str(trained / PRIOR)))
+    assert _train(config, tmp_path / "more")
+    first, more = _losses(trained, "vae"), _losses(tmp_path / "more", "vae")
+    assert max(more) < sum(first[:5]) / 5 - 0.7 * (sum(first[:5]) - sum(first[-5:])) / 5
+    assert Lexicon.loads((tmp_path / "more" / LEXICON).read_text()).nouns == ("ball", "sword")
+    with pytest.raises(ValueError, match=r"^vae.start: its VAE has other layers"):
+        _train(replace(config, vae=replace(config.vae, channels=(8, 16, 32))), tmp_path / "wider")
+
+
 def test_a_training_that_goes_on_keeps_the_words_of_its_start(trained: Path, tmp_path: Path) -> None:
     """Tokens must keep their meaning, whatever words the new settings would choose."""
     config = replace(small_config(VAE_STEPS, 2), start=str(trained / PRIOR))
@@ -294,6 +307,7 @@ def test_evaluation_of_a_whole_folder_writes_its_model_card(trained: Path, capsy
         small_config(VAE_STEPS, UNET_STEPS),
         gate=GateConfig(num_renders=12, num_classified=3, classifier_noises=1, sample_steps=3),
     )
+    config = replace(config, vae=replace(config.vae, start="some/where/else"))
     path = trained / "evaluate.json"
     path.write_text(config_io.dumps(config))
     words = ["--views", str(trained / "views.zip"), "--out", str(trained), "--config", str(path), "--evaluate"]
@@ -304,6 +318,7 @@ def test_evaluation_of_a_whole_folder_writes_its_model_card(trained: Path, capsy
     assert Image.open(trained / "samples" / "sheet.png").size == (10 * SIZE_PX, 10 * SIZE_PX)
     card = (trained / PRIOR / "README.md").read_text()
     assert "CC0-1.0" in card
+    assert '"start": "else"' in card
     assert "| noun | 0.9 |" in card
     assert "| noun | 0.9 |" in capsys.readouterr().out
 

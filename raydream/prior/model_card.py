@@ -69,8 +69,14 @@ The gate {verdict}. P[loss(right caption) < loss(wrong caption)] with the same n
 {json.dumps(steps)}
 
 ```json
-{config_io.dumps(replace(config, start=Path(config.start).name))}
+{config_io.dumps(_without_folders(config))}
 ```
 """
     (folder / GATE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _without_folders(config: TrainConfig) -> TrainConfig:
+    """A card that is given away does not tell the folders of the machine that wrote it."""
+    vae = replace(config.vae, start=Path(config.vae.start).name)
+    return replace(config, start=Path(config.start).name, vae=vae)

@@ -186,6 +186,15 @@ def copy_weights(source: PriorModels, target: PriorModels) -> None:
             raise ValueError(f"start: its {name} has other layers than the settings ask for: {error}") from error
 
 
+def start_vae(vae: AutoencoderKL, folder: Path) -> None:
+    """Gives a VAE the weights of a finished prior's; ValueError naming ``vae.start`` where the shapes are others."""
+    source = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+    try:
+        vae.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"vae.start: its VAE has other layers than the settings ask for: {error}") from error
+
+
 @torch.no_grad()
 def sample_latents(
     models: PriorModels, captions: list[str], cfg_scale: float, num_steps: int, generator: torch.Generator

@@ -46,6 +46,7 @@ from raydream.prior.prior_models import (
     load_models,
     normalise_latents,
     sample_latents,
+    start_vae,
 )
 from raydream.prior.train_check import CONFIG, check_same_training, training_lock
 from raydream.prior.train_config import TrainConfig
@@ -147,6 +148,8 @@ def _train_vae(sets: TrainSets, config: TrainConfig, session: Session) -> Autoen
     with _same_start(config.seed):
         vae = build_vae(config.vae)
         vae.to(session.device)  # type: ignore[arg-type]
+    if config.vae.start:
+        start_vae(vae, resolve_prior(config.vae.start))
     learner = Learner(vae, config.vae.stage, session.team)
 
     def loss(step: int) -> Tensor:

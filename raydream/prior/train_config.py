@@ -130,8 +130,13 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """An ``AutoencoderKL`` of 4 latent channels; each level after the first halves the image."""
+    """An ``AutoencoderKL`` of 4 latent channels; each level after the first halves the image.
 
+    ``start`` is the folder of a finished prior, or "embedded", whose VAE is trained further: what it learnt of edges
+    and colours holds for other objects too.
+    """
+
+    start: str = ""
     channels: tuple[int, ...] = (16, 32, 64)
     norm_groups: int = 16
     kl_weight: float = 3e-5
