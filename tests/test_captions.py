@@ -238,7 +238,9 @@ def test_maker_draws_rare_nouns_more_often_than_their_share() -> None:
     lexicon = make_lexicon(views, palette, config)
     subjects = describe(views, palette, lexicon, config)
     look = small_config(1, 1).look
-    maker = BatchMaker.build(views, subjects, palette, lexicon, look, config, 0, torch.device("cpu"))
+    maker = BatchMaker.build(
+        views, subjects, range(views.num_views), palette, lexicon, look, config, 0, torch.device("cpu")
+    )
     weight = {noun: sum(w for s, w in zip(subjects, maker.weights.tolist()) if s.noun == noun) for noun in SHAPES}
     assert weight["ball"] / weight["crate"] == pytest.approx((10 / 2) ** 0.5, rel=1e-5)
 

@@ -57,6 +57,7 @@ class BatchMaker:
         cls,
         views: ViewSet,
         subjects: Sequence[Subject],
+        angles: Sequence[int],
         palette: Palette,
         lexicon: Lexicon,
         look: LookConfig,
@@ -64,16 +65,21 @@ class BatchMaker:
         seed: int,
         device: torch.device,
     ) -> "BatchMaker":
-        """A maker over some subjects; each noun is drawn in proportion to the root of its number of assets."""
-        index = torch.tensor([subject.index for subject in subjects])
+        """A maker over some subjects from some of their ``angles``, numbers of views; each noun is drawn in proportion
+        to the root of its number of assets.
+        """
+        index, angle = torch.tensor([subject.index for subject in subjects]), torch.tensor(list(angles))
         counts = Counter(subject.noun for subject in subjects)
         weights = torch.tensor([counts[subject.noun] ** -0.5 for subject in subjects])
-        pixels = torch.cat([views.rgb[index], views.alpha[index], views.shade[index]], dim=-1).to(device)
+        pixels = torch.empty(len(index), len(angle), *views.rgb.shape[2:4], 5, dtype=torch.uint8)
+        for place, number in enumerate(index.tolist()):  # a whole library's views are not copied twice
+            for channels, part in ((slice(3), views.rgb), (slice(3, 4), views.alpha), (slice(4, 5), views.shade)):
+                pixels[place, ..., channels] = part[number, angle]
+        azimuth_deg, elevation_deg = (part[index][:, angle] for part in (views.azimuth_deg, views.elevation_deg))
         chosen = Palette(palette.lab[index], palette.share[index], palette.colour[index])
         return cls(
-            tuple(subjects), weights, pixels, views.azimuth_deg[index], views.elevation_deg[index], chosen, lexicon,
-            look, words, seed,
-        )  # fmt: skip
+            tuple(subjects), weights, pixels.to(device), azimuth_deg, elevation_deg, chosen, lexicon, look, words, seed
+        )
 
     def batch(self, size: int, role: str, index: int, step: int) -> Batch:
         """A training batch: any view of any subject, recoloured or not."""

@@ -108,8 +108,7 @@ def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon
     kept, spare = split_views(views.num_views, config.words.held_out_views)
 
     def maker(chosen: list[Subject], angles: list[int]) -> BatchMaker:
-        some = views.take_views(angles)
-        return BatchMaker.build(some, chosen, palette, lexicon, config.look, config.words, config.seed, device)
+        return BatchMaker.build(views, chosen, angles, palette, lexicon, config.look, config.words, config.seed, device)
 
     return TrainSets(maker(train, kept), maker(train, spare or kept), maker(held_out, kept + spare))
 

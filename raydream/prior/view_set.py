@@ -101,12 +101,6 @@ class ViewSet:
             self.elevation_deg[index],
         )
 
-    def take_views(self, numbers: Sequence[int]) -> "ViewSet":
-        """All objects with some of their views, in the given order."""
-        index = torch.tensor(list(numbers), dtype=torch.long)
-        parts = (self.rgb, self.alpha, self.shade, self.azimuth_deg, self.elevation_deg)
-        return ViewSet(self.objects, *(part[:, index] for part in parts))
-
 
 def open_views(source: str) -> ViewSet:
     """The views of a packed file or of the Parquet folder or URI that ``jobs/render_ccm.py`` wrote.
@@ -155,7 +149,8 @@ def read_views(uri: str) -> ViewSet:
     if not groups:
         raise ValueError(f"views: no asset gave any in {uri}; its report.json says why")
     cards = tuple(ObjectCard.of_row({name: group[name][0] for name in ABOUT}) for group in groups)
-    images = [np.stack([np.asarray(group[name], np.uint8) for group in groups]) for name in _IMAGES]
+    # popped: of a large library only one kind of image is there twice for a moment
+    images = [np.stack([np.asarray(group.pop(name), np.uint8) for group in groups]) for name in _IMAGES]
     angles = [
         np.stack([np.asarray(group[name], np.float32) for group in groups]) for name in ("azimuth_deg", "elevation_deg")
     ]
