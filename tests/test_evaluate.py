@@ -20,6 +20,7 @@ from raydream.evaluate.run import EVALUATION, SHEET, evaluate_run
 from raydream.evaluate.settings import EvaluateSettings
 from raydream.presets import make_preset
 from raydream.prior.procedural import procedural_asset
+from raydream.storage_faults import StorageError
 from raydream.store import MESH, RunFolder, particle_file
 from tests.test_evaluate_judges import make_tiny_clip
 from tests.tiny_prior import make_tiny_prior
@@ -118,6 +119,15 @@ def test_bad_input_is_named_before_anything_loads(tmp_path, capsys):
     for arguments, start in cases:
         assert main("test", arguments) == 2
         assert capsys.readouterr().err.startswith(f"error: {start}")
+
+
+def test_a_storage_that_is_away_is_told_in_a_line(tmp_path, capsys, monkeypatch):
+    def away(uri: str, settings: EvaluateSettings) -> Evaluation:
+        raise StorageError(f"{uri}: it does not answer")
+
+    monkeypatch.setattr("raydream.evaluate.run.evaluate_run", away)
+    assert main("test", ["--run", "s3://bucket/run"]) == 1
+    assert capsys.readouterr().err == "error: s3://bucket/run: it does not answer; try again when the storage answers\n"
 
 
 def evaluation_of(label: str, ranks: list[int], verdicts: list[str], check: JudgeCheck | None = None) -> Evaluation:

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from raydream import config_io
 from raydream.evaluate.settings import EvaluateSettings
+from raydream.storage_faults import StorageError
 
 
 def main(description: str, arguments: list[str] | None = None) -> int:
-    """Evaluates each run; returns the exit code: 0 done, 2 bad input."""
+    """Evaluates each run; returns the exit code: 0 done, 1 where a storage is away, 2 bad input."""
     args = _parser(description).parse_args(arguments)
     try:
         settings = _settings(args)
@@ -26,6 +27,9 @@ def main(description: str, arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"error: {error}; try again when the storage answers", file=sys.stderr)
+        return 1
     if len(evaluations) > 1:
         print(compare(evaluations))
     return 0
