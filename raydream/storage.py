@@ -183,15 +183,34 @@ class RemoteFiles:
 
     def _read(self, name: str, max_bytes: int | None) -> bytes:
         if max_bytes is None:
-            with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
+            with self._open_stream(name) as stream:
                 return stream.read()
-        with self.filesystem.open_input_file(self.path(name)) as file:
+        with self._open_file(name) as file:
             _check_size(name, file.size(), max_bytes)
             return file.read()
 
+    def _open_stream(self, name: str) -> pa.NativeFile:
+        with self._missing_for_sure(name):
+            return self.filesystem.open_input_stream(self.path(name), compression=None)
+
+    def _open_file(self, name: str) -> pa.NativeFile:
+        with self._missing_for_sure(name):
+            return self.filesystem.open_input_file(self.path(name))
+
+    @contextmanager
+    def _missing_for_sure(self, name: str) -> Iterator[None]:
+        """Takes no file of an fsspec filesystem for missing because of a fault, as pyarrow does there."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if not self.filesystem.type_name.startswith("py::fsspec"):
+                raise
+            self.filesystem.handler.fs.info(self.path(name))  # raises what the fault was, or that it is missing
+            raise ConnectionError(f"{self.path(name)} was away for a moment") from error
+
     def open(self, name: str) -> pa.NativeFile:
         """A file of which only parts are read."""
-        file = self._ask(name, lambda: self.filesystem.open_input_file(self.path(name)))
+        file = self._ask(name, lambda: self._open_file(name))
         return pa.PythonFile(_PatientFile(file, self.path(name), self.patience_s), mode="r")
 
     def exists(self, name: str) -> bool:

@@ -31,9 +31,13 @@ class FakeS3:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._server.server_port}"
+
     def uri(self, path: str) -> str:
         """How any process reaches a path of the bucket."""
-        endpoint = f"127.0.0.1%3A{self._server.server_port}"
+        endpoint = self.address.replace(":", "%3A")
         return f"s3://key:secret@{BUCKET}/{path}?scheme=http&endpoint_override={endpoint}&region=us-east-1"
 
     def upload(self, folder: Path, prefix: str) -> None:

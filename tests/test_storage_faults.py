@@ -156,6 +156,16 @@ def test_what_is_missing_or_denied_is_not_waited_for(s3: FakeS3) -> None:
     assert s3.requests.total() == 2
 
 
+def test_http_by_fsspec_is_waited_for_too(s3: FakeS3) -> None:
+    """It tells of every fault as of a missing file."""
+    s3.objects["library/a.glb"] = b"glTF"
+    s3.refuse_first(5, 503)
+    web = resolve(f"fsspec+http://{s3.address}/bucket/library", None)
+    assert web.read("a.glb", 100) == b"glTF"
+    with pytest.raises(FileNotFoundError):
+        web.read("b.glb", 100)
+
+
 def test_a_parquet_file_is_read_by_parts_through_refusals(s3: FakeS3, tmp_path: Path) -> None:
     table = pq.read_table(_parquet(tmp_path / "a.parquet"))
     s3.objects["views/a.parquet"] = (tmp_path / "a.parquet").read_bytes()
