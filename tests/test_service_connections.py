@@ -93,7 +93,10 @@ def test_who_asks_is_answered_while_others_only_hold_on(address: Address) -> Non
 
 def test_who_is_being_answered_keeps_his_place(address: Address) -> None:
     """His body is still coming while the silent ones come and go."""
-    client = opened(address, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nConnection: close\r\n\r\nab")
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+    client = opened(address, head)
+    assert client.recv(1024).startswith(b"HTTP/1.1 100 "), "it has begun"
+    client.sendall(b"ab")
     with ExitStack() as stack:
         for _ in range(3 * MAX_CONNECTIONS):
             stack.enter_context(opened(address))
