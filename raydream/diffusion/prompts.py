@@ -6,6 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from raydream.diffusion.weight_files import file_stamps
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
@@ -42,14 +44,17 @@ def check_lengths(folder: Path, prompt: str, negative_prompt: str) -> None:
 
 def count_tokens(folder: Path, text: str) -> int:
     """Of a text with its start and end, by the tokenizer of the prior in a folder."""
-    tokenizer = _kept(folder, _stamps(folder))
+    tokenizer = _kept(folder, file_stamps(folder / "tokenizer"))
     with _LOCK:  # a tokenizer is for one thread at a time
         return len(tokenizer(text, verbose=False).input_ids)
 
 
 def max_tokens(folder: Path) -> int:
     """How many tokens the prior in a folder reads."""
-    return min(_kept(folder, _stamps(folder)).model_max_length, _text_number(folder, "max_position_embeddings"))
+    return min(
+        _kept(folder, file_stamps(folder / "tokenizer")).model_max_length,
+        _text_number(folder, "max_position_embeddings"),
+    )
 
 
 def load_tokenizer(folder: Path) -> "CLIPTokenizer":
@@ -72,12 +77,6 @@ def load_tokenizer(folder: Path) -> "CLIPTokenizer":
 @lru_cache(maxsize=8)
 def _kept(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> "CLIPTokenizer":
     return load_tokenizer(folder)
-
-
-def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of its files: others where somebody changed them."""
-    files = sorted(path for path in (folder / "tokenizer").iterdir() if path.is_file())
-    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
 
 
 def _text_number(folder: Path, name: str) -> int:

@@ -44,6 +44,12 @@ def check_whole(path: Path) -> None:
         raise ValueError(f"{path} is empty; the download may be incomplete")
 
 
+def file_stamps(folder: Path, pattern: str = "**/*") -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of a folder's files: others where somebody changed them."""
+    found = [(path, path.stat()) for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
 def _check_safetensors(path: Path, length: bytes, header: bytes) -> None:
     """The format has the header's length, the header, and the tensors at the places that it says, to the last byte."""
     size = path.stat().st_size

@@ -25,6 +25,7 @@ from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.prior_files import resolve_agp, resolve_agp_prior, resolve_prior
 from raydream.diffusion.prompts import bank_prompts
 from raydream.diffusion.text import PerpNegTexts, TextBank, encode_prompts
+from raydream.diffusion.weight_files import file_stamps
 from raydream.precision import has_fast_bfloat16
 from raydream.seeds import generator
 from raydream.types import Condition, Denoiser
@@ -163,7 +164,7 @@ def _exhibit(config: ScoreConfig, device: torch.device, init: torch.Generator) -
     abar = alphas_cumprod(EXHIBIT_SCHEDULE).float().to(device)
     source = config.prior.exhibit.assets or str(find_minipack() or PROCEDURAL)
     exhibit = dataclasses.replace(config.prior.exhibit, assets=source)
-    files = () if source == PROCEDURAL else _stamps(Path(source), MANIFEST)  # which lists all others
+    files = () if source == PROCEDURAL else file_stamps(Path(source), MANIFEST)  # which lists all others
     modes = _MODES.get(
         (config.prompt, exhibit, config.backend, device, files),
         lambda: ExhibitModes.load(config.prompt, exhibit, load_backend(config.backend, device.type), device),
@@ -183,7 +184,7 @@ def _diffusers(config: ScoreConfig, device: torch.device, init: torch.Generator)
     from raydream.diffusion.lora import LoraDenoiser
 
     folder, dtype = resolve_prior(config.prior.source), unet_dtype(config.prior, device)
-    files = _stamps(folder)
+    files = file_stamps(folder)
     kept = _DENOISERS.get((folder, files, dtype, device), lambda: DiffusersDenoiser.load(folder, dtype, device))
     # The same weights in layers of the run's own: a LoRA changes the layers around it and leaves the weights alone.
     weights = [*kept.unet.parameters(), *kept.unet.buffers()]
@@ -200,9 +201,9 @@ def load_agp(config: ScoreConfig, device: torch.device) -> tuple[Denoiser, Texts
     from raydream.prior.agp import AgpDenoiser  # importing diffusers takes seconds: only where needed
 
     agp, prior = resolve_agp(config.geometry.agp), resolve_agp_prior(config.geometry.prior, config.prior.source)
-    dtype, files = unet_dtype(config.prior, device), _stamps(prior)
+    dtype, files = unet_dtype(config.prior, device), file_stamps(prior)
     denoiser = _AGPS.get(
-        (agp, _stamps(agp), prior, files, dtype, device), lambda: AgpDenoiser.load(agp, prior, device, dtype)
+        (agp, file_stamps(agp), prior, files, dtype, device), lambda: AgpDenoiser.load(agp, prior, device, dtype)
     )
     texts = _text_bank(dataclasses.replace(config, negative_prompt=""), prior, files, device)
     return denoiser, texts, denoiser.alphas_cumprod
@@ -222,7 +223,7 @@ def load_codec(config: ParticleConfig, device: torch.device) -> LatentCodec:
     folder = resolve_prior(prior.source)
     dtype = torch.float32 if prior.dtype == "auto" else _DTYPES[prior.dtype]
     return _CODECS.get(
-        (folder, _stamps(folder), prior.image_px, prior.sample_posterior, dtype, device),
+        (folder, file_stamps(folder), prior.image_px, prior.sample_posterior, dtype, device),
         lambda: make_codec("vae", prior.image_px, folder, prior.sample_posterior, dtype, device),
     )
 
@@ -232,9 +233,3 @@ def unet_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
     if prior.dtype == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     return _DTYPES[prior.dtype]
-
-
-def _stamps(folder: Path, pattern: str = "**/*") -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of a folder's files: others where somebody changed them."""
-    found = [(path, path.stat()) for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
