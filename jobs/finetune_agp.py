@@ -12,7 +12,7 @@ interruption, with any number of workers; OUT/agp is the trained model.
 
 import sys
 
-from raydream.prior.agp_job import main
+from raydream.train.agp.job import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__.splitlines()[0]))

@@ -11,8 +11,8 @@ import argparse
 import json
 import sys
 
-from raydream import config_io
-from raydream.prior.render_config import RenderJobConfig, make_recipe
+from raydream.config import strict_json as config_io
+from raydream.config.render import RenderJobConfig, make_recipe
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def main() -> int:
     overrides += [f"library.subsets={json.dumps(args.subset)}"] if args.subset else []
     try:
         config = config_io.apply_overrides(make_recipe(args.recipe), overrides + args.set)
-        from raydream.prior.render_pool import render_library  # Ray and torch only for what can be done
+        from raydream.views.pool import render_library  # Ray and torch only for what can be done
 
         report = render_library(config, args.out)
     except ValueError as error:

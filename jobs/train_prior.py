@@ -10,7 +10,7 @@ Run the same command again after any interruption.
 
 import sys
 
-from raydream.prior.train_job import main
+from raydream.train.prior.job import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__.splitlines()[0]))

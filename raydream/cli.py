@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydream import config_io
-from raydream.config import OutputConfig, RunConfig
-from raydream.paths import with_absolute_folders
-from raydream.presets import DEFAULT_PRESET, PRESETS, make_preset
-from raydream.store import RunFolder
+from raydream.config import strict_json as config_io
+from raydream.config.paths import with_absolute_folders
+from raydream.config.presets import DEFAULT_PRESET, PRESETS, make_preset
+from raydream.config.run import OutputConfig, RunConfig
+from raydream.store.run_folder import RunFolder
 
 _EPILOG = """\
 examples:

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from raydream import cli, config_io
-from raydream.checks import require
-from raydream.config import RunConfig, cluster_config
-from raydream.store import CONFIG, RunFolder
-from raydream.terminal import say, settle
+from raydream import cli
+from raydream.config import strict_json as config_io
+from raydream.config.checks import require
+from raydream.config.run import RunConfig, cluster_config
+from raydream.report.terminal import say, settle
+from raydream.store.run_folder import CONFIG, RunFolder
 
 if TYPE_CHECKING:
-    from raydream.runtime import Runtime
+    from raydream.cluster.runtime import Runtime
 
 _BAD_INPUT, _FAILED, _STOPPED = 2, 1, 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -41,7 +42,7 @@ def _main(description: str, words: Sequence[str] | None) -> int:
             return 0
         config = check_prior(request.config)
         if config.cluster.runtime == "ray":
-            from raydream.connection import check_address  # Ray only for those who want it
+            from raydream.cluster.connection import check_address  # Ray only for those who want it
 
             check_address()
         run = RunFolder.open(request.out) if request.resume else RunFolder.create(request.out, config_io.dumps(config))
@@ -69,21 +70,22 @@ def keep_output(config: RunConfig, run: RunFolder) -> None:
 
 def check_prior(config: RunConfig) -> RunConfig:
     """Makes sure that the priors can be found, before anything starts; an exhibit's assets are named in the result."""
-    from raydream.diffusion import prior_files, prompts
+    from raydream.diffusion import prompts
+    from raydream.priors import find
 
     geometry, camera = config.stages[0].geometry, config.stages[0].camera
     if geometry.agp != "off":
-        folder = prior_files.resolve_agp(geometry.agp)
-        agp_prior = prior_files.resolve_agp_prior(geometry.prior, config.prior.source)
+        folder = find.resolve_agp(geometry.agp)
+        agp_prior = find.resolve_agp_prior(geometry.prior, config.prior.source)
         prompts.check_lengths(agp_prior, config.prompt, "")
-        prior_files.check_agp_cameras(folder, camera.distance, camera.fov_y_deg)
+        find.check_agp_cameras(folder, camera.distance, camera.fov_y_deg)
     if config.prior.kind == "diffusers":
-        folder = prior_files.resolve_prior(config.prior.source, config.prior.allow_download)
-        prior_files.check_image_px(folder, config.prior.image_px)
+        folder = find.resolve_prior(config.prior.source, config.prior.allow_download)
+        find.check_image_px(folder, config.prior.image_px)
         prompts.check_lengths(folder, config.prompt, config.negative_prompt)
-        prior_files.check_prompt(folder, config.prompt)
+        find.check_prompt(folder, config.prompt)
         return config
-    from raydream.prior.exhibit import check_prompt
+    from raydream.priors.exhibit_modes import check_prompt
 
     stage = config.stages[0]
     require(stage.guidance.scale == 1, "scale", "an exhibit's score is exact; guidance scale must be 1")
@@ -99,8 +101,8 @@ def _run(config: RunConfig, run: RunFolder) -> int:
     from raydream.distill.loop import RunFailed
     from raydream.distill.pipeline import run_pipeline
     from raydream.distill.watch import RunWatch
-    from raydream.progress import Progress
-    from raydream.tensorboard import TensorboardLog
+    from raydream.report.progress import Progress
+    from raydream.report.tensorboard import TensorboardLog
 
     stop, resume = threading.Event(), f"resume with: python jobs/vsd_particles.py --resume {shlex.quote(run.uri)}"
     say(f"run folder: {run.uri}")
@@ -128,14 +130,14 @@ def _run(config: RunConfig, run: RunFolder) -> int:
 def _runtime_factory(
     config: RunConfig, listen: Callable[[], None], tell: Callable[[str], None], stop: threading.Event
 ) -> Callable[[], "Runtime"]:
+    from raydream.cluster.runtime import LocalRuntime
     from raydream.distill.loop import RunFailed
-    from raydream.runtime import LocalRuntime
 
     def make() -> "Runtime":
         runtime: "Runtime" = LocalRuntime()
         if config.cluster.runtime == "ray":
-            from raydream.connection import connect
-            from raydream.ray_runtime import RayRuntime
+            from raydream.cluster.connection import connect
+            from raydream.cluster.ray_runtime import RayRuntime
 
             try:
                 connect()

@@ -17,7 +17,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from raydream.connection import check_address, connect
+from raydream.cluster.connection import check_address, connect
 from serve.app import listening
 from serve.crew import end_crew
 from serve.keys import Keys

@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 
 from raydream import __version__
-from raydream.store import MESH, PREVIEW, REPORT, TURNTABLE, particle_file
+from raydream.store.run_folder import MESH, PREVIEW, REPORT, TURNTABLE, particle_file
 from serve import plan
 from serve.artefacts import Artefacts, has_already, send_file
 from serve.guard import PAGE_POLICY, REPORT_POLICY, Guard, owner_of

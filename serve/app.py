@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from raydream.connection import check_address
+from raydream.cluster.connection import check_address
 from serve import pulse
 from serve.api import build_api
 from serve.crew import look_after_supervisor

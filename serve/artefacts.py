@@ -8,8 +8,8 @@ from pathlib import Path
 from fastapi import HTTPException, Request
 from fastapi.responses import FileResponse, Response
 
-from raydream.storage_faults import StorageError
-from raydream.store import CONFIG, METRICS, PARTICLES, PREVIEWS, REPORT, VERSIONS, RunFolder
+from raydream.store.faults import StorageError
+from raydream.store.run_folder import CONFIG, METRICS, PARTICLES, PREVIEWS, REPORT, VERSIONS, RunFolder
 from serve.records import Record
 from serve.schema import FINAL_STATES, MAX_METRIC_ROWS, MetricRows
 from serve.settings import Settings

@@ -4,8 +4,8 @@ import errno
 import shutil
 from pathlib import Path
 
-from raydream.storage import LocalFiles, resolve
-from raydream.store import CHECKPOINTS
+from raydream.store.run_folder import CHECKPOINTS
+from raydream.store.storage import LocalFiles, resolve
 from serve.settings import Settings
 
 _MIB = 2**20

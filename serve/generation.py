@@ -12,18 +12,18 @@ from functools import partial
 
 import numpy as np
 
-from raydream import config_io
-from raydream.config import RunConfig
+from raydream.cluster.runtime import Runtime
+from raydream.config import strict_json as config_io
+from raydream.config.run import RunConfig
 from raydream.distill.artefacts import on_paper
 from raydream.distill.loop import RunFailed
 from raydream.distill.pipeline import run_pipeline
 from raydream.distill.watch import RunWatch
-from raydream.progress import Progress, seconds_per_step
-from raydream.runtime import Runtime
+from raydream.report.progress import Progress, seconds_per_step
+from raydream.report.tensorboard import TensorboardLog
 from raydream.scene.export import write_png
-from raydream.storage import LocalFiles, resolve
-from raydream.store import MESH, PREVIEW, RunFolder, particle_file
-from raydream.tensorboard import TensorboardLog
+from raydream.store.run_folder import MESH, PREVIEW, RunFolder, particle_file
+from raydream.store.storage import LocalFiles, resolve
 from serve.files import Files, is_for_want_of_room
 from serve.plan import config_of
 from serve.records import Records, RecordsAway

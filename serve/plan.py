@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from raydream import config_io
-from raydream.checks import require
-from raydream.config import MAX_PROMPT_CHARACTERS, RunConfig
-from raydream.diffusion.prior_files import EMBEDDED, known_nouns
+from raydream.config import strict_json as config_io
+from raydream.config.checks import require
+from raydream.config.presets import PRESETS
+from raydream.config.run import MAX_PROMPT_CHARACTERS, RunConfig
 from raydream.launch import check_prior
-from raydream.presets import PRESETS
+from raydream.priors.find import EMBEDDED, known_nouns
 from serve.records import Record, Wish
 from serve.schema import GenerationRequest, Limits, PriorInfo, Priors
 from serve.settings import Settings
@@ -68,6 +68,6 @@ def _words(config: RunConfig) -> list[str] | None:
 
 @cache
 def _exhibit_words(assets: str) -> Sequence[str]:
-    from raydream.prior.exhibit_assets import available_nouns  # torch comes with it
+    from raydream.assets.exhibit import available_nouns  # torch comes with it
 
     return tuple(noun for noun, _ in available_nouns(assets or None).most_common())

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from raydream.storage_faults import StorageError
+from raydream.store.faults import StorageError
 from serve.keys import KeysAway
 from serve.records import KeyUsedForOther, NotNow, QuotaUsedUp, RecordsAway
 from serve.schema import Problem, title_of

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raydream.config import MAX_PROMPT_CHARACTERS, Method
+from raydream.config.run import MAX_PROMPT_CHARACTERS, Method
 
 State = Literal["queued", "running", "finished", "failed", "cancelled"]
 FINAL_STATES: frozenset[str] = frozenset(("finished", "failed", "cancelled"))

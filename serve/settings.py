@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydream import config_io
-from raydream.checks import require
-from raydream.config import RunConfig
-from raydream.paths import absolute_override
-from raydream.presets import DEFAULT_PRESET, PRESETS, make_preset
+from raydream.config import strict_json as config_io
+from raydream.config.checks import require
+from raydream.config.paths import absolute_override
+from raydream.config.presets import DEFAULT_PRESET, PRESETS, make_preset
+from raydream.config.run import RunConfig
 
 PREFIX = "RAYDREAM_SERVE_"
 

@@ -15,9 +15,9 @@ import torch
 from raydream.backend import load_backend
 from raydream.bench.figures import Spread, spread_of
 from raydream.camera import orbit_cameras
-from raydream.config import StageConfig
+from raydream.config.presets import exhibit
+from raydream.config.run import StageConfig
 from raydream.diffusion.latent import RgbaCodec
-from raydream.presets import exhibit
 from raydream.scene.nerf import NerfScene, draw_look
 from raydream.seeds import generator
 

@@ -4,13 +4,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from raydream import config_io
 from raydream.bench.figures import RunCost
 from raydream.bench.whole_run import LOOK_AHEAD, measure_run
-from raydream.config import RunConfig, cluster_config
+from raydream.cluster.runtime import LocalRuntime, Runtime
+from raydream.config import strict_json as config_io
+from raydream.config.presets import exhibit
+from raydream.config.run import RunConfig, cluster_config
 from raydream.launch import check_prior
-from raydream.presets import exhibit
-from raydream.runtime import LocalRuntime, Runtime
 
 _WARM_STEPS = 10
 _NEVER = 10**9
@@ -49,6 +49,6 @@ def make_runtime(config: RunConfig) -> Runtime:
     """The runtime that the run asks for."""
     if config.cluster.runtime == "local":
         return LocalRuntime()
-    from raydream.ray_runtime import RayRuntime
+    from raydream.cluster.ray_runtime import RayRuntime
 
     return RayRuntime(cluster_config(config), config.n)

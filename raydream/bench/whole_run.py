@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from raydream import config_io
 from raydream.bench.figures import COUNTED, RunCost
-from raydream.config import RunConfig
+from raydream.cluster.runtime import Actor, Reference, Runtime
+from raydream.config import strict_json as config_io
+from raydream.config.run import RunConfig
 from raydream.distill.loop import Row, StageLoop
-from raydream.runtime import Actor, Reference, Runtime
-from raydream.store import RunFolder
+from raydream.store.run_folder import RunFolder
 
 WORK = frozenset({"render", "apply", "guide", "fit", "fit_gradients", "fit_update"})
 LOOK_AHEAD = 3  # steps that the loop may have submitted beyond the last row

@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from raydream.diffusion import prior_files
+from raydream.diffusion import layout
 from raydream.diffusion.guidance import alphas_cumprod, eps_from_v
 from raydream.types import Condition
 
@@ -26,11 +26,11 @@ def suit_attention(unet: UNet2DConditionModel, device: torch.device) -> None:
 
 
 def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The UNet of a prior that ``prior_files.resolve_prior`` has found good, on the CPU."""
+    """The UNet of a prior that ``priors.find.resolve_prior`` has found good, on the CPU."""
     return UNet2DConditionModel.from_pretrained(
         folder,
         subfolder="unet",
-        variant=prior_files.weights_variant(folder, "unet"),
+        variant=layout.weights_variant(folder, "unet"),
         torch_dtype=dtype,
         local_files_only=True,
     )
@@ -46,15 +46,15 @@ class DiffusersDenoiser:
     def __init__(self, unet: UNet2DConditionModel, scheduler: Mapping[str, Any]) -> None:
         self.unet = unet.requires_grad_(False).eval()
         suit_attention(unet, unet.device)
-        self.prediction_type = prior_files.prediction_type(scheduler)
+        self.prediction_type = layout.prediction_type(scheduler)
         self.alphas_cumprod: Float[Tensor, "1000"] = alphas_cumprod(scheduler).float().to(unet.device)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> "DiffusersDenoiser":
-        """The denoiser of a folder that ``prior_files.resolve_prior`` has found good."""
+        """The denoiser of a folder that ``priors.find.resolve_prior`` has found good."""
         unet = load_unet(folder, dtype)
         unet.to(device)  # type: ignore[arg-type]
-        return cls(unet, prior_files.scheduler_config(folder))
+        return cls(unet, layout.scheduler_config(folder))
 
     def eps(
         self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition

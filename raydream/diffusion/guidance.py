@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from raydream.diffusion.prior_files import PredictionType
+from raydream.diffusion.layout import PredictionType
 from raydream.types import Condition
 
 NUM_TIMESTEPS = 1000

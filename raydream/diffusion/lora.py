@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from raydream.diffusion.denoiser import DiffusersDenoiser
-from raydream.diffusion.prior_files import PredictionType
+from raydream.diffusion.layout import PredictionType
 from raydream.types import Condition
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

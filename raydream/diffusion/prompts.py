@@ -80,5 +80,5 @@ def _kept(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> "CLIPToken
 
 
 def _text_number(folder: Path, name: str) -> int:
-    """A number of the text encoder's settings, which ``prior_files.check_prior`` has found there."""
+    """A number of the text encoder's settings, which ``priors.find.check_prior`` has found there."""
     return int(json.loads((folder / "text_encoder/config.json").read_text(encoding="utf-8"))[name])

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raydream.config import SMALL_UNET_PATCH_PX
+from raydream.config.run import SMALL_UNET_PATCH_PX
 from raydream.diffusion.guidance import PredictionType, eps_from_v
 from raydream.precision import arithmetic
 from raydream.types import Condition

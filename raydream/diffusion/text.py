@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.camera import ViewBin, view_bins, wrap_degrees
-from raydream.config_guidance import GuidanceConfig
-from raydream.diffusion import prior_files
+from raydream.config.guidance import GuidanceConfig
+from raydream.diffusion import layout
 from raydream.diffusion.prompts import VIEW_WORDS, bank_prompts, load_tokenizer, max_tokens
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def load_text_encoder(folder: Path, device: torch.device) -> "tuple[CLIPTokenize
     from transformers import CLIPTextModel
     from transformers.utils import logging
 
-    variant = prior_files.weights_variant(folder, "text_encoder")
+    variant = layout.weights_variant(folder, "text_encoder")
     had_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # for so small a part it is but noise in a log
     try:

@@ -7,7 +7,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
-from raydream.diffusion import prior_files
+from raydream.diffusion import layout
 from raydream.diffusion.latent import resize
 from raydream.types import Render
 
@@ -29,15 +29,15 @@ class VaeCodec:
     def load(
         cls, folder: Path, size_px: int, sample_posterior: bool, dtype: torch.dtype, device: torch.device
     ) -> "VaeCodec":
-        """The VAE of a folder that ``prior_files.resolve_prior`` has found good."""
+        """The VAE of a folder that ``priors.find.resolve_prior`` has found good."""
         vae = AutoencoderKL.from_pretrained(
             folder,
             subfolder="vae",
-            variant=prior_files.weights_variant(folder, "vae"),
+            variant=layout.weights_variant(folder, "vae"),
             torch_dtype=dtype,
             local_files_only=True,
         )
-        return cls(vae.to(device), size_px or prior_files.native_image_px(folder), sample_posterior)
+        return cls(vae.to(device), size_px or layout.native_image_px(folder), sample_posterior)
 
     def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view 4 lh lw"]:
         """The latent of ``render.rgb``; ``generator`` is drawn from only if the posterior is sampled."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from raydream.backend import load_backend
-from raydream.config import OutputConfig
+from raydream.config.run import OutputConfig
 from raydream.scene.export import TurntableError, write_glb, write_png, write_turntable
 from raydream.scene.film import lit_pictures, mesh_asset
 from raydream.scene.isosurface import EmptyMeshError, extract_mesh
 from raydream.scene.nerf import NerfScene
 from raydream.scene.texture import bake_texture
-from raydream.store import MESH, PREVIEW, TURNTABLE, RunFolder, particle_file
+from raydream.store.run_folder import MESH, PREVIEW, TURNTABLE, RunFolder, particle_file
 from raydream.types import Cameras, Mesh
 
 _TURNTABLE_FPS = 24

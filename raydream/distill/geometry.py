@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from raydream.config import ScoreConfig
-from raydream.config_guidance import GeometryConfig
+from raydream.config.guidance import GeometryConfig
+from raydream.config.run import ScoreConfig
 from raydream.diffusion import guidance
-from raydream.distill.prior import Texts, load_agp
+from raydream.priors.load import Texts, load_agp
 from raydream.seeds import generator
 from raydream.types import Condition, Denoiser, Views
 

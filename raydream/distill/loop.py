@@ -15,12 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from raydream.config import RunConfig, StageConfig, particle_config, score_config
+from raydream.cluster.runtime import Actor, ActorFailed, Reference, Runtime
+from raydream.config.run import RunConfig, StageConfig, particle_config, score_config
 from raydream.distill.particle import Particle
 from raydream.distill.recovery import Failure, GiveUp, RecoveryPolicy, decide
 from raydream.distill.score import Score
-from raydream.runtime import Actor, ActorFailed, Reference, Runtime
-from raydream.store import FileDigest, RunFolder
+from raydream.store.run_folder import FileDigest, RunFolder
 
 _log = logging.getLogger(__name__)
 _LAG = 2

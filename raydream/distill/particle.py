@@ -15,18 +15,19 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras, sample_elevations, sample_uniform, stratified_azimuths
-from raydream.config import ParticleConfig
+from raydream.config.run import ParticleConfig
+from raydream.coordinates import Box, encode_ccm
 from raydream.diffusion.latent import resize, round_trip_loss
-from raydream.diffusion.prior_files import latent_px, resolve_agp_prior
+from raydream.diffusion.layout import latent_px
 from raydream.distill.artefacts import Eye, Stats, export_particle
 from raydream.distill.messages import Message, from_wire, pack_views
-from raydream.distill.prior import load_codec
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
-from raydream.prior.ccm import Box, encode_ccm
+from raydream.priors.find import resolve_agp_prior
+from raydream.priors.load import load_codec
 from raydream.scene.isosurface import solid_box
 from raydream.scene.nerf import NerfRender, NerfScene, draw_look, plain_look
 from raydream.seeds import generator
-from raydream.store import FileDigest
+from raydream.store.run_folder import FileDigest
 from raydream.types import Cameras, Render, Views
 
 

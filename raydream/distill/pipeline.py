@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from raydream import __version__
-from raydream.config import RunConfig
+from raydream.cluster.runtime import Runtime, Withdrawn
+from raydream.config.run import RunConfig
 from raydream.distill.loop import PREVIEW_AZIMUTHS_DEG, PREVIEW_ELEVATION_DEG, Observer, RunFailed, StageLoop
-from raydream.report import ReportFacts, write_report
-from raydream.runtime import Runtime, Withdrawn
-from raydream.store import VERSIONS, RunFolder, Scalar
+from raydream.report.page import ReportFacts, write_report
+from raydream.store.run_folder import VERSIONS, RunFolder, Scalar
 
 _PACKAGES = ("torch", "ray", "diffusers", "peft", "transformers", "numba", "numpy", "pyarrow", "trimesh", "xatlas")
 

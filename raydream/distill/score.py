@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from raydream.config import ScoreConfig
+from raydream.config.run import ScoreConfig
 from raydream.diffusion import guidance
 from raydream.distill.geometry import GeometryBranch, load_geometry
 from raydream.distill.messages import MAPS, Message, from_wire, to_wire, unpack_views
-from raydream.distill.prior import Prior, load_prior
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
+from raydream.priors.load import Prior, load_prior
 from raydream.schedule import Schedule
 from raydream.seeds import generator
-from raydream.store import FileDigest
+from raydream.store.run_folder import FileDigest
 from raydream.types import Condition, Views
 
 Stats = dict[str, float]

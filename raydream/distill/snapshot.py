@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from raydream import tensors
-from raydream.store import FileDigest, RunFolder
+from raydream.store import tensors
+from raydream.store.run_folder import FileDigest, RunFolder
 
 _PREFIX = "adam/"
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from raydream.distill.artefacts import on_paper
-from raydream.progress import Progress
-from raydream.report import preview_grid
-from raydream.store import RunFolder, preview_file
-from raydream.tensorboard import TensorboardLog
+from raydream.report.page import preview_grid
+from raydream.report.progress import Progress
+from raydream.report.tensorboard import TensorboardLog
+from raydream.store.run_folder import RunFolder, preview_file
 
 _SHOWN = ("loss/rgb", "loss/fit", "scene/opacity")
 

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from raydream.camera import clip_from_world
-from raydream.prior.ccm import Box, points_from_canonical
+from raydream.coordinates import Box, points_from_canonical
 from raydream.types import Cameras
 
 SOLID = 0.5

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raydream.config.evaluate import NUM_VIEWS
 from raydream.evaluate.facing import Verdict, descriptors, mirrored
-from raydream.evaluate.settings import NUM_VIEWS
 from raydream.evaluate.turntable import AZIMUTHS_DEG, Turntable
 
 

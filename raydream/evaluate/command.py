@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raydream import config_io
-from raydream.evaluate.settings import EvaluateSettings
-from raydream.storage_faults import StorageError
+from raydream.config import strict_json as config_io
+from raydream.config.evaluate import EvaluateSettings
+from raydream.store.faults import StorageError
 
 
 def main(description: str, arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.camera import view_bins
-from raydream.evaluate.settings import NUM_VIEWS
+from raydream.config.evaluate import NUM_VIEWS
 from raydream.evaluate.turntable import AZIMUTHS_DEG, Turntable
 
 Verdict = Literal["consistent", "janus", "round"]

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from raydream.prior.asset import Asset
-from raydream.prior.ccm import tight_box
+from raydream.assets.asset import Asset
+from raydream.coordinates import tight_box
 
 
 def glue_two_fronts(asset: Asset, depth: float = 0.5) -> Asset:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import trimesh
 
-from raydream.prior.asset import Asset
-from raydream.prior.ccm import tight_box
+from raydream.assets.asset import Asset
+from raydream.coordinates import tight_box
 from raydream.types import Backend
 
 _WELD = 1e-6  # of the longest side: UV seams split vertices, which leaves no hole

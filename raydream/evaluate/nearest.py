@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raydream.config import ExhibitConfig
+from raydream.assets.exhibit import exhibit_assets, match_prompt
+from raydream.config.run import ExhibitConfig
 from raydream.evaluate.diversity import turned_distances
 from raydream.evaluate.results import Recognition
 from raydream.evaluate.turntable import Turntable
-from raydream.prior.exhibit import ExhibitModes
-from raydream.prior.exhibit_assets import exhibit_assets, match_prompt
+from raydream.priors.exhibit_modes import ExhibitModes
 from raydream.types import Backend, Cameras
 
 NUM_OTHERS = 48

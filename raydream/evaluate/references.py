@@ -9,15 +9,15 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from raydream.assets.asset import AssetError
+from raydream.assets.exhibit import COLOUR_WORDS, match_records
+from raydream.assets.library import AssetFilter, filter_records, read_manifest_folder
+from raydream.assets.load import load_record
+from raydream.config.evaluate import EvaluateSettings
 from raydream.evaluate.around import Around, judge_around
 from raydream.evaluate.facing import MIN_REFERENCES, Facing, JudgeCheck, frontness_by_references, judge_facing
 from raydream.evaluate.glue import glue_two_fronts
-from raydream.evaluate.settings import EvaluateSettings
 from raydream.evaluate.turntable import Turntable, take_turntable
-from raydream.prior.asset import AssetError
-from raydream.prior.asset_library import AssetFilter, filter_records, read_manifest_folder
-from raydream.prior.assets import load_record
-from raydream.prior.exhibit_assets import COLOUR_WORDS, match_records
 from raydream.types import Backend
 
 Frontness = Callable[[Turntable], Float[Tensor, " view"]]

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 
-from raydream import config_io
+from raydream.assets.exhibit import available_nouns, find_minipack
+from raydream.assets.procedural import PROCEDURAL
 from raydream.backend import load_backend
-from raydream.diffusion.prior_files import LEXICON, resolve_prior
+from raydream.config import strict_json as config_io
+from raydream.config.evaluate import NUM_VIEWS, EvaluateSettings
+from raydream.diffusion.layout import LEXICON
 from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.evaluate.agreement import ccm_agreement
 from raydream.evaluate.diversity import Diversity, feature_distances, measure_diversity, picture_distances
@@ -25,15 +28,13 @@ from raydream.evaluate.references import (
     load_references,
 )
 from raydream.evaluate.results import Evaluation, ParticleEvaluation, Recognition
-from raydream.evaluate.settings import NUM_VIEWS, EvaluateSettings
 from raydream.evaluate.sheet import contact_sheet
 from raydream.evaluate.subjects import Subject, Subjects, read_subjects
 from raydream.evaluate.turntable import Turntable, standard_cameras, take_turntable
 from raydream.evaluate.word_judges import ClipJudge, PriorJudge, WordJudge, word_frontness
 from raydream.evaluate.words import distractors
-from raydream.prior.captions import Lexicon
-from raydream.prior.exhibit_assets import available_nouns, find_minipack
-from raydream.prior.procedural import PROCEDURAL
+from raydream.priors.find import resolve_prior
+from raydream.train.captions import Lexicon
 from raydream.types import Backend
 
 EVALUATION, SHEET = "evaluation.json", "evaluation.png"

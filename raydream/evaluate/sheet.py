@@ -9,7 +9,7 @@ from rich.table import Table
 
 from raydream.evaluate.results import Evaluation, ParticleEvaluation
 from raydream.evaluate.turntable import Turntable
-from raydream.report import preview_grid
+from raydream.report.page import preview_grid
 
 _SHOWN = (0, 3, 6, 9)  # front, right, back, left
 _PAPER = 0.96

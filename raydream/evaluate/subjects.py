@@ -4,14 +4,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from raydream import config_io
-from raydream.config import ExhibitConfig, RunConfig
-from raydream.evaluate.settings import EvaluateSettings
-from raydream.prior.asset import Asset, AssetError
-from raydream.prior.asset_formats import SUFFIXES
-from raydream.prior.assets import load_asset
-from raydream.storage import LocalFiles
-from raydream.store import CONFIG, MESH, RunFolder, particle_file
+from raydream.assets.asset import Asset, AssetError
+from raydream.assets.formats import SUFFIXES
+from raydream.assets.load import load_asset
+from raydream.config import strict_json as config_io
+from raydream.config.evaluate import EvaluateSettings
+from raydream.config.run import ExhibitConfig, RunConfig
+from raydream.store.run_folder import CONFIG, MESH, RunFolder, particle_file
+from raydream.store.storage import LocalFiles
 
 
 @dataclass(frozen=True)

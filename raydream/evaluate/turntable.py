@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raydream.assets.asset import Asset, normalise_asset
+from raydream.assets.raster import AssetViews, render_asset
 from raydream.camera import orbit_cameras
-from raydream.evaluate.settings import NUM_VIEWS, EvaluateSettings
-from raydream.prior.asset import Asset, normalise_asset
-from raydream.prior.ccm import Box, tight_box
-from raydream.prior.raster import AssetViews, render_asset
+from raydream.config.evaluate import NUM_VIEWS, EvaluateSettings
+from raydream.coordinates import Box, tight_box
 from raydream.types import Backend, Cameras
 
 AZIMUTHS_DEG = tuple(360.0 * index / NUM_VIEWS for index in range(NUM_VIEWS))

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream import seeds
+from raydream.config.evaluate import EvaluateSettings
 from raydream.diffusion.codec import make_codec
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import add_noise
 from raydream.diffusion.latent import LatentCodec
-from raydream.diffusion.prior_files import resolve_prior
 from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.diffusion.text import encode_prompts
-from raydream.evaluate.settings import EvaluateSettings
+from raydream.priors.find import resolve_prior
 from raydream.types import Render
 
 _CHUNK = 64

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from raydream.prior.captions import words_of
-from raydream.prior.recolour import COLOURS
+from raydream.assets.recolour import COLOURS
 from raydream.seeds import generator
+from raydream.train.captions import words_of
 
 
 def distractors(prompt: str, nouns: Sequence[str], count: int, colours: Sequence[str] = COLOURS) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from raydream.prior.asset import WRAP_CLAMP, Asset
-from raydream.prior.asset_parts import Material, Part, build_asset
-from raydream.prior.raster import render_asset, shade
+from raydream.assets.asset import WRAP_CLAMP, Asset
+from raydream.assets.parts import Material, Part, build_asset
+from raydream.assets.raster import render_asset, shade
 from raydream.scene.export import to_uint8
 from raydream.scene.texture import vertex_normals
 from raydream.types import Backend, Cameras, Mesh

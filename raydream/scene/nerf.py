@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raydream.camera import camera_rays
-from raydream.config import LossConfig, NerfConfig, ShadingConfig
-from raydream.prior.ccm import Box, canonical_coordinates
+from raydream.config.run import LossConfig, NerfConfig, ShadingConfig
+from raydream.coordinates import Box, canonical_coordinates
 from raydream.scene import losses
 from raydream.scene.background import BackgroundNetwork
 from raydream.scene.field import RadianceField

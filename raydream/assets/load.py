@@ -1,0 +1,70 @@
+"""Load an asset from a file of any kind that is read; every failure is an AssetError."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+from raydream.assets.asset import Asset, turn_front
+from raydream.assets.error import AssetError
+from raydream.assets.files import AssetLimits, DiskFolder, Folder, choose_model, open_archive, read_limited
+from raydream.assets.formats import why_unsupported
+from raydream.assets.gltf import load_gltf_parts
+from raydream.assets.library import AssetRecord
+from raydream.assets.parts import Part, build_asset
+from raydream.assets.procedural import PROCEDURAL, procedural_asset
+from raydream.assets.trimesh_parts import load_trimesh_parts
+from raydream.assets.warnings import warning
+
+DEFAULT_LIMITS = AssetLimits()
+NO_USD = "USDZ needs usd-core: pip install 'raydream[usd]'; or convert it to GLB with Blender"
+
+
+def load_asset(path: Path, uid: str | None = None, caption: str = "", limits: AssetLimits = DEFAULT_LIMITS) -> Asset:
+    """Read one file into triangles in its own units, at rest pose; ``asset.warnings`` says what was left out.
+
+    Raises AssetError with a stable ``reason``: missing_file, outside_folder, empty_file, lfs_pointer, too_large,
+    truncated, malformed, malformed_json, unsupported_version, unsupported_extension, unsupported_format,
+    draco_compression, meshopt_compression, bad_reference, node_cycle, non_finite, no_faces or degenerate.
+    """
+    data = read_limited(path, limits.max_bytes)
+    parts, warning_words = _parts(data, path.suffix.lower(), DiskFolder(path.parent), limits)
+    return build_asset(path.stem if uid is None else uid, caption, parts, warning_words)
+
+
+def load_record(record: AssetRecord, limits: AssetLimits = DEFAULT_LIMITS) -> Asset:
+    """The asset of a record, from its file or of the project's own making, its front along +z where that is known.
+
+    Raises as ``load_asset`` does.
+    """
+    caption = record.captions[0] if record.captions else ""
+    if record.path.parts[:1] == (PROCEDURAL,):
+        _, noun, variant = record.path.parts
+        return replace(procedural_asset(noun, int(variant)), uid=record.uid)
+    return turn_front(load_asset(record.path, record.uid, caption, limits), record.front_axis)
+
+
+def _parts(data: bytes, suffix: str, folder: Folder, limits: AssetLimits) -> tuple[list[Part], list[str]]:
+    """The parts of a file of any kind, and warnings."""
+    if not data:
+        raise AssetError("empty_file")
+    if data.startswith(b"version https://git-lfs"):
+        raise AssetError("lfs_pointer")
+    match suffix:
+        case ".glb" | ".gltf":
+            return load_gltf_parts(data, folder, limits)
+        case ".obj" | ".ply" | ".stl":
+            return load_trimesh_parts(data, suffix[1:], folder, limits)
+        case ".zip":
+            inside, name, others = choose_model(open_archive(data, limits.max_bytes))
+            parts, told = _parts(
+                inside.read(name, limits.max_bytes), PurePosixPath(name).suffix.lower(), inside, limits
+            )
+            return parts, [*told, *(warning("other_model_in_the_archive", other) for other in others)]
+        case ".usdz":
+            if find_spec("pxr") is None:
+                raise AssetError("unsupported_format", NO_USD)
+            from raydream.assets.usdz import load_usdz_parts
+
+            return load_usdz_parts(data, limits)
+        case _:
+            raise AssetError("unsupported_format", why_unsupported(suffix))

@@ -1,0 +1,290 @@
+"""``RayRuntime``: one placement group, one process for each actor, values passed by reference through the object
+store.
+"""
+
+import dataclasses
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raydream.backend import load_backend
+from raydream.cluster.connection import connect
+from raydream.cluster.placement import Cluster, Key, plan_bundles, reserve
+from raydream.cluster.runtime import Actor, ActorFailed, Reference
+from raydream.config.run import ClusterConfig
+
+_log = logging.getLogger(__name__)
+
+# One thread for each actor: eight actors with two threads each are eight times slower than with one.
+_ACTOR_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# Large activations come from the heap again instead of from fresh pages every time.
+_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+_PING_TIMEOUT_S = 10.0
+_POOL_TIMEOUT_S = 10.0  # a pool takes what is free: where it waited, it would take what a run should have next
+_LANES: dict[str, Any] = {"concurrency_groups": {"ctl": 1}}  # beside the lane that works
+
+
+class CallError(Exception):
+    """A method raised: who, which exception, and what it said. The traceback is in Ray's message around it."""
+
+    def __init__(self, label: str, error_type: str, message: str) -> None:
+        super().__init__(label, error_type, message)
+        self.label, self.error_type, self.message = label, error_type, message
+
+
+class _Host:
+    """The process around one actor's object: work in one lane, questions about its health in another."""
+
+    def __init__(self, label: str, factory: Callable[[], object]) -> None:
+        self._label, self._target = label, factory()
+        self._busy_since: float | None = None
+        self._lock = threading.Lock()
+
+    def call(self, method: str, *args: Any) -> Any:
+        with self._lock:
+            self._busy_since = time.monotonic()
+        try:
+            return getattr(self._target, method)(*args)
+        except Exception as error:  # told in words: an exception's own class may not survive the way to the driver
+            raise CallError(self._label, type(error).__name__, str(error)) from error
+        finally:
+            with self._lock:
+                self._busy_since = None
+
+    def renew(self, factory: Callable[[], object]) -> None:
+        """Another object in the old process, which has imported everything already."""
+        self._target = factory()
+
+    @ray.method(concurrency_group="ctl")
+    def busy_s(self) -> float:
+        """For how long the call that is running has been running, 0 where none is."""
+        with self._lock:
+            return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+
+
+class _Room:
+    """Reserved places for actors, by role and index; each actor that is started in one is a process of its own."""
+
+    def __init__(
+        self,
+        bundles: Mapping[Key, dict[str, float]],
+        config: ClusterConfig,
+        cluster: Cluster,
+        tell: Callable[[str], None],
+        stop: threading.Event,
+    ) -> None:
+        self.bundles, self._order = bundles, list(bundles)
+        self._group = reserve(bundles, config, cluster, tell, stop) if bundles else None
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.bundles
+
+    def start(self, key: Key, factory: Callable[[], object]) -> Any:
+        assert self._group is not None
+        resources = self.bundles[key]
+        host = ray.remote(**_LANES)(_Host).options(
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._order.index(key)),
+            runtime_env={"env_vars": actor_environment(resources)},
+        )
+        return host.remote(str(Actor(*key)), factory)
+
+    def close(self) -> None:
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+
+class HostPool:
+    """Places whose processes stay loaded between runs: what one run gives back, empty, the next one takes.
+
+    Lives in the process that makes it, and ends with it. One run uses it at a time.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, num_particles: int, factories: Mapping[str, Callable[[], object]]
+    ) -> None:
+        """``factories`` by role say what to import beforehand. Starts no nodes: they would stay for as long as it does.
+
+        Raises ``ValueError`` as ``RayRuntime`` does, and where the places are taken.
+        """
+        connect()
+        _warm_up(config.backend)
+        cluster = Cluster(Cluster.now().there)
+        self._factories, bundles = factories, _plan(config, num_particles, cluster)
+        at_once = dataclasses.replace(config, placement_timeout_s=_POOL_TIMEOUT_S)
+        self._room = _Room(bundles, at_once, cluster, _log.info, threading.Event())
+        self._places = {key: self._room.start(key, factories[key[0]]) for key in bundles}
+        try:
+            ray.get([place.busy_s.remote() for place in self._places.values()])
+        except RayError as error:
+            self.close()
+            raise ValueError(f"warm_particles: a process could not be started: {error}") from error
+
+    def has(self, key: Key, bundle: Mapping[str, float]) -> bool:
+        """Whether there is such a place, with a share of a GPU where one is asked for and none where not."""
+        return key in self._room and ("GPU" in self._room.bundles[key]) == ("GPU" in bundle)
+
+    def take(self, key: Key, factory: Callable[[], object]) -> Any:
+        """The place's process with a new object in it; whatever is still under way there comes first."""
+        self._places[key].renew.remote(factory)
+        return self._places[key]
+
+    def restart(self, key: Key, factory: Callable[[], object]) -> Any:
+        """Ends the place's process and starts a new one."""
+        ray.kill(self._places[key], no_restart=True)
+        self._places[key] = self._room.start(key, factory)
+        return self._places[key]
+
+    def settle(self) -> None:
+        """Frees what the last run left in the processes, and replaces those that died or do not come to an end."""
+        for (key, place), busy_s in zip(list(self._places.items()), _ask(list(self._places.values()))):
+            factory = self._factories[key[0]]
+            if busy_s == 0:
+                place.renew.remote(factory)
+            else:
+                self.restart(key, factory)
+
+    def close(self) -> None:
+        """Ends all processes."""
+        for place in self._places.values():
+            ray.kill(place, no_restart=True)
+        self._room.close()
+
+
+class RayRuntime:
+    """Actors in a placement group of n particle bundles and k score bundles, as far as no pool has places for them.
+
+    Ray itself neither restarts an actor nor retries a call (its retries are at-least-once): the loop rolls everybody
+    back.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        num_particles: int,
+        pool: HostPool | None = None,
+        tell: Callable[[str], None] = _log.info,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Waits for places, and for nodes where an autoscaler starts them; ``tell`` hears what for.
+
+        ``ValueError`` naming the field for what the cluster can never hold or did not within the time limit,
+        ``Withdrawn`` once ``stop`` is set.
+        """
+        connect()
+        self._pool = pool
+        if pool is None:
+            _warm_up(config.backend)
+        else:
+            pool.settle()
+        cluster = Cluster.now()
+        bundles = _plan(config, num_particles, cluster)
+        self._pooled = {key for key in bundles if pool is not None and pool.has(key, bundles[key])}
+        missing = {key: bundles[key] for key in bundles if key not in self._pooled}
+        self._room = _Room(missing, config, cluster, tell, stop or threading.Event())
+        self._factories: dict[Actor, Callable[[], object]] = {}
+        self._started: dict[Actor, Reference] = {}  # answered once the actor's process is up, or has failed to be
+
+    def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
+        actor, key = Actor(role, index), (role, index)
+        self._factories[actor] = factory
+        if self._pool is not None and key in self._pooled:
+            actor.place = self._pool.take(key, factory)
+        else:
+            actor.place = self._room.start(key, factory)
+        self._started[actor] = actor.place.busy_s.remote()
+        return actor
+
+    def respawn(self, actor: Actor) -> None:
+        key, factory = (actor.role, actor.index), self._factories[actor]
+        if self._pool is not None and key in self._pooled:
+            actor.place = self._pool.restart(key, factory)
+        else:
+            ray.kill(actor.place, no_restart=True)
+            actor.place = self._room.start(key, factory)
+        self._started[actor] = actor.place.busy_s.remote()
+
+    def call(self, actor: Actor, method: str, *args: Any, num_returns: int = 1) -> Any:
+        return actor.place.call.options(num_returns=num_returns).remote(method, *args)
+
+    def get(self, references: Sequence[Reference], timeout_s: float) -> list[Any]:
+        try:
+            return ray.get(list(references), timeout=timeout_s)
+        except GetTimeoutError as error:
+            raise ActorFailed("timeout", f"no answer within {timeout_s:.0f} s") from error
+        except RayTaskError as error:
+            cause = error.cause  # the first one's, however many calls it was an argument of
+            if isinstance(cause, CallError):
+                actor = next((a for a in self._factories if str(a) == cause.label), None)
+                message = f"{cause.label}: {cause.message}"
+                raise ActorFailed("application_error", message, cause.error_type, actor) from error
+            raise ActorFailed("actor_died", str(cause)) from error  # an argument was lost with the actor that made it
+        except RayError as error:
+            raise ActorFailed("actor_died", str(error)) from error
+
+    def failing(self, actors: Sequence[Actor], busy_limit_s: float) -> list[Actor]:
+        starting = [self._started[actor] for actor in actors]
+        ray.wait(starting, num_returns=len(starting), timeout=busy_limit_s)  # importing torch is no silence
+        # Asked by a process of its own: from here the question would queue behind calls that wait for their arguments.
+        busy_s = ray.get(ray.remote(num_cpus=0)(_ask).remote([actor.place for actor in actors]))
+        return [actor for actor, seconds in zip(actors, busy_s) if seconds is None or seconds > busy_limit_s]
+
+    def close(self) -> None:
+        for actor in self._factories:
+            if (actor.role, actor.index) in self._room:
+                ray.kill(actor.place, no_restart=True)
+        self._factories.clear()
+        self._room.close()
+        if self._pool is not None:
+            self._pool.settle()
+
+
+def _ask(places: list[Any]) -> list[float | None]:
+    """For how long each actor has been busy with one call; None for one that is dead or does not answer."""
+    pings = [place.busy_s.remote() for place in places]
+    ready, _ = ray.wait(pings, num_returns=len(pings), timeout=_PING_TIMEOUT_S)
+    answers: list[float | None] = []
+    for ping in pings:
+        try:
+            answers.append(ray.get(ping) if ping in ready else None)
+        except RayError:  # not RayActorError alone: one that ran out of memory is gone too
+            answers.append(None)
+    return answers
+
+
+def _plan(config: ClusterConfig, num_particles: int, cluster: Cluster) -> dict[Key, dict[str, float]]:
+    """The bundles of ``plan_bundles`` by role and index."""
+    bundles = plan_bundles(config, num_particles, cluster)
+    particles, scores = enumerate(bundles[:num_particles]), enumerate(bundles[num_particles:])
+    return {("particle", i): bundle for i, bundle in particles} | {("score", i): bundle for i, bundle in scores}
+
+
+def actor_environment(resources: dict[str, float]) -> dict[str, str]:
+    """Environment of one actor: threads, allocator, and no GPU in sight where none was asked for."""
+    environment = _ACTOR_ENVIRONMENT | _ALLOCATOR
+    if not resources.get("GPU"):
+        environment = environment | {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves all GPUs visible to an actor without one
+    numba_cache = os.environ.get("NUMBA_CACHE_DIR")
+    return environment | ({"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {})
+
+
+def _warm_up(backend: str) -> None:
+    """Fills this node's cache of compiled kernels, lest all actors compile them at once."""
+    if backend == "cuda":
+        return  # is for the nodes with GPUs, of which this may be none
+    if load_backend(backend, "cuda" if torch.cuda.is_available() else "cpu").name == "numba":
+        from raydream.backend.cpu import warm_up
+
+        warm_up()

@@ -1,1 +1,0 @@
-"""Assets, canonical coordinate maps and the priors trained on them."""

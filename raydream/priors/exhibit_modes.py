@@ -1,0 +1,64 @@
+"""The modes of an exhibit: real assets, seen from whatever camera a score is asked about."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from raydream.assets.asset import Asset, normalise_asset
+from raydream.assets.exhibit import exhibit_assets, match_prompt
+from raydream.assets.raster import AssetViews, asset_to, render_asset
+from raydream.config.run import ExhibitConfig
+from raydream.types import Backend, Cameras
+
+LIGHT_DIRECTION = (0.36, 0.8, 0.48)  # unit, towards the light
+
+
+class ExhibitModes:
+    """Renders assets to the latents of ``RgbaCodec``: colour over mid grey and opacity, both stretched to [-1, 1]."""
+
+    def __init__(self, assets: Sequence[Asset], config: ExhibitConfig, backend: Backend, device: torch.device) -> None:
+        self.assets = [asset_to(normalise_asset(asset, config.object_radius), device) for asset in assets]
+        self._supersample, self._ambient, self._backend = config.supersample, config.ambient, backend
+
+    @classmethod
+    def load(cls, prompt: str, config: ExhibitConfig, backend: Backend, device: torch.device) -> "ExhibitModes":
+        """The assets that a prompt means; ``ValueError`` naming ``prompt`` where there are none."""
+        return cls(exhibit_assets(prompt, config.assets or None, config.num_modes), config, backend, device)
+
+    @property
+    def num_modes(self) -> int:
+        return len(self.assets)
+
+    def means(
+        self,
+        c2w: Float[Tensor, "view 4 4"],
+        fov_y_deg: Float[Tensor, " view"],
+        used: Int[Tensor, " used"],
+        size_px: int,
+    ) -> Float[Tensor, "view used 4 h w"]:
+        """The latents of the modes ``used`` seen from each camera."""
+        angles = torch.zeros_like(fov_y_deg)  # a rasteriser needs only the matrices
+        cameras = Cameras(c2w, fov_y_deg, angles, angles, size_px, size_px)
+        images = []
+        for index in used.tolist():
+            views = render_asset(self.assets[index], cameras, self._backend, self._supersample)
+            rgb = views.rgb * self._light(views)
+            latents = torch.cat([2 * rgb - views.alpha, 2 * views.alpha - 1], dim=-1)
+            images.append(latents.permute(0, 3, 1, 2))
+        return torch.stack(images, dim=1)
+
+    def _light(self, views: AssetViews) -> Float[Tensor, "view h w 1"]:
+        """Half-Lambert light that stands still in the world, so that all cameras agree on the colour of a point."""
+        cosine = (views.normal @ views.normal.new_tensor(LIGHT_DIRECTION))[..., None] / views.alpha.clamp_min(1e-4)
+        return self._ambient + (1 - self._ambient) * (cosine.clamp(-1, 1) + 1) / 2
+
+
+def check_prompt(prompt: str, source: str | None) -> str:
+    """The source that an exhibit will take its assets from, a folder or "procedural", without loading any of them.
+
+    ``ValueError`` naming ``prompt`` where it means nothing there, or ``assets`` where there is no such folder.
+    """
+    where, _ = match_prompt(prompt, source)
+    return str(where)

@@ -1,0 +1,1 @@
+"""Fine-tuning a prior into the aligned geometric prior."""

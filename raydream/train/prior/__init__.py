@@ -1,0 +1,1 @@
+"""Training a small text-to-image prior of one's own: VAE, then text encoder and UNet."""

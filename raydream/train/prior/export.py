@@ -1,0 +1,115 @@
+"""A trained prior as a folder that diffusers' ``StableDiffusionPipeline`` loads unmodified, and pictures of samples."""
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from raydream import seeds
+from raydream.config.train import GateConfig
+from raydream.diffusion.layout import LEXICON
+from raydream.train.captions import Lexicon, phrase
+from raydream.train.prior.models import PriorModels, sample_latents
+from raydream.train.word_tokenizer import save_tokenizer
+
+MAX_BYTES = 25_000_000
+SHEET = "samples/sheet.png"
+_SHEET_SIDE = 10
+
+
+def export_prior(models: PriorModels, folder: Path) -> int:
+    """Writes the prior in float16 and returns its size in bytes; an older one in the same place gives way at the end.
+
+    Raises ValueError naming ``unet.channels`` where it would be larger than what may ship.
+    """
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for module, name in ((models.vae, "vae"), (models.unet, "unet"), (models.text_encoder, "text_encoder")):
+        copy.deepcopy(module).half().save_pretrained(part / name)
+    _name_dtype(part / "text_encoder" / "config.json")
+    for config in part.glob("*/config.json"):
+        _forget_origin(config)
+    save_tokenizer(models.tokenizer, models.lexicon.words, part / "tokenizer")
+    models.scheduler.save_pretrained(part / "scheduler")
+    (part / LEXICON).write_text(models.lexicon.dumps() + "\n", encoding="utf-8")
+    (part / "model_index.json").write_text(json.dumps(_model_index(), indent=2) + "\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        raise ValueError(f"unet.channels: the prior takes {size} bytes, more than {MAX_BYTES}")
+    if (folder / "README.md").is_file():
+        shutil.copy(folder / "README.md", part)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return size
+
+
+def save_grid(images: Float[Tensor, "view 3 h w"], path: Path, columns: int) -> None:
+    """Images in [-1, 1] as one PNG, row by row."""
+    view, _, height, width = images.shape
+    rows = -(-view // columns)
+    canvas = torch.ones(rows * columns, 3, height, width)
+    canvas[:view] = images.detach().float().cpu().clamp(-1, 1)
+    sheet = canvas.view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2).reshape(rows * height, -1, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(((sheet + 1) * 127.5).round().byte().numpy()).save(path)
+
+
+def sheet_prompts(lexicon: Lexicon, count: int) -> list[str]:
+    """So many prompts: all nouns in turn, each time with another colour, and without one every third time."""
+    nouns, colours = lexicon.nouns, lexicon.colours
+    wanted = [(nouns[i % len(nouns)], colours[(7 * i + i // len(nouns)) % len(colours)]) for i in range(count)]
+    return [phrase(noun, None if i % 3 == 2 else colour) for i, (noun, colour) in enumerate(wanted)]
+
+
+def save_sheet(models: PriorModels, config: GateConfig, path: Path) -> None:
+    """Ten by ten samples of ``sheet_prompts``, one draw each, and the prompts beside it as text."""
+    prompts = sheet_prompts(models.lexicon, _SHEET_SIDE**2)
+    generator = seeds.generator(0, "sheet", 0, 0)
+    rows = [
+        models.decode(
+            sample_latents(models, prompts[i : i + _SHEET_SIDE], config.cfg_scale, config.sample_steps, generator)
+        )
+        for i in range(0, len(prompts), _SHEET_SIDE)
+    ]
+    save_grid(torch.cat(rows), path, _SHEET_SIDE)
+    path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+
+
+def _forget_origin(path: Path) -> None:
+    """A file that is given away does not tell the folders of the machine that wrote it."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if fields.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_dtype(path: Path) -> None:
+    """Has transformers load its part in float32 unless asked otherwise, as diffusers loads the others."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_index() -> dict[str, Any]:
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

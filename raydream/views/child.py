@@ -1,0 +1,191 @@
+"""A process of its own for strangers' files: whatever one of them does to it, the worker that asked stays alive.
+
+``python -m raydream.views.child`` answers on its standard output, one reply for each line of its input. When
+an asset takes too long the kernel itself ends the process (SIGALRM needs no cooperation of whatever hangs), so it
+cannot outlive its parent by more than that either.
+"""
+
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+from typing import IO, cast
+
+import pyarrow as pa
+
+from raydream.assets.error import AssetError
+from raydream.assets.library import AssetRecord
+from raydream.config import strict_json as config_io
+from raydream.config.render import PoolConfig, ViewConfig
+from raydream.store.faults import StorageError, is_passing
+from raydream.views.schema import record_from_json, record_to_json
+
+_HEADER = struct.Struct("<cQ")
+_ROWS, _REFUSED, _AWAY = b"V", b"R", b"A"
+_CRASHES = 2  # of its own: the file does it
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+_PAUSES_S = (1.0, 10.0)  # after the first kill and the second: who was short of memory may have it by then
+_MAX_DETAIL = 300
+
+
+class ChildKilled(Exception):
+    """The child was killed from outside over an asset, again and again; nothing is known of the asset."""
+
+
+class RenderProcess:
+    """The parent's end: one child at a time, started when it is first needed and again after each death."""
+
+    def __init__(self, views: ViewConfig, pool: PoolConfig) -> None:
+        self._settings = json.dumps([config_io.to_json(views), config_io.to_json(pool)])
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, record: AssetRecord) -> pa.Table:
+        """The rows of ``render_record`` for one asset.
+
+        Raises AssetError: besides those of ``render_record``, ``timeout``, ``out_of_memory``, ``crashed`` (the process
+        died of it twice) or ``render_error``. Raises ChildKilled, or StorageError where the disk that the asset lies
+        on is away.
+        """
+        line = record_to_json(record)
+        num_crashes = num_kills = 0
+        while True:
+            reply = self._ask(line)
+            if reply is not None:
+                return reply
+            assert self._process is not None
+            number = -self._process.wait()
+            if number == signal.SIGALRM:  # a second try would take as long
+                raise AssetError("timeout", "longer than pool.asset_limit_s")
+            told = f"signal {signal.Signals(number).name}" if number > 0 else f"exit code {-number}"
+            if number in _FROM_OUTSIDE:
+                if num_kills == len(_PAUSES_S):
+                    raise ChildKilled(f"its process ended with {told}, {num_kills + 1} times")
+                time.sleep(_PAUSES_S[num_kills])
+                num_kills += 1
+            else:
+                num_crashes += 1
+                if num_crashes == _CRASHES:
+                    raise AssetError("crashed", f"its process ended with {told}, {num_crashes} times")
+
+    def close(self) -> None:
+        """Ends the child; also safe where there is none."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def _ask(self, line: str) -> pa.Table | None:
+        """The reply of a living child; None where it died over the question."""
+        process = self._living()
+        try:
+            _pipe(process.stdin).write(line.encode() + b"\n")
+            _pipe(process.stdin).flush()
+            kind, size = _HEADER.unpack(_read_exactly(_pipe(process.stdout), _HEADER.size))
+            body = _read_exactly(_pipe(process.stdout), size)
+        except (BrokenPipeError, EOFError):
+            process.wait()
+            return None
+        if kind == _AWAY:
+            raise StorageError(body.decode())
+        if kind == _REFUSED:
+            raise AssetError(*json.loads(body))
+        with pa.ipc.open_stream(body) as stream:
+            return stream.read_all()
+
+    def _living(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        if self._process is not None:
+            self._process.communicate()  # closes its pipes
+        # the module search path of this process: a Ray worker may have it from its job, not from its environment
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "raydream.views.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        _pipe(self._process.stdin).write(self._settings.encode() + b"\n")
+        return self._process
+
+
+def main() -> None:
+    """The child: settings on the first line, then a record on each; ends with its input."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not be taken for a reply
+    lines = sys.stdin.buffer
+    views_json, pool_json = json.loads(lines.readline())
+    views, pool = config_io.from_json(ViewConfig, views_json), config_io.from_json(PoolConfig, pool_json)
+    import torch
+
+    from raydream.assets.procedural import procedural_records
+    from raydream.backend import load_backend
+    from raydream.views.render import render_record
+
+    torch.set_num_threads(1)
+    backend = load_backend("auto", "cpu")
+    render_record(procedural_records()[0], ViewConfig(1, 8), backend)  # compiles the kernels, on nobody's time
+    _limit_memory(pool.asset_memory_gb)
+    for line in lines:
+        signal.alarm(pool.asset_limit_s)
+        try:
+            kind, body = _ROWS, _ipc_bytes(render_record(record_from_json(line.decode()), views, backend))
+        except AssetError as error:
+            kind, body = _refusal(error.reason, error.detail)
+        except (
+            Exception
+        ) as error:  # the last net under files that nobody has seen: the pool goes on, the report says it
+            kind, body = _last_words(error)
+        signal.alarm(0)
+        try:
+            replies.write(_HEADER.pack(kind, len(body)) + body)
+            replies.flush()
+        except BrokenPipeError:  # nobody waits for it any more
+            os._exit(0)
+
+
+def _last_words(error: Exception) -> tuple[bytes, bytes]:
+    """The reply for an error that no reader foresaw."""
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and is_passing(error):
+        return _AWAY, words[:_MAX_DETAIL].encode()
+    short = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return _refusal("out_of_memory" if short else "render_error", words)
+
+
+def _refusal(reason: str, detail: str) -> tuple[bytes, bytes]:
+    return _REFUSED, json.dumps([reason, detail[:_MAX_DETAIL]]).encode()
+
+
+def _ipc_bytes(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def _limit_memory(gigabytes: float) -> None:
+    """Bounds what this process may take beyond what it has mapped already."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = mapped + int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _read_exactly(stream: IO[bytes], size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    return cast(IO[bytes], stream)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Rendered views for training: rows of the shards, and random access by (object, view). Needs neither Ray nor torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydream.config import strict_json as config_io
+from raydream.config.render import ImageKind, RenderJobConfig, ViewConfig
+from raydream.store.faults import StorageError
+from raydream.store.storage import resolve
+from raydream.views.folder import PLAN, SETTINGS, VIEWS, Files, Plan, finished_shards, open_parquet, shard_name
+from raydream.views.schema import ADDED_LATER, CAMERA_FIELDS, OBJECT_FIELDS, views_schema
+
+_INDEX = "objects.json"
+_SHARDS_AT_ONCE = 16  # a footer of an object store's file is two small requests: the wait is what it costs
+Column = np.ndarray | list[Any]
+
+
+@dataclass(frozen=True)
+class ViewDataset:
+    """Views that ``pack_views`` laid out as plain arrays, mapped into memory: processes share one copy.
+
+    ``objects[i]`` holds the uid, captions, nouns, ... of an object, ``images[kind]`` ``[object, view, h, w, channel]``
+    as stored (``decode_image`` gives floats); ``cameras`` holds ``c2w [object, view, 4, 4]`` and ``[object, view]``
+    each of ``azimuth_deg``, ``elevation_deg``, ``fov_y_deg`` and ``distance``, float32. All are read-only.
+    """
+
+    objects: tuple[Mapping[str, Any], ...]
+    images: Mapping[ImageKind, np.ndarray]
+    cameras: Mapping[str, np.ndarray]
+    config: ViewConfig
+
+    @property
+    def num_objects(self) -> int:
+        return len(self.objects)
+
+    @property
+    def num_views(self) -> int:
+        return self.config.num_views
+
+
+def open_views(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
+    """A finished job's folder. Raises ValueError naming ``views`` where there is none or shards are missing."""
+    try:
+        files = resolve(uri, None)
+        config = config_io.loads(RenderJobConfig, files.read(SETTINGS).decode())
+        plan = Plan(open_parquet(files, PLAN).metadata.num_rows, config.pool.objects_per_shard)
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"views: no rendering job in {uri!r}: {error}") from error
+    num_missing = plan.num_shards - len(finished_shards(files, plan))
+    if num_missing:
+        raise ValueError(
+            f"views: {num_missing} of {plan.num_shards} shards are missing in {uri!r}; finish the job first"
+        )
+    return files, plan, config
+
+
+def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, Column]]:
+    """The rows of one object after the other, by uid: arrays ``[view, ...]`` for numbers and images, else lists.
+
+    ``columns`` empty means all; what an older version did not write is None. Raises ValueError naming ``views`` or
+    ``columns``.
+    """
+    files, plan, _ = open_views(uri)
+    for shard in range(plan.num_shards):
+        with naming(files, shard):
+            rows = open_parquet(files, shard_name(VIEWS, shard))
+        absent = [name for name in columns if name not in rows.schema_arrow.names]
+        for name in absent:
+            if name not in ADDED_LATER:
+                raise ValueError(f"columns: no {name!r} in {uri!r}; there are {', '.join(rows.schema_arrow.names)}")
+        for group in range(rows.num_row_groups):
+            with naming(files, shard):
+                table = rows.read_row_group(group, columns=[name for name in columns if name not in absent] or None)
+            if table.num_rows:
+                values = {name: _values(table[name].combine_chunks()) for name in table.column_names}
+                yield values | {name: [None] * table.num_rows for name in absent}
+
+
+def iterate_cards(uri: str, columns: Sequence[str], others: Sequence[str] = ()) -> Iterator[list[dict[str, Any]]]:
+    """What some columns say of the objects, shard by shard, each from its first view. Rows of an older version go
+    without those that were added later; ``others`` must be there, but are not read.
+
+    Raises ValueError naming ``views`` and the file of a shard that is broken or not as its job writes it.
+    """
+    files, plan, config = open_views(uri)
+
+    def read(shard: int) -> list[dict[str, Any]]:
+        with naming(files, shard):
+            rows = open_parquet(files, shard_name(VIEWS, shard))
+            _check_footer(rows, config.views, (*columns, *others), files.path(shard_name(VIEWS, shard)))
+            table = rows.read([name for name in columns if name in rows.schema_arrow.names])
+        return table.to_pylist()[:: config.views.num_views]
+
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        yield from pool.map(read, range(plan.num_shards))
+
+
+def check_shards(uri: str, columns: Sequence[str]) -> None:
+    """Reads every shard's footer; ValueError as ``iterate_cards`` raises it."""
+    files, plan, config = open_views(uri)
+
+    def check(shard: int) -> None:
+        with naming(files, shard):
+            rows = open_parquet(files, shard_name(VIEWS, shard))
+        _check_footer(rows, config.views, columns, files.path(shard_name(VIEWS, shard)))
+
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        for _ in pool.map(check, range(plan.num_shards)):
+            pass
+
+
+def _check_footer(rows: pq.ParquetFile, views: ViewConfig, columns: Sequence[str], name: Path | str) -> None:
+    expected, found = views_schema(views), rows.schema_arrow
+    for column in columns:
+        if column in ADDED_LATER and column not in found.names:
+            continue
+        kind = found.field(column).type if column in found.names else "missing"
+        if kind != expected.field(column).type:
+            raise ValueError(
+                f"views: column {column!r} of {name} is {kind}, not {expected.field(column).type}; delete the file and "
+                "run its rendering job again"
+            )
+    for group in range(rows.num_row_groups):
+        num_rows = rows.metadata.row_group(group).num_rows
+        if num_rows not in (0, views.num_views):
+            raise ValueError(
+                f"views: {name} has {num_rows} views of an object, its job renders {views.num_views}; delete the file "
+                "and run that job again"
+            )
+
+
+@contextmanager
+def naming(files: Files, shard: int) -> Iterator[None]:
+    """A shard that cannot be read is named by its file; StorageError where perhaps only its storage is away."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"views: {files.path(shard_name(VIEWS, shard))} cannot be read ({' '.join(str(error).split())}); if it is "
+            "broken, delete it and run its rendering job again"
+        ) from error
+
+
+def pack_views(uri: str, folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:
+    """Lays views out for random access in a local folder, once; later calls open what is there.
+
+    Needs as much disk as the images without compression. Raises ValueError naming ``views``, ``columns``, or
+    ``folder`` where that holds another job's views.
+    """
+    files, plan, config = open_views(uri)
+    fingerprint = hashlib.sha256(files.read(SETTINGS) + files.read(PLAN)).hexdigest()
+    if (folder / _INDEX).is_file():
+        if json.loads((folder / _INDEX).read_text(encoding="utf-8"))["source"] != fingerprint:
+            raise ValueError(f"folder: {folder} holds the views of another job")
+        return open_packed(folder, images)
+    num_objects = sum(open_parquet(files, shard_name(VIEWS, shard)).num_row_groups for shard in range(plan.num_shards))
+    if not num_objects:
+        raise ValueError(f"views: no asset gave any in {uri!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = ("c2w", *CAMERA_FIELDS, *images)
+    about = [field.name for field in OBJECT_FIELDS]
+    arrays: dict[str, np.memmap] = {}
+    objects = []
+    for place, rows in enumerate(iterate_views(uri, ("uid", *about, *kept))):
+        for name in kept:
+            values = np.asarray(rows[name])
+            if name not in arrays:
+                shape = (num_objects, *values.shape)
+                arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
+            arrays[name][place] = values
+        objects.append({name: _plain(rows[name][0]) for name in ("uid", *about)})
+    for array in arrays.values():
+        array.flush()
+    index = {"source": fingerprint, "views": config_io.to_json(config.views), "objects": objects}
+    temporary = folder / f"{_INDEX}.tmp"
+    temporary.write_text(json.dumps(index), encoding="utf-8")
+    os.replace(temporary, folder / _INDEX)  # last: with it the folder is complete
+    return open_packed(folder, images)
+
+
+def open_packed(folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:
+    """What ``pack_views`` left in a folder, which may have come from another machine.
+
+    Raises ValueError naming ``folder``, or ``images`` where a kind was not packed.
+    """
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"folder: no packed views in {folder}: {error}") from error
+    for kind in images:
+        if not (folder / f"{kind}.npy").is_file():
+            raise ValueError(f"images: {kind!r} was not packed into {folder}; pack into another folder")
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("c2w", *CAMERA_FIELDS, *images)}
+    return ViewDataset(
+        objects=tuple(index["objects"]),
+        images={kind: arrays[kind] for kind in images},
+        cameras={name: arrays[name] for name in ("c2w", *CAMERA_FIELDS)},
+        config=config_io.from_json(ViewConfig, index["views"]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _values(column: pa.Array) -> Column:
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return column.to_numpy_ndarray()
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return column.to_numpy()
+    return column.to_pylist()

@@ -1,0 +1,184 @@
+"""The operation count of a VSD step with Stable Diffusion 2.1's real shapes: the minimum, on meta tensors.
+
+What is counted is ``Score`` itself, ``guide`` and ``fit``, with the real UNet and the real LoRA inside: messages, noise
+and gradients are real numbers, and only the UNet's own tensors have no storage. What belongs to a particle is counted
+on its VAE. Elementwise work (noise, guidance, AdamW) is not counted by torch; it is not 1 % of a pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
+from raydream.config.run import Method, PriorConfig, ScoreConfig
+from raydream.diffusion.denoiser import DiffusersDenoiser
+from raydream.diffusion.guidance import alphas_cumprod
+from raydream.diffusion.lora import LoraDenoiser
+from raydream.diffusion.text import PerpNegTexts
+from raydream.diffusion.vae import VaeCodec
+from raydream.distill.messages import Message, pack_views
+from raydream.distill.score import Score
+from raydream.priors.load import Prior
+from raydream.types import Condition, Render, Views
+
+# TFLOP for one view, counted on the bare modules with nothing of raydream around them
+UNET_FORWARD, LORA_FORWARD_BACKWARD, VAE_ENCODE_TO_PIXELS = 0.804, 1.715, 2.268
+META = torch.device("meta")
+
+
+def sd21_denoiser_on_meta() -> DiffusersDenoiser:
+    """The frozen UNet of Stable Diffusion 2.1 with shapes and no numbers."""
+    with META:
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+        )
+    return DiffusersDenoiser(unet, {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
+
+
+def count_tflop(work: Callable[[], object]) -> float:
+    """What ``work`` costs, matrix products and convolutions, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e12
+
+
+def test_parameter_counts_of_stable_diffusion() -> None:
+    frozen = sd21_denoiser_on_meta()
+    assert sum(value.numel() for value in frozen.unet.parameters()) == 865_910_724
+    trainable = LoraDenoiser(frozen, rank=4, seed=0).trainable()
+    sizes = {
+        part: sum(v.numel() for name, v in trainable.items() if name.startswith(part)) for part in ("unet.", "camera.")
+    }
+    assert sizes == {"unet.": 829_952, "camera.": 1_661_440}
+    assert sum(value.numel() for value in trainable.values()) == sum(sizes.values())
+
+
+class FromMeta(torch.autograd.Function):
+    """Zeros on the CPU in place of a meta tensor, and a gradient back to it: the seam between numbers and shapes."""
+
+    @staticmethod
+    def forward(ctx: object, on_meta: Tensor) -> Tensor:
+        return torch.zeros(on_meta.shape)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient.to(META)
+
+
+class OnMeta:
+    """A denoiser with shapes and no numbers for callers that have numbers: same calls, same passes, answers 0."""
+
+    def __init__(self, model: DiffusersDenoiser | LoraDenoiser) -> None:
+        self._model, self.prediction_type = model, model.prediction_type
+
+    def eps(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return FromMeta.apply(self._model.eps(z_t.to(META), t.to(META), to_meta(cond)))
+
+    def predict(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return FromMeta.apply(self._model.predict(z_t.to(META), t.to(META), to_meta(cond)))
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return self._model.trainable()
+
+
+class Sd21Texts:
+    """Texts of Stable Diffusion 2.1's size; what they say costs nothing."""
+
+    def prompt_embeddings(self, num_views: int) -> Tensor:
+        return torch.zeros(num_views, 77, 1024)
+
+    def negative_embeddings(self, num_views: int) -> Tensor:
+        return self.prompt_embeddings(num_views)
+
+    def view_embeddings(self, azimuth_deg: Tensor, elevation_deg: Tensor) -> Tensor:
+        return self.prompt_embeddings(len(azimuth_deg))
+
+    def perp_neg_texts(self, azimuth_deg: Tensor, elevation_deg: Tensor) -> PerpNegTexts:
+        text = self.prompt_embeddings(len(azimuth_deg))
+        return PerpNegTexts(text, torch.stack([text, text]), torch.zeros(2, len(text)))
+
+
+def to_meta(cond: Condition) -> Condition:
+    return Condition(*(getattr(cond, field.name).to(META) for field in fields(cond)))
+
+
+def sd21_score(num_particles: int, method: Method, guidance: GuidanceConfig) -> Score:
+    """The real score model over Stable Diffusion 2.1's shapes."""
+    frozen = sd21_denoiser_on_meta()
+    lora = OnMeta(LoraDenoiser(frozen, rank=4, seed=0)) if method == "vsd" else None
+    score = Score()
+    score.device = torch.device("cpu")
+    score.config = ScoreConfig(
+        0,
+        num_particles,
+        0,
+        "",
+        "",
+        method,
+        guidance,
+        GeometryConfig(),
+        LearnerConfig(),
+        PriorConfig(),
+        "reference",
+        "float32",
+    )
+    abar = alphas_cumprod({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}).float()
+    score.use(Prior(OnMeta(frozen), Sd21Texts(), abar, lora))
+    return score
+
+
+def sd21_messages(num_particles: int, views: int) -> list[Message]:
+    latents, angles = torch.zeros(views, 4, 64, 64), torch.zeros(views)
+    message = pack_views(Views(latents, torch.eye(4).expand(views, 4, 4), angles, angles, angles), 0, "float32")
+    return [message] * num_particles
+
+
+@pytest.mark.parametrize(
+    ("method", "guidance", "guide", "fit"),
+    [
+        ("vsd", GuidanceConfig(), 2 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        ("vsd", GuidanceConfig(scale=1.0), UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        ("vsd", GuidanceConfig(perp_neg=True), 4 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        ("sds", GuidanceConfig(), 2 * UNET_FORWARD, 0.0),
+    ],
+)
+def test_guide_and_fit_cost_the_minimum(method: Method, guidance: GuidanceConfig, guide: float, fit: float) -> None:
+    """``Score`` itself, from messages to messages, for two particles of two views: the guidance's texts in the frozen
+    model, one conditional LoRA pass, one LoRA training pass; no decoding, nothing twice.
+    """
+    num_particles, views = 2, 2
+    score, messages = sd21_score(num_particles, method, guidance), sd21_messages(num_particles, views)
+    before = list(score.learned.values())
+    spent = count_tflop(lambda: score.guide(0, range(num_particles), *messages))
+    assert spent == pytest.approx(num_particles * views * guide, rel=0.01)
+    spent = count_tflop(lambda: score.fit(0, range(num_particles), *messages))
+    assert spent == pytest.approx(num_particles * views * fit, rel=0.01)
+    assert score.step == (1 if before else 0)
+    assert all(len(score.optimizer.state[value]) == 3 for value in before)  # every parameter was really updated
+
+
+def test_encoding_a_view_costs_the_minimum() -> None:
+    with META:
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+        rgb = torch.empty(1, 512, 512, 3, requires_grad=True)
+        opacity = torch.empty(1, 512, 512, 1)
+    codec, render = VaeCodec(vae, 512, sample_posterior=False), Render(rgb, rgb, opacity, opacity)
+
+    def encode() -> None:
+        codec.encode(render, torch.Generator()).sum().backward()
+
+    assert count_tflop(encode) == pytest.approx(VAE_ENCODE_TO_PIXELS, rel=0.01)
+    assert rgb.grad is not None

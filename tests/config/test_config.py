@@ -1,0 +1,273 @@
+"""Settings: strict JSON there and back, and overrides by name that refuse whatever is not meant."""
+
+import dataclasses
+import json
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+from raydream.config import strict_json as config_io
+from raydream.config.presets import PRESETS, make_preset
+from raydream.config.run import ClusterConfig, OutputConfig, RunConfig, StageConfig, particle_config, score_config
+from raydream.schedule import Constant, Linear, Polyline, Steps
+
+BASE = make_preset("exhibit", 10)
+NAMES = config_io.field_names(RunConfig)
+
+
+def value_at(config: Any, name: str) -> Any:
+    for key in name.split("."):
+        config = config[int(key)] if key.isdigit() else getattr(config, key)
+    return config
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """The words that a setting can be, where it is one of a few."""
+    hint: Any = RunConfig
+    for key in name.split("."):
+        hint = get_args(hint)[0] if key.isdigit() else get_type_hints(hint)[key]
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def as_words(value: Any) -> str:
+    """What a person would type behind the equals sign."""
+    return value if isinstance(value, str) else json.dumps(config_io.to_json(value))
+
+
+def wrong_values(value: Any) -> list[str]:
+    """Words of a type that a setting with this value cannot have."""
+    match value:
+        case bool():
+            return ["1", "yes", "True"]
+        case int():
+            return ["1.5", "true", "many", "null", "[1]"]
+        case float():
+            return ["true", "much", "null", "NaN", "Infinity", "-Infinity", "1e999", '"1"', "[1.0]"]
+        case tuple():
+            return ["1", "true", "[]" if value and not isinstance(value[0], int) else "[null]", '["a", "b"]', "{}"]
+        case Constant() | Linear() | Steps() | Polyline():
+            return ["true", "NaN", "soon", "null", '{"kind": "sine"}', '{"value": 1}', '{"kind": "constant"}', "[1]"]
+        case _:
+            raise AssertionError(f"no wrong value is known for {value!r}")
+
+
+@pytest.mark.parametrize("steps", [None, 1, 7, 100_000])
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_preset_survives_json_to_the_last_bit(preset: str, steps: int | None) -> None:
+    config = make_preset(preset, steps)
+    text = config_io.dumps(config)
+    assert config_io.loads(RunConfig, text) == config
+    assert config_io.dumps(config_io.loads(RunConfig, text)) == text
+    json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    if steps is not None:
+        assert config.stages[0].num_steps == steps
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_run_tells_its_actors_all_that_they_need(preset: str) -> None:
+    config = make_preset(preset, 10)
+    stage = config.stages[0]
+    particle, score = particle_config(config, stage, 2), score_config(config, stage, 0)
+    assert (particle.index, particle.num_particles, particle.seed) == (2, config.n, config.seed)
+    assert (particle.stage, particle.prior, particle.output) == (stage, config.prior, config.output)
+    assert (score.prompt, score.method, score.guidance) == (config.prompt, config.method, stage.guidance)
+    assert (score.learner, score.prior, score.wire_dtype) == (stage.learner, config.prior, config.cluster.wire_dtype)
+
+
+def test_the_names_are_all_settings_and_no_more() -> None:
+    def leaves(value: Any, path: str) -> list[str]:
+        if isinstance(value, dict) and "kind" in value and path != "prior":
+            return [path]
+        if isinstance(value, dict):
+            return [name for key, item in value.items() for name in leaves(item, f"{path}.{key}" if path else key)]
+        if path == "stages":
+            return [name for i, item in enumerate(value) for name in leaves(item, f"{path}.{i}")]
+        return [path]
+
+    assert leaves(config_io.to_json(BASE), "") == NAMES
+    assert len(NAMES) > 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_setting_can_be_set_to_what_it_is(name: str) -> None:
+    assert config_io.apply_overrides(BASE, [f"{name}={as_words(value_at(BASE, name))}"]) == BASE
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not isinstance(value_at(BASE, name), str)])
+def test_a_setting_refuses_other_types_by_name(name: str) -> None:
+    for words in wrong_values(value_at(BASE, name)):
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            config_io.apply_overrides(BASE, [f"{name}={words}"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_misspelt_setting_is_refused_with_the_nearest_name(name: str) -> None:
+    *path, key = name.split(".")
+    wrong = ".".join([*path, key + "x"])
+    with pytest.raises(ValueError, match=rf"^{wrong}: unknown field; did you mean '\w+'\?"):
+        config_io.apply_overrides(BASE, [f"{wrong}=1"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_key_in_json_is_refused_by_its_path(name: str) -> None:
+    *path, key = name.split(".")
+    document = node = config_io.to_json(BASE)
+    for step in path:
+        node = node[int(step)] if step.isdigit() else node[step]
+    node[key + "x"] = node.pop(key)
+    with pytest.raises(ValueError, match=f"{key}x: unknown field; did you mean"):
+        config_io.loads(RunConfig, json.dumps(document))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if choices_of(name)])
+def test_a_choice_names_the_choices(name: str) -> None:
+    choices = choices_of(name)
+    for choice in choices:
+        assert value_at(config_io.apply_overrides(BASE, [f"{name}={choice}"]), name) == choice
+    with pytest.raises(ValueError, match=f"^{name}: must be one of .*{choices[-1]}"):
+        config_io.apply_overrides(BASE, [f"{name}=other"])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Constant(0.5),
+        Linear(1.0, 0.1, 3, 9),
+        Linear(1.0, 1.0, 0, 0),
+        Steps(((0, 64.0), (10, 128.0))),
+        Polyline(((2, 1.0), (5, 0.5), (9, 0.7))),
+    ],
+)
+def test_schedules_survive_json_and_overrides(schedule: Any) -> None:
+    name = "stages.0.lr_scale"
+    config = config_io.apply_overrides(BASE, [f"{name}={as_words(schedule)}"])
+    assert value_at(config, name) == schedule
+    assert config_io.loads(RunConfig, config_io.dumps(config)) == config
+
+
+def test_a_number_is_a_constant_schedule_of_a_float() -> None:
+    config = config_io.apply_overrides(BASE, ["stages.0.camera.image_px=32"])
+    schedule = config.stages[0].camera.image_px
+    assert schedule == Constant(32.0)
+    assert isinstance(schedule, Constant)
+    assert type(schedule.value) is float
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("n=0", "^n: must be at least 1"),
+        ("seed=-1", "^seed: must be a non-negative"),
+        ("prompt= ", "^prompt: must not be empty"),
+        ("prompt=" + "x" * 10_000, "^prompt: must be at most 1000 characters, got 10000"),
+        ("cluster.score_replicas=9", "score_replicas: must not exceed n=8"),
+        ("stages.0.losses.round_trip=1", "round_trip: needs a prior with a VAE; leave it at 0 for an exhibit"),
+        ("cluster.max_restarts=-1", "^cluster.max_restarts: must not be negative"),
+        ("output.checkpoint_every=0", "^output.checkpoint_every: must be positive"),
+        ("output.mesh_resolution=15", r"^output.mesh_resolution: must be 16\.\.1024"),
+        ("stages.0.camera.distance=[3, 2]", "^stages.0.camera.distance: must be two numbers, smaller first"),
+        ("stages.0.camera.distance=[1, 2, 3]", "^stages.0.camera.distance: must have 2 entries, got 3"),
+        ("stages.0.camera.distance.2=1", "^stages.0.camera.distance.2: '2' must be an index below 2"),
+        ("stages.1.num_steps=3", "^stages.1.num_steps: '1' must be an index below 1"),
+        ("stages.x.num_steps=3", "^stages.x.num_steps: 'x' must be an index"),
+        ("stages=[]", "^stages: exactly one NeRF stage"),
+        ("prompt.length=3", "^prompt.length: 'length' does not lead to a setting"),
+        ("stages.0.scene.grid.max_resolution=4", "max_resolution: must not be smaller than base_resolution"),
+        (
+            'stages.0.camera.image_px={"kind": "steps", "points": [[1, 8]]}',
+            "image_px.points: need rising steps that start at 0",
+        ),
+        (
+            'stages.0.guidance.t_max={"kind": "linear", "start": 1, "end": 0, "start_step": 5, "end_step": 2}',
+            "t_max.end_step: must not lie before start_step=5",
+        ),
+        ("n", "^set: need FIELD=VALUE, got 'n'"),
+        ("=3", "^set: need FIELD=VALUE"),
+        ("", "^set: need FIELD=VALUE"),
+    ],
+)
+def test_bad_values_are_refused_by_name(words: str, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        config_io.apply_overrides(BASE, [words])
+
+
+@pytest.mark.parametrize("prompt", ["a=b", "../../etc/passwd", "<script>alert(1)</script>", "un œuf 🥚", '"{}[]', "1"])
+def test_a_prompt_is_text_whatever_it_looks_like(prompt: str) -> None:
+    config = config_io.apply_overrides(BASE, [f"prompt={prompt}"])
+    assert config.prompt == prompt
+    assert config_io.loads(RunConfig, config_io.dumps(config)).prompt == prompt
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"prompt": "a chair"}', '{"prompt": 3, "preset": "x"}'])
+def test_other_documents_are_no_config(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^(config|preset|prompt): "):
+        config_io.loads(RunConfig, text)
+
+
+def test_overrides_leave_the_config_alone_and_apply_in_order() -> None:
+    before = dataclasses.replace(BASE)
+    config = config_io.apply_overrides(BASE, ["n=2", "n=4", "stages.0.camera.distance.1=9"])
+    assert config.n == 4
+    assert config.stages[0].camera.distance == (BASE.stages[0].camera.distance[0], 9.0)
+    assert before == BASE
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_settings_that_only_fit_each_other_may_come_in_any_order(turned: bool) -> None:
+    distance = ["stages.0.camera.distance.0=8", "stages.0.camera.distance.1=9"]
+    config = config_io.apply_overrides(BASE, distance[::-1] if turned else distance)
+    assert config.stages[0].camera.distance == (8.0, 9.0)
+    with pytest.raises(ValueError, match=r"^stages\.0\.camera\.distance: must be two numbers, smaller first"):
+        config_io.apply_overrides(BASE, distance[:1])
+
+
+def test_a_whole_setting_drops_the_changes_of_its_parts_that_came_before_it() -> None:
+    later = ["stages.0.camera.distance.0=1", "stages.0.camera.distance=[2, 3]", "stages.0.camera.distance.1=4"]
+    assert config_io.apply_overrides(BASE, later).stages[0].camera.distance == (2.0, 4.0)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("nothing", None), ("exhibit", 0), ("sd21", -5)])
+def test_a_preset_is_refused_by_name(name: str, steps: int | None) -> None:
+    with pytest.raises(ValueError, match=r"^(preset: unknown 'nothing'; choose one of|steps: must be at least 1)"):
+        make_preset(name, steps)
+
+
+def test_defaults_alone_are_a_valid_part() -> None:
+    for cls in (StageConfig, ClusterConfig, OutputConfig):
+        assert config_io.from_json(cls, {}) == cls()
+
+
+UNUSABLE = {
+    "output.mesh_max_faces": ["0", "-1"],
+    "output.mesh_threshold": ["-1.0"],
+    "output.preview_px": ["0", "-4"],
+    "output.turntable_px": ["0", "-4"],
+    "output.turntable_frames": ["0"],
+    "output.texture_px": ["0"],
+    "output.mesh_resolution": ["0"],
+    "cluster.restart_backoff_s": ["-1.0"],
+    "prior.image_px": ["-1", "1", "3", "16"],
+    "prior.exhibit.supersample": ["0", "-1"],
+    "prior.exhibit.object_radius": ["0.0"],
+    "stages.0.scene.grid.num_levels": ["1"],
+    "stages.0.scene.initial_density_radius": ["0.0"],
+    "stages.0.scene.lr_grid": ["-1.0"],
+    "stages.0.scene.occupancy_decay": ["1.5"],
+    "stages.0.camera.uniform_sphere_probability": ["2.0"],
+    "stages.0.losses.orientation": ["-1"],
+    "stages.0.guidance.t_min": ["-1"],
+    "stages.0.guidance.t_max": ["2.5"],
+    "stages.0.guidance.gradient_clip": ["-1"],
+    "stages.0.geometry.t_max": ["2.5"],
+    "stages.0.learner.weight_decay": ["-1.0"],
+    "stages.0.learner.warm_up_fits": ["-1"],
+    "stages.0.learner.lr_warm_up_steps": ["-1"],
+    "stages.0.learner.unet_channels": ["[]", "[0, 0]", "[-16]", "[24, 16]"],
+}
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name in UNUSABLE for words in UNUSABLE[name]])
+def test_what_would_only_fail_later_is_refused_at_once(name: str, words: str) -> None:
+    """Found by running one step and the export with every number of a config at its extremes."""
+    with pytest.raises(ValueError, match=rf"{name.rpartition('.')[2]}: |max_resolution: must be base_resolution"):
+        config_io.apply_overrides(BASE, [f"{name}={words}"])
