@@ -11,12 +11,12 @@ import argparse
 import json
 import sys
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.render import RenderJobConfig, make_recipe
 
 
 def _parser() -> argparse.ArgumentParser:
-    fields = ", ".join(config_io.field_names(RenderJobConfig))
+    fields = ", ".join(strict_json.field_names(RenderJobConfig))
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"settings: {fields}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,7 +36,7 @@ def main() -> int:
     overrides = [f"{field}={value}" for field, value in named.items() if value is not None]
     overrides += [f"library.subsets={json.dumps(args.subset)}"] if args.subset else []
     try:
-        config = config_io.apply_overrides(make_recipe(args.recipe), overrides + args.set)
+        config = strict_json.apply_overrides(make_recipe(args.recipe), overrides + args.set)
         from raydream.views.pool import render_library  # Ray and torch only for what can be done
 
         report = render_library(config, args.out)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.paths import with_absolute_folders
 from raydream.config.presets import DEFAULT_PRESET, PRESETS, make_preset
 from raydream.config.run import OutputConfig, RunConfig
@@ -72,7 +72,7 @@ def parse(description: str, words: Sequence[str] | None = None) -> Request:
     if args.resume is not None:
         return _resumed(args)
     preset = args.preset or ("diffusers" if args.prior else DEFAULT_PRESET)
-    config = config_io.apply_overrides(make_preset(preset, args.steps), _flags(args) + args.set)
+    config = strict_json.apply_overrides(make_preset(preset, args.steps), _flags(args) + args.set)
     config = with_absolute_folders(config)
     if config.prior.kind == "diffusers" and not config.prior.source:
         raise ValueError("prior: the preset needs one; give --prior FOLDER")
@@ -84,7 +84,7 @@ def changed_fields(old: RunConfig, new: RunConfig) -> list[str]:
     """The dotted names of settings that differ, those of ``cluster`` left out: where a run goes on may change,
     what it is not.
     """
-    return [name for name, a, b in _differences(config_io.to_json(old), config_io.to_json(new), "") if a != b]
+    return [name for name, a, b in _differences(strict_json.to_json(old), strict_json.to_json(new), "") if a != b]
 
 
 def _parse_words(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
@@ -119,15 +119,15 @@ def _with_changes(text: str, overrides: list[str]) -> tuple[RunConfig, RunConfig
     """A run's saved settings without and with the overrides. What it is to leave behind counts as changed in both, and
     before anything is checked: an earlier release took settings that no export can use.
     """
-    raw = config_io.parse(text)
+    raw = strict_json.parse(text)
     output = raw.get("output")
     if isinstance(output, dict):
         for override in overrides:
             name, _, value = override.removeprefix("output.").partition("=")
             if override.startswith("output.") and name in output and name != "out":
-                output[name] = config_io.parse_value(OutputConfig, name, value)
-    saved = with_absolute_folders(config_io.from_json(RunConfig, raw))
-    return saved, with_absolute_folders(config_io.apply_overrides(saved, overrides))
+                output[name] = strict_json.parse_value(OutputConfig, name, value)
+    saved = with_absolute_folders(strict_json.from_json(RunConfig, raw))
+    return saved, with_absolute_folders(strict_json.apply_overrides(saved, overrides))
 
 
 def _flags(args: argparse.Namespace) -> list[str]:

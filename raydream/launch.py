@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from raydream import cli
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.checks import require
 from raydream.config.run import RunConfig, cluster_config
 from raydream.report.terminal import say, settle
@@ -38,14 +38,16 @@ def _main(description: str, words: Sequence[str] | None) -> int:
     try:
         request = cli.parse(description, words)
         if request.dry_run:
-            print(config_io.dumps(request.config))
+            print(strict_json.dumps(request.config))
             return 0
         config = check_prior(request.config)
         if config.cluster.runtime == "ray":
             from raydream.cluster.connection import check_address  # Ray only for those who want it
 
             check_address()
-        run = RunFolder.open(request.out) if request.resume else RunFolder.create(request.out, config_io.dumps(config))
+        run = (
+            RunFolder.open(request.out) if request.resume else RunFolder.create(request.out, strict_json.dumps(config))
+        )
         with ExitStack() as stack:
             stack.enter_context(run.lock())
             stack.callback(run.close)
@@ -63,7 +65,7 @@ def keep_output(config: RunConfig, run: RunFolder) -> None:
     """What a resumed run is to leave behind from now on, in its own settings: the report tells of it, and the next
     resume need not be told again.
     """
-    saved, output = json.loads(run.read_config()), config_io.to_json(config.output)
+    saved, output = json.loads(run.read_config()), strict_json.to_json(config.output)
     if saved.get("output") != output:
         run.write_text(CONFIG, json.dumps(saved | {"output": output}, indent=2, ensure_ascii=False))
 

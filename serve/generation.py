@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from raydream.cluster.runtime import Runtime
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.run import RunConfig
 from raydream.distill.artefacts import on_paper
 from raydream.distill.loop import RunFailed
@@ -143,8 +143,8 @@ class GenerationRun:
             files = resolve(uri, None)
             if isinstance(files, LocalFiles):
                 files.sweep_temporary()  # of a runner that was killed while it began
-            return wanted, RunFolder.create(uri, config_io.dumps(wanted))
-        saved = config_io.loads(RunConfig, run.read_config())
+            return wanted, RunFolder.create(uri, strict_json.dumps(wanted))
+        saved = strict_json.loads(RunConfig, run.read_config())
         return dataclasses.replace(saved, cluster=wanted.cluster), run
 
     def _pipeline(self, config: RunConfig, run: RunFolder, make_runtime: MakeRuntime) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.checks import require
 from raydream.config.presets import PRESETS
 from raydream.config.run import MAX_PROMPT_CHARACTERS, RunConfig
@@ -55,7 +55,7 @@ def _configured(
 ) -> RunConfig:
     config = settings.base_config(preset, steps)
     wishes = [f"prompt={prompt}", f"n={n}", f"method={method}", f"seed={seed}", "cluster.runtime=ray"]
-    config = config_io.apply_overrides(config, wishes)
+    config = strict_json.apply_overrides(config, wishes)
     every = max(1, min(config.output.preview_every, config.stages[0].num_steps // settings.previews_per_run))
     return dataclasses.replace(config, output=dataclasses.replace(config.output, preview_every=every))
 

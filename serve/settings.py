@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.checks import require
 from raydream.config.paths import absolute_override
 from raydream.config.presets import DEFAULT_PRESET, PRESETS, make_preset
@@ -95,7 +95,7 @@ class Settings:
         """A preset with the operator's overrides, before a client's wishes."""
         require(preset in self.presets, "preset", f"must be one of {', '.join(self.presets)}, got {preset!r}")
         require(preset in PRESETS, "presets", f"unknown {preset!r}; choose from {', '.join(PRESETS)}")
-        return config_io.apply_overrides(make_preset(preset, steps), list(self.overrides))
+        return strict_json.apply_overrides(make_preset(preset, steps), list(self.overrides))
 
     @property
     def database_url(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from raydream.bench.figures import RunCost
 from raydream.bench.whole_run import LOOK_AHEAD, measure_run
 from raydream.cluster.runtime import LocalRuntime, Runtime
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig, cluster_config
 from raydream.launch import check_prior
@@ -42,7 +42,7 @@ def run_config(n: int, replicas: int, num_steps: int, runtime: str, overrides: S
         f"output.preview_every={_NEVER}",
     ]
     steps = _WARM_STEPS + num_steps + LOOK_AHEAD + 1
-    return check_prior(config_io.apply_overrides(exhibit(steps), [*settings, *overrides]))
+    return check_prior(strict_json.apply_overrides(exhibit(steps), [*settings, *overrides]))
 
 
 def make_runtime(config: RunConfig) -> Runtime:

@@ -24,7 +24,7 @@ import psutil
 
 from raydream.bench.figures import COUNTED, RunCost
 from raydream.cluster.runtime import Actor, Reference, Runtime
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.run import RunConfig
 from raydream.distill.loop import Row, StageLoop
 from raydream.store.run_folder import RunFolder
@@ -39,7 +39,7 @@ def measure_run(config: RunConfig, make_runtime: Callable[[RunConfig], Runtime],
     """Runs the stage of ``config`` once and looks at its steps from ``warm_steps`` on, the last few left out."""
     window = Window(warm_steps, config.stages[0].num_steps - LOOK_AHEAD - 1)
     with TemporaryDirectory() as folder:
-        run = RunFolder.create(str(Path(folder) / "run"), config_io.dumps(config))
+        run = RunFolder.create(str(Path(folder) / "run"), strict_json.dumps(config))
         runtime = ClockedRuntime(make_runtime(config))
         try:
             loop = StageLoop(runtime, run, config, window)

@@ -1,4 +1,4 @@
-"""Settings of the aligned geometric prior's fine-tuning. Importable without torch; strict JSON by ``config_io``."""
+"""Settings of the aligned geometric prior's fine-tuning. Importable without torch; strict JSON by ``strict_json``."""
 
 from dataclasses import dataclass, field
 from typing import Literal

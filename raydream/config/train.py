@@ -1,4 +1,4 @@
-"""Settings of the embedded prior's training. Importable without torch; strict JSON and ``--set`` by ``config_io``."""
+"""Settings of the embedded prior's training. Importable without torch; strict JSON and ``--set`` by ``strict_json``."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.evaluate import EvaluateSettings
 from raydream.store.faults import StorageError
 
@@ -36,7 +36,7 @@ def main(description: str, arguments: list[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    fields = ", ".join(config_io.field_names(EvaluateSettings))
+    fields = ", ".join(strict_json.field_names(EvaluateSettings))
     parser = argparse.ArgumentParser(description=description, epilog=f"settings: {fields}")
     parser.add_argument("--run", nargs="+", required=True, help="run folders or URIs, or folders of mesh files")
     parser.add_argument("--prior", help="a diffusers folder or alias as the judge (default: the run's own)")
@@ -59,4 +59,4 @@ def _settings(args: argparse.Namespace) -> EvaluateSettings:
             raise ValueError(f"captions: cannot read {args.captions!r}: {error}") from error
         captions = tuple(line.strip() for line in lines if line.strip())
     settings = EvaluateSettings(captions=captions, **{name: value for name, value in given.items() if value})
-    return config_io.apply_overrides(settings, args.set)
+    return strict_json.apply_overrides(settings, args.set)

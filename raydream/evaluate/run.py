@@ -10,7 +10,7 @@ import torch
 from raydream.assets.exhibit import available_nouns, find_minipack
 from raydream.assets.procedural import PROCEDURAL
 from raydream.backend import load_backend
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.evaluate import NUM_VIEWS, EvaluateSettings
 from raydream.diffusion.layout import LEXICON
 from raydream.diffusion.prompts import VIEW_WORDS
@@ -81,7 +81,11 @@ def evaluate_run(uri: str, settings: EvaluateSettings) -> Evaluation:
         _diversity(list(tables.values()), panel.words, settings),
         panel.checks,
     )
-    values = {**config_io.to_json(evaluation), "summary": evaluation.summary(), "settings": config_io.to_json(settings)}
+    values = {
+        **strict_json.to_json(evaluation),
+        "summary": evaluation.summary(),
+        "settings": strict_json.to_json(settings),
+    }
     subjects.write(EVALUATION, json.dumps(values, indent=2, allow_nan=False).encode())
     if tables:
         subjects.write(SHEET, contact_sheet(evaluation, tables))

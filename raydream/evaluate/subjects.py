@@ -7,7 +7,7 @@ from pathlib import Path
 from raydream.assets.asset import Asset, AssetError
 from raydream.assets.formats import SUFFIXES
 from raydream.assets.load import load_asset
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.evaluate import EvaluateSettings
 from raydream.config.run import ExhibitConfig, RunConfig
 from raydream.store.run_folder import CONFIG, MESH, RunFolder, particle_file
@@ -58,7 +58,7 @@ def read_subjects(uri: str, settings: EvaluateSettings) -> Subjects:
     if "://" not in uri and not (path / CONFIG).is_file():
         return _mesh_folder(path.resolve(), settings)
     run = RunFolder.open(uri)
-    config = config_io.loads(RunConfig, run.read_config())
+    config = strict_json.loads(RunConfig, run.read_config())
     is_exhibit = config.prior.kind == "exhibit"
     return Subjects(
         run.uri,

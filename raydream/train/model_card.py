@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.train import TrainConfig
 from raydream.train.batches import BatchMaker
 from raydream.train.captions import Lexicon
@@ -69,7 +69,7 @@ The gate {verdict}. P[loss(right caption) < loss(wrong caption)] with the same n
 {json.dumps(steps)}
 
 ```json
-{config_io.dumps(_without_folders(config))}
+{strict_json.dumps(_without_folders(config))}
 ```
 """
     (folder / GATE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from raydream.assets.error import AssetError
 from raydream.assets.library import AssetRecord
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.render import PoolConfig, ViewConfig
 from raydream.store.faults import StorageError, is_passing
 from raydream.views.schema import record_from_json, record_to_json
@@ -40,7 +40,7 @@ class RenderProcess:
     """The parent's end: one child at a time, started when it is first needed and again after each death."""
 
     def __init__(self, views: ViewConfig, pool: PoolConfig) -> None:
-        self._settings = json.dumps([config_io.to_json(views), config_io.to_json(pool)])
+        self._settings = json.dumps([strict_json.to_json(views), strict_json.to_json(pool)])
         self._process: subprocess.Popen[bytes] | None = None
 
     def render(self, record: AssetRecord) -> pa.Table:
@@ -118,7 +118,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not be taken for a reply
     lines = sys.stdin.buffer
     views_json, pool_json = json.loads(lines.readline())
-    views, pool = config_io.from_json(ViewConfig, views_json), config_io.from_json(PoolConfig, pool_json)
+    views, pool = strict_json.from_json(ViewConfig, views_json), strict_json.from_json(PoolConfig, pool_json)
     import torch
 
     from raydream.assets.procedural import procedural_records

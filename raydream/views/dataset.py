@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.render import ImageKind, RenderJobConfig, ViewConfig
 from raydream.store.faults import StorageError
 from raydream.store.storage import resolve
@@ -53,7 +53,7 @@ def open_views(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
     """A finished job's folder. Raises ValueError naming ``views`` where there is none or shards are missing."""
     try:
         files = resolve(uri, None)
-        config = config_io.loads(RenderJobConfig, files.read(SETTINGS).decode())
+        config = strict_json.loads(RenderJobConfig, files.read(SETTINGS).decode())
         plan = Plan(open_parquet(files, PLAN).metadata.num_rows, config.pool.objects_per_shard)
     except StorageError:
         raise
@@ -186,7 +186,7 @@ def pack_views(uri: str, folder: Path, images: Sequence[ImageKind] = ("rgb", "al
         objects.append({name: _plain(rows[name][0]) for name in ("uid", *about)})
     for array in arrays.values():
         array.flush()
-    index = {"source": fingerprint, "views": config_io.to_json(config.views), "objects": objects}
+    index = {"source": fingerprint, "views": strict_json.to_json(config.views), "objects": objects}
     temporary = folder / f"{_INDEX}.tmp"
     temporary.write_text(json.dumps(index), encoding="utf-8")
     os.replace(temporary, folder / _INDEX)  # last: with it the folder is complete
@@ -210,7 +210,7 @@ def open_packed(folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) ->
         objects=tuple(index["objects"]),
         images={kind: arrays[kind] for kind in images},
         cameras={name: arrays[name] for name in ("c2w", *CAMERA_FIELDS)},
-        config=config_io.from_json(ViewConfig, index["views"]),
+        config=strict_json.from_json(ViewConfig, index["views"]),
     )
 
 

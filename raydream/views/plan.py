@@ -27,7 +27,7 @@ from raydream.assets.library_folder import NamesIn, check_library, names_below, 
 from raydream.assets.licences import count_licences, why_no_licence
 from raydream.assets.procedural import PROCEDURAL, procedural_records
 from raydream.assets.remote_library import as_remote, check_reachable, index_of, is_remote
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.render import LibraryConfig, RenderJobConfig
 from raydream.store.faults import StorageError
 from raydream.store.storage import resolve
@@ -45,7 +45,7 @@ def open_plan(files: Files, config: RenderJobConfig) -> Plan:
     ``library`` for what is wrong with that.
     """
     if files.exists(SETTINGS):
-        _check_same(config_io.loads(RenderJobConfig, files.read(SETTINGS).decode()), config)
+        _check_same(strict_json.loads(RenderJobConfig, files.read(SETTINGS).decode()), config)
         _check_reachable(config.library)  # a library that is not mounted would turn into a thousand missing files
     if not files.exists(PLAN):
         _make_plan(files, config)
@@ -138,13 +138,13 @@ def _make_plan(files: Files, config: RenderJobConfig) -> None:
                 raise
             except OSError as error:
                 raise ValueError(f"out: {error}") from error
-            files.write(SETTINGS, config_io.dumps(config).encode())
+            files.write(SETTINGS, strict_json.dumps(config).encode())
         files.write(LEFT_OUT, _parquet_bytes(("uid", "reason"), rows.left_out()))
         files.write(PLAN, _parquet_bytes(("uid", "record"), rows.kept()))  # last: the job begins when there is a plan
 
 
 def _check_same(saved: RenderJobConfig, given: RenderJobConfig) -> None:
-    old, new = config_io.to_json(saved), config_io.to_json(given)
+    old, new = strict_json.to_json(saved), strict_json.to_json(given)
     for part, settings in new.items():
         for name, value in settings.items():
             if value != old[part][name] and name != "workers":

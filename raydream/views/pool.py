@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from raydream.cluster.connection import connect
 from raydream.cluster.placement import Cluster
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.render import RenderJobConfig
 from raydream.report.progress import Progress
 from raydream.store.faults import StorageError
@@ -71,7 +71,7 @@ def _render_shards(config: RenderJobConfig, files: Files, uri: str, plan: Plan, 
     )
     results = shards.map(
         ShardWorker,  # type: ignore[arg-type]  # a class is what Ray wants here, its hints know functions only
-        fn_constructor_args=(uri, plan, config_io.dumps(config)),
+        fn_constructor_args=(uri, plan, strict_json.dumps(config)),
         compute=ActorPoolStrategy(min_size=1, max_size=min(most, len(missing)), max_tasks_in_flight_per_actor=2),
         num_cpus=1,
     )

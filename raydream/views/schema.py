@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from raydream.assets.library import AssetRecord
 from raydream.assets.warnings import word_of
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.render import ImageKind, ViewConfig
 
 CONFIG_KEY = b"raydream.views"
@@ -59,7 +59,7 @@ def views_schema(config: ViewConfig) -> pa.Schema:
     for kind in config.images:
         shape = [config.image_px, config.image_px, _CHANNELS[kind]]
         fields.append(pa.field(kind, pa.fixed_shape_tensor(_TYPES.get(kind, pa.uint8()), shape)))
-    return pa.schema(fields, metadata={CONFIG_KEY: json.dumps(config_io.to_json(config)).encode()})
+    return pa.schema(fields, metadata={CONFIG_KEY: json.dumps(strict_json.to_json(config)).encode()})
 
 
 def encode_image(kind: ImageKind, values: np.ndarray) -> np.ndarray:

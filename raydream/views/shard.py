@@ -20,7 +20,7 @@ from raydream.assets.error import AssetError
 from raydream.assets.load import DEFAULT_LIMITS
 from raydream.assets.remote_library import AssetFetcher, check_reachable, is_remote
 from raydream.assets.warnings import loses_colours
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.render import RenderJobConfig
 from raydream.store.faults import StorageError
 from raydream.store.storage import resolve
@@ -54,7 +54,7 @@ class ShardWorker:
     def __init__(self, uri: str, plan: Plan, config_json: str) -> None:
         self._files: Files = resolve(uri, None)
         self._plan = plan
-        self._config = config_io.loads(RenderJobConfig, config_json)
+        self._config = strict_json.loads(RenderJobConfig, config_json)
         self._process = RenderProcess(self._config.views, self._config.pool)
         self._fetcher = AssetFetcher()
 

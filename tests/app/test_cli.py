@@ -14,7 +14,7 @@ import pytest
 from small_runs import SMALL, assert_same_end, new_run, small_config, train
 
 from raydream.cli import build_parser
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.run import RunConfig
 from raydream.launch import main
 from raydream.store.run_folder import RunFolder
@@ -170,7 +170,7 @@ def test_a_run_in_use_is_refused(capsys, saved) -> None:
 def test_where_a_run_goes_on_may_change(capsys, saved) -> None:
     words = ["--runtime", "ray", "--set", "cluster.max_restarts=99", "--set", "cluster.gpus_per_particle=0.5"]
     assert main("test", ["--resume", saved.uri, "--dry-run", *words]) == 0
-    config = config_io.loads(RunConfig, capsys.readouterr().out)
+    config = strict_json.loads(RunConfig, capsys.readouterr().out)
     assert (config.cluster.runtime, config.cluster.max_restarts, config.n) == ("ray", 99, 3)
 
 
@@ -201,7 +201,7 @@ def test_a_dry_run_prints_the_settings_and_loads_no_torch(in_empty_folder) -> No
     )
     done = run_python(code)
     assert done.returncode == 0, done.stderr
-    config = config_io.loads(RunConfig, done.stdout)
+    config = strict_json.loads(RunConfig, done.stdout)
     assert (config.n, config.prompt, config.output.texture_px) == (3, "a <b>", 64)
     assert not list(in_empty_folder.iterdir())
 
@@ -214,9 +214,10 @@ class NoTorch:
         if name.partition(".")[0] in {"torch", "ray", "numpy", "pyarrow", "diffusers"}:
             raise ImportError(name)
 sys.meta_path.insert(0, NoTorch())
-from raydream import config, config_io, presets, schedule
+from raydream import schedule
+from raydream.config import presets, run, strict_json
 made = presets.make_preset("sd21", 100)
-assert config_io.loads(config.RunConfig, config_io.dumps(made)) == made
+assert strict_json.loads(run.RunConfig, strict_json.dumps(made)) == made
 try:
     import torch
 except ImportError:
@@ -262,7 +263,7 @@ def test_a_signal_leaves_a_run_that_can_be_resumed(number, capfd, tmp_path) -> N
     assert f"stopped at step {checkpoint.step}\nresume with: python jobs/vsd_particles.py --resume '{folder}'" in told
 
     assert main("test", ["--resume", str(folder)]) == 0
-    config = config_io.loads(RunConfig, run.read_config())
+    config = strict_json.loads(RunConfig, run.read_config())
     whole = new_run(tmp_path / "whole", config)
     train(whole, config)
     assert_same_end(RunFolder.open(str(folder)), whole)
@@ -320,7 +321,7 @@ def test_a_finished_run_is_exported_again_without_training(capfd, tmp_path, monk
     first = artefacts(folder)
     assert set(first) == {"mesh.glb", "turntable.mp4", "preview.png"}
     assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == trained
-    saved = config_io.loads(RunConfig, RunFolder.open(str(folder)).read_config()).output
+    saved = strict_json.loads(RunConfig, RunFolder.open(str(folder)).read_config()).output
     assert (saved.mesh_threshold, saved.texture_px) == (5, 32)
     assert "output.mesh_threshold" in (folder / "report.html").read_text()
 

@@ -22,7 +22,7 @@ from small_runs import SMALL, Watch, assert_same_end, new_run, small_config, tra
 
 from raydream.cluster.ray_runtime import RayRuntime, actor_environment
 from raydream.cluster.runtime import Actor, ActorFailed
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.run import ClusterConfig, RunConfig
 from raydream.distill.loop import RunFailed
 from raydream.distill.pipeline import run_pipeline
@@ -296,7 +296,7 @@ def test_a_stopped_driver_leaves_a_run_that_can_be_resumed(cluster, tmp_path, lo
         assert f"stopped at step {checkpoint.step}" in told
         assert told.rstrip().endswith(f"resume with: python jobs/vsd_particles.py --resume {folder}")
         assert "Traceback" not in told
-    assert config_io.loads(RunConfig, run.read_config()).cluster.runtime == "ray"
+    assert strict_json.loads(RunConfig, run.read_config()).cluster.runtime == "ray"
     assert main("test", ["--resume", str(folder), "--runtime", "local"]) == 0
     assert_same_end(run, long_run)
     assert run.exists(particle_file(1, MESH))

@@ -6,13 +6,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.presets import PRESETS, make_preset
 from raydream.config.run import ClusterConfig, OutputConfig, RunConfig, StageConfig, particle_config, score_config
 from raydream.schedule import Constant, Linear, Polyline, Steps
 
 BASE = make_preset("exhibit", 10)
-NAMES = config_io.field_names(RunConfig)
+NAMES = strict_json.field_names(RunConfig)
 
 
 def value_at(config: Any, name: str) -> Any:
@@ -31,7 +31,7 @@ def choices_of(name: str) -> tuple[str, ...]:
 
 def as_words(value: Any) -> str:
     """What a person would type behind the equals sign."""
-    return value if isinstance(value, str) else json.dumps(config_io.to_json(value))
+    return value if isinstance(value, str) else json.dumps(strict_json.to_json(value))
 
 
 def wrong_values(value: Any) -> list[str]:
@@ -55,9 +55,9 @@ def wrong_values(value: Any) -> list[str]:
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_every_preset_survives_json_to_the_last_bit(preset: str, steps: int | None) -> None:
     config = make_preset(preset, steps)
-    text = config_io.dumps(config)
-    assert config_io.loads(RunConfig, text) == config
-    assert config_io.dumps(config_io.loads(RunConfig, text)) == text
+    text = strict_json.dumps(config)
+    assert strict_json.loads(RunConfig, text) == config
+    assert strict_json.dumps(strict_json.loads(RunConfig, text)) == text
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     if steps is not None:
         assert config.stages[0].num_steps == steps
@@ -84,20 +84,20 @@ def test_the_names_are_all_settings_and_no_more() -> None:
             return [name for i, item in enumerate(value) for name in leaves(item, f"{path}.{i}")]
         return [path]
 
-    assert leaves(config_io.to_json(BASE), "") == NAMES
+    assert leaves(strict_json.to_json(BASE), "") == NAMES
     assert len(NAMES) > 80
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_setting_can_be_set_to_what_it_is(name: str) -> None:
-    assert config_io.apply_overrides(BASE, [f"{name}={as_words(value_at(BASE, name))}"]) == BASE
+    assert strict_json.apply_overrides(BASE, [f"{name}={as_words(value_at(BASE, name))}"]) == BASE
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not isinstance(value_at(BASE, name), str)])
 def test_a_setting_refuses_other_types_by_name(name: str) -> None:
     for words in wrong_values(value_at(BASE, name)):
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-            config_io.apply_overrides(BASE, [f"{name}={words}"])
+            strict_json.apply_overrides(BASE, [f"{name}={words}"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,27 +105,27 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name(name: str) -> None:
     *path, key = name.split(".")
     wrong = ".".join([*path, key + "x"])
     with pytest.raises(ValueError, match=rf"^{wrong}: unknown field; did you mean '\w+'\?"):
-        config_io.apply_overrides(BASE, [f"{wrong}=1"])
+        strict_json.apply_overrides(BASE, [f"{wrong}=1"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_key_in_json_is_refused_by_its_path(name: str) -> None:
     *path, key = name.split(".")
-    document = node = config_io.to_json(BASE)
+    document = node = strict_json.to_json(BASE)
     for step in path:
         node = node[int(step)] if step.isdigit() else node[step]
     node[key + "x"] = node.pop(key)
     with pytest.raises(ValueError, match=f"{key}x: unknown field; did you mean"):
-        config_io.loads(RunConfig, json.dumps(document))
+        strict_json.loads(RunConfig, json.dumps(document))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if choices_of(name)])
 def test_a_choice_names_the_choices(name: str) -> None:
     choices = choices_of(name)
     for choice in choices:
-        assert value_at(config_io.apply_overrides(BASE, [f"{name}={choice}"]), name) == choice
+        assert value_at(strict_json.apply_overrides(BASE, [f"{name}={choice}"]), name) == choice
     with pytest.raises(ValueError, match=f"^{name}: must be one of .*{choices[-1]}"):
-        config_io.apply_overrides(BASE, [f"{name}=other"])
+        strict_json.apply_overrides(BASE, [f"{name}=other"])
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,13 @@ def test_a_choice_names_the_choices(name: str) -> None:
 )
 def test_schedules_survive_json_and_overrides(schedule: Any) -> None:
     name = "stages.0.lr_scale"
-    config = config_io.apply_overrides(BASE, [f"{name}={as_words(schedule)}"])
+    config = strict_json.apply_overrides(BASE, [f"{name}={as_words(schedule)}"])
     assert value_at(config, name) == schedule
-    assert config_io.loads(RunConfig, config_io.dumps(config)) == config
+    assert strict_json.loads(RunConfig, strict_json.dumps(config)) == config
 
 
 def test_a_number_is_a_constant_schedule_of_a_float() -> None:
-    config = config_io.apply_overrides(BASE, ["stages.0.camera.image_px=32"])
+    config = strict_json.apply_overrides(BASE, ["stages.0.camera.image_px=32"])
     schedule = config.stages[0].camera.image_px
     assert schedule == Constant(32.0)
     assert isinstance(schedule, Constant)
@@ -188,25 +188,25 @@ def test_a_number_is_a_constant_schedule_of_a_float() -> None:
 )
 def test_bad_values_are_refused_by_name(words: str, error: str) -> None:
     with pytest.raises(ValueError, match=error):
-        config_io.apply_overrides(BASE, [words])
+        strict_json.apply_overrides(BASE, [words])
 
 
 @pytest.mark.parametrize("prompt", ["a=b", "../../etc/passwd", "<script>alert(1)</script>", "un œuf 🥚", '"{}[]', "1"])
 def test_a_prompt_is_text_whatever_it_looks_like(prompt: str) -> None:
-    config = config_io.apply_overrides(BASE, [f"prompt={prompt}"])
+    config = strict_json.apply_overrides(BASE, [f"prompt={prompt}"])
     assert config.prompt == prompt
-    assert config_io.loads(RunConfig, config_io.dumps(config)).prompt == prompt
+    assert strict_json.loads(RunConfig, strict_json.dumps(config)).prompt == prompt
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"prompt": "a chair"}', '{"prompt": 3, "preset": "x"}'])
 def test_other_documents_are_no_config(text: str) -> None:
     with pytest.raises(ValueError, match=r"^(config|preset|prompt): "):
-        config_io.loads(RunConfig, text)
+        strict_json.loads(RunConfig, text)
 
 
 def test_overrides_leave_the_config_alone_and_apply_in_order() -> None:
     before = dataclasses.replace(BASE)
-    config = config_io.apply_overrides(BASE, ["n=2", "n=4", "stages.0.camera.distance.1=9"])
+    config = strict_json.apply_overrides(BASE, ["n=2", "n=4", "stages.0.camera.distance.1=9"])
     assert config.n == 4
     assert config.stages[0].camera.distance == (BASE.stages[0].camera.distance[0], 9.0)
     assert before == BASE
@@ -215,15 +215,15 @@ def test_overrides_leave_the_config_alone_and_apply_in_order() -> None:
 @pytest.mark.parametrize("turned", [False, True])
 def test_settings_that_only_fit_each_other_may_come_in_any_order(turned: bool) -> None:
     distance = ["stages.0.camera.distance.0=8", "stages.0.camera.distance.1=9"]
-    config = config_io.apply_overrides(BASE, distance[::-1] if turned else distance)
+    config = strict_json.apply_overrides(BASE, distance[::-1] if turned else distance)
     assert config.stages[0].camera.distance == (8.0, 9.0)
     with pytest.raises(ValueError, match=r"^stages\.0\.camera\.distance: must be two numbers, smaller first"):
-        config_io.apply_overrides(BASE, distance[:1])
+        strict_json.apply_overrides(BASE, distance[:1])
 
 
 def test_a_whole_setting_drops_the_changes_of_its_parts_that_came_before_it() -> None:
     later = ["stages.0.camera.distance.0=1", "stages.0.camera.distance=[2, 3]", "stages.0.camera.distance.1=4"]
-    assert config_io.apply_overrides(BASE, later).stages[0].camera.distance == (2.0, 4.0)
+    assert strict_json.apply_overrides(BASE, later).stages[0].camera.distance == (2.0, 4.0)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("nothing", None), ("exhibit", 0), ("sd21", -5)])
@@ -234,7 +234,7 @@ def test_a_preset_is_refused_by_name(name: str, steps: int | None) -> None:
 
 def test_defaults_alone_are_a_valid_part() -> None:
     for cls in (StageConfig, ClusterConfig, OutputConfig):
-        assert config_io.from_json(cls, {}) == cls()
+        assert strict_json.from_json(cls, {}) == cls()
 
 
 UNUSABLE = {
@@ -270,4 +270,4 @@ UNUSABLE = {
 def test_what_would_only_fail_later_is_refused_at_once(name: str, words: str) -> None:
     """Found by running one step and the export with every number of a config at its extremes."""
     with pytest.raises(ValueError, match=rf"{name.rpartition('.')[2]}: |max_resolution: must be base_resolution"):
-        config_io.apply_overrides(BASE, [f"{name}={words}"])
+        strict_json.apply_overrides(BASE, [f"{name}={words}"])

@@ -6,7 +6,7 @@ import pytest
 
 from raydream import cli
 from raydream.assets.exhibit import find_minipack
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.paths import absolute_folder, absolute_override
 from raydream.config.run import RunConfig
 from serve.settings import Settings
@@ -48,7 +48,7 @@ def test_a_folder_comes_before_an_alias_as_it_does_where_priors_are_found(here: 
 
 def test_a_run_is_resumed_by_the_words_that_started_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = parsed(*WORDS, "--prior", "mine")
-    run = cli.RunFolder.create(str(here / "run"), config_io.dumps(config))
+    run = cli.RunFolder.create(str(here / "run"), strict_json.dumps(config))
     assert parsed("--resume", run.uri, "--prior", "mine") == config
     monkeypatch.chdir("/")
     assert parsed("--resume", run.uri) == config

@@ -12,7 +12,7 @@ from tiny_prior import make_tiny_prior
 from torch import Tensor
 
 from raydream import cli
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.guidance import GeometryConfig, GuidanceConfig
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig, particle_config, score_config
@@ -59,7 +59,7 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def make_run(priors: tuple[Path, Path], *overrides: str, steps: int = 6) -> RunConfig:
     prior, agp = priors
     geometry = [f"stages.0.geometry.agp={agp}", f"stages.0.geometry.prior={prior}", "stages.0.geometry.box_every=2"]
-    return config_io.apply_overrides(exhibit(steps), [*SMALL, *geometry, *overrides])
+    return strict_json.apply_overrides(exhibit(steps), [*SMALL, *geometry, *overrides])
 
 
 def make_pair(config: RunConfig) -> tuple[Particle, Score]:

@@ -23,7 +23,7 @@ from small_runs import (
 )
 
 from raydream.cluster.runtime import LocalRuntime
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.run import RunConfig
 from raydream.distill.loop import RunFailed, StageLoop
 from raydream.distill.pipeline import run_pipeline
@@ -89,7 +89,7 @@ def test_a_whole_run_leaves_every_artefact(tmp_path: Path) -> None:
     assert json.loads(run.read_bytes("versions.json"))["python"].startswith("3.")
     assert [row["step"] for row in run.read_metrics()] == list(range(STEPS))
     assert any(size > 0 for size in run.list_files("tensorboard").values())
-    assert config_io.loads(RunConfig, run.read_config()) == config
+    assert strict_json.loads(RunConfig, run.read_config()) == config
     assert set(run.list_files("checkpoints")) == {
         checkpoint_file(step, name)
         for step in (6, STEPS)

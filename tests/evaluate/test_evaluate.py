@@ -14,7 +14,7 @@ from tests.test_evaluate_judges import make_tiny_clip
 from tests.tiny_prior import make_tiny_prior
 
 from raydream.assets.procedural import procedural_asset
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.evaluate import EvaluateSettings
 from raydream.config.presets import make_preset
 from raydream.config.run import ExhibitConfig
@@ -43,7 +43,7 @@ def glb(noun: str, variant: int) -> bytes:
 def new_run(folder: Path, meshes: list[bytes | None]) -> Path:
     config = replace(make_preset("exhibit", 10), n=len(meshes))
     exhibit = replace(config.prior, exhibit=ExhibitConfig(assets="procedural", num_modes=4))
-    run = RunFolder.create(str(folder), config_io.dumps(replace(config, prior=exhibit)))
+    run = RunFolder.create(str(folder), strict_json.dumps(replace(config, prior=exhibit)))
     for index, data in enumerate(meshes):
         if data is not None:
             run.write_bytes(particle_file(index, MESH), data)

@@ -11,7 +11,7 @@ from small_runs import SMALL, new_run, train
 
 from raydream import cli
 from raydream.assets.recolour import COLOURS
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.agp import AgpGridConfig
 from raydream.config.presets import embedded
 from raydream.coordinates import decode_ccm
@@ -67,7 +67,7 @@ def test_its_samples_have_the_colours_of_their_words() -> None:
 
 def test_the_preset_runs_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     scene = [setting for setting in SMALL if setting.startswith(("stages.0.scene", "cluster", "output"))]
-    config = config_io.apply_overrides(embedded(2), ["prompt=a red barrel", "n=2", *scene])
+    config = strict_json.apply_overrides(embedded(2), ["prompt=a red barrel", "n=2", *scene])
     run = new_run(tmp_path / "run", config)
     assert train(run, config) == 2
     rows = run.read_metrics()

@@ -13,7 +13,7 @@ from small_runs import Fault, WatchedRuntime, assert_same_end
 
 from raydream.cluster.placement import Cluster, Nodes
 from raydream.cluster.runtime import LocalRuntime, Runtime, Withdrawn
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.presets import make_preset
 from raydream.config.run import ClusterConfig, RunConfig
 from raydream.store.run_folder import MESH, PREVIEW, REPORT, RunFolder, particle_file, preview_file
@@ -239,7 +239,7 @@ def test_two_runners_never_work_in_one_folder(
     monkeypatch.setattr("serve.generation._LOCK_PATIENCE_S", 0.0)
     record = records.add("ada", WISH, None, ROOMY)[0]
     config = config_of(record, settings)
-    run = RunFolder.create(settings.run_uri(record.id), config_io.dumps(config))
+    run = RunFolder.create(settings.run_uri(record.id), strict_json.dumps(config))
     with run.lock():
         attempt_at(settings, records, record).run(lambda *_: LocalRuntime())
     assert "in use by another driver" in (seen(records, record).error_detail or "")
@@ -283,10 +283,10 @@ def test_shares_are_the_same_for_every_n(settings: Settings) -> None:
     run, heavy = make_preset("exhibit", 10), make_preset("sd21", 10)
     assert shared(run, 2.0).cpus_per_particle == 0.22
     assert shared(run, 64.0).cpus_per_score == 1.0
-    own = shared(config_io.apply_overrides(run, ["cluster.cpus_per_particle=0.5"]), 2.0)
+    own = shared(strict_json.apply_overrides(run, ["cluster.cpus_per_particle=0.5"]), 2.0)
     assert (own.cpus_per_particle, own.cpus_per_score) == (0.5, 0.22)
     assert (own.gpus_per_particle, own.gpus_per_score) == (0.0, 0.0)
     one = shared(heavy, 16.0, 1.0)
     assert (one.gpus_per_particle, one.gpus_per_score) == (0.1112, 0.1104)
-    bold = shared(config_io.apply_overrides(heavy, ["cluster.gpus_per_particle=1"]), 16.0, 1.0)
+    bold = shared(strict_json.apply_overrides(heavy, ["cluster.gpus_per_particle=1"]), 16.0, 1.0)
     assert (bold.gpus_per_particle, bold.gpus_per_score) == (1.0, -1.0), "some n fit: what does not is refused by name"

@@ -178,7 +178,7 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_driver_tidies_up(tmp_p
     run = local(tmp_path)
     run.write_text("versions.json", "old")
     script = (
-        "import os, sys; from raydream.store import RunFolder\n"
+        "import os, sys; from raydream.store.run_folder import RunFolder\n"
         "os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
         "RunFolder.open(sys.argv[1]).write_text('versions.json', 'new')"
     )
@@ -225,7 +225,7 @@ def test_a_second_driver_is_refused(tmp_path):
 def test_the_lock_of_a_killed_driver_is_free(tmp_path):
     run = local(tmp_path)
     script = (
-        "import sys, time; from raydream.store import RunFolder\n"
+        "import sys, time; from raydream.store.run_folder import RunFolder\n"
         "with RunFolder.open(sys.argv[1]).lock():\n"
         "    print('locked', flush=True); time.sleep(600)"
     )

@@ -7,7 +7,7 @@ import torch
 from small_views import small_config, small_views
 
 from raydream.backend import load_backend
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.agp import AgpConfig, AgpGridConfig, AgpModelConfig
 from raydream.config.render import RenderJobConfig, prior_recipe
 from raydream.config.train import StageSettings, UnetConfig
@@ -71,5 +71,5 @@ def agp_config(num_steps: int, rank: int = 4) -> AgpConfig:
 
 def settings_json(config: AgpConfig, path: Path) -> str:
     """The settings as a file for ``--config``."""
-    path.write_text(config_io.dumps(config), encoding="utf-8")
+    path.write_text(strict_json.dumps(config), encoding="utf-8")
     return str(path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raydream.cluster.runtime import Actor, ActorFailed, LocalRuntime, Reference, Runtime
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig
 from raydream.distill.loop import StageLoop
@@ -52,7 +52,7 @@ SMALL = (
 
 def small_config(*overrides: str, steps: int = 8) -> RunConfig:
     """Checkpoints at 3, 6 and the end; ``overrides`` are ``field=value``, as on the command line."""
-    return config_io.apply_overrides(exhibit(steps), [*SMALL, *overrides])
+    return strict_json.apply_overrides(exhibit(steps), [*SMALL, *overrides])
 
 
 class Watch:
@@ -166,7 +166,7 @@ class WatchedRuntime:
 
 def new_run(folder: Path, config: RunConfig) -> RunFolder:
     """A run folder with the config in it, as the command line makes it."""
-    return RunFolder.create(str(folder), config_io.dumps(config))
+    return RunFolder.create(str(folder), strict_json.dumps(config))
 
 
 def train(run: RunFolder, config: RunConfig, runtime: Runtime | None = None, watch: Watch | None = None) -> int:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_agp import LATENT_PX, agp_config, settings_json, view_recipe, write_prior, write_views
 from teams import together
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.agp import AgpConfig
 from raydream.priors.agp import AgpDenoiser, read_facts
 from raydream.store.run_folder import RunFolder
@@ -46,7 +46,7 @@ def _train(
     make_engine: EngineMaker = PlainEngine,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    run = RunFolder.open(str(out)) if out.exists() else RunFolder.create(str(out), config_io.dumps(config))
+    run = RunFolder.open(str(out)) if out.exists() else RunFolder.create(str(out), strict_json.dumps(config))
     source = MemorySamples.read(inputs.views, LATENT_PX, config.data)
     session = AgpSession(
         run, inputs.prior, check_views(inputs.views, LATENT_PX), source, CPU, team or Team(), make_engine,
@@ -108,7 +108,7 @@ def test_slices_cover_a_tensor_once(size: int) -> None:
 def test_shards_are_restored_on_another_number_of_workers(inputs: Inputs, tmp_path: Path) -> None:
     """Two workers save; one goes on with exactly their state, saves, and two go on from that."""
     config, out = agp_config(4), tmp_path / "run"
-    RunFolder.create(str(out), config_io.dumps(config))
+    RunFolder.create(str(out), strict_json.dumps(config))
     together(2, tmp_path / "a", lambda team: _train(inputs, config, out, team))
     shards = sorted(path.name for path in (out / "checkpoints" / "step_00000004").glob("shard-*"))
     assert len(shards) == 2
@@ -129,7 +129,7 @@ def test_shards_are_restored_on_another_number_of_workers(inputs: Inputs, tmp_pa
     together(2, tmp_path / "b", lambda team: _train(inputs, longer, out, team))
     assert _steps(out) == [1, 2, 3, 4, 5, 6]
     whole = tmp_path / "whole"
-    RunFolder.create(str(whole), config_io.dumps(longer))
+    RunFolder.create(str(whole), strict_json.dumps(longer))
     together(2, tmp_path / "c", lambda team: _train(inputs, longer, whole, team))
     # the learning rate of the shorter run fell sooner, so only its first steps are the same
     assert _losses(whole)[0] == _losses(out)[0]
@@ -142,7 +142,7 @@ def test_zero_stages_agree_with_plain_torch_and_share_their_checkpoints(inputs: 
     config = agp_config(4, rank=0)
     plain, mixed = tmp_path / "plain", tmp_path / "mixed"
     for out in (plain, mixed):
-        RunFolder.create(str(out), config_io.dumps(config))
+        RunFolder.create(str(out), strict_json.dumps(config))
     together(2, tmp_path / "a", lambda team: _train(inputs, config, plain, team))
 
     def chain(team: Team, source: str) -> bool:

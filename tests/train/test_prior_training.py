@@ -13,7 +13,7 @@ from teams import together
 from torch import Tensor, nn
 
 from raydream import seeds
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.train import GateConfig, StageSettings, TrainConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.layout import LEXICON, native_image_px
@@ -239,11 +239,11 @@ def test_a_team_agrees_when_to_stop(tmp_path: Path) -> None:
 
 def test_settings_survive_json_and_name_what_is_wrong() -> None:
     config = TrainConfig()
-    assert config_io.loads(TrainConfig, config_io.dumps(config)) == config
+    assert strict_json.loads(TrainConfig, strict_json.dumps(config)) == config
     with pytest.raises(ValueError, match=r"unet\.stage\.lr"):
-        config_io.apply_overrides(config, ["unet.stage.lr=-1"])
+        strict_json.apply_overrides(config, ["unet.stage.lr=-1"])
     with pytest.raises(ValueError, match=r"did you mean 'recolour_probability'"):
-        config_io.apply_overrides(config, ["look.recolor_probability=0.1"])
+        strict_json.apply_overrides(config, ["look.recolor_probability=0.1"])
 
 
 def test_packed_views_come_back_nearly_the_same_and_small(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_evaluation_of_a_whole_folder_writes_its_model_card(trained: Path, capsy
     )
     config = replace(config, vae=replace(config.vae, start="some/where/else"))
     path = trained / "evaluate.json"
-    path.write_text(config_io.dumps(config))
+    path.write_text(strict_json.dumps(config))
     words = ["--views", str(trained / "views.zip"), "--out", str(trained), "--config", str(path), "--evaluate"]
     assert train_job.main("", [*words, "--device", "cpu"]) in (0, 1)
     results = json.loads((trained / PRIOR / "gate.json").read_text())

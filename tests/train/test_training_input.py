@@ -17,7 +17,7 @@ from small_views import small_config, small_views
 from raydream.assets.library import AssetFilter, AssetRecord, read_manifest_folder, why_not
 from raydream.assets.licences import spdx_licence
 from raydream.assets.procedural import procedural_records
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.agp import AgpDataConfig
 from raydream.config.train import WordsConfig
 from raydream.train import workers as train_workers
@@ -215,7 +215,7 @@ def test_a_folder_is_trained_from_with_words_of_before(spoiled: Path, tmp_path: 
 
 def _ready(config_words: WordsConfig | None = None) -> str:
     config = small_config(1, 1)
-    return config_io.dumps(replace(config, words=config_words or WordsConfig(min_assets=2)))
+    return strict_json.dumps(replace(config, words=config_words or WordsConfig(min_assets=2)))
 
 
 @pytest.mark.parametrize(
@@ -260,10 +260,10 @@ def test_views_without_light_are_refused_with_the_recipe(tmp_path: Path, capsys:
 
 
 def test_a_training_of_other_settings_is_told_before_the_workers(folder: Path, tmp_path: Path) -> None:
-    config = config_io.loads(type(small_config(1, 1)), _ready())
+    config = strict_json.loads(type(small_config(1, 1)), _ready())
     out = tmp_path / "out"
     out.mkdir()
-    (out / "config.json").write_text(config_io.dumps(config))
+    (out / "config.json").write_text(strict_json.dumps(config))
     assert check_training(str(folder), config, out) == config
     with pytest.raises(ValueError, match=r"^out: .* other words, looks or models"):
         check_training(str(folder), replace(config, seed=1), out)

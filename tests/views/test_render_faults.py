@@ -18,7 +18,7 @@ from test_render_pool import SMALL, InThisProcess, render_without_ray, small_job
 from raydream.assets import remote_library
 from raydream.assets.library import AssetRecord
 from raydream.assets.remote_library import AssetFetcher
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.store import faults as storage_faults
 from raydream.store.storage import resolve
 from raydream.views import pool as render_pool
@@ -65,7 +65,7 @@ class Run:
 
     def __call__(self) -> dict[int, ShardResult]:
         plan = open_plan(self.files, self.config)
-        worker = ShardWorker(self.out, plan, config_io.dumps(self.config))
+        worker = ShardWorker(self.out, plan, strict_json.dumps(self.config))
         worker._process = self  # type: ignore[assignment]
         noted = open_notes(self.files, plan)
         missing = set(range(plan.num_shards)) - finished_shards(self.files, plan).keys()
@@ -97,7 +97,7 @@ def test_a_library_that_is_away_leaves_shards_open_and_the_next_command_makes_th
     run = Run(s3.uri("library"), str(tmp_path / "out"))
     plan = open_plan(run.files, run.config)
     s3.refuse = lambda kind, key: 0 if key.endswith("box-0.glb") else BUSY
-    worker = ShardWorker(run.out, plan, config_io.dumps(run.config))
+    worker = ShardWorker(run.out, plan, strict_json.dumps(run.config))
     worker._process = run  # type: ignore[assignment]
     for shard in (0, 1):
         assert "does not answer" in worker.render(shard).open_because
@@ -142,7 +142,7 @@ def test_a_killed_child_leaves_its_shard_open_once(s3: FakeS3, tmp_path: Path) -
 def test_what_is_denied_is_rejected_only_where_the_library_is_not(s3: FakeS3, tmp_path: Path) -> None:
     run = Run(s3.uri("library"), str(tmp_path / "out"))
     plan = open_plan(run.files, run.config)
-    worker = ShardWorker(run.out, plan, config_io.dumps(run.config))
+    worker = ShardWorker(run.out, plan, strict_json.dumps(run.config))
     worker._process = run  # type: ignore[assignment]
     s3.refuse = lambda kind, key: 403  # such as expired credentials
     assert "denied" in worker.render(0).open_because
@@ -154,7 +154,7 @@ def test_what_is_denied_is_rejected_only_where_the_library_is_not(s3: FakeS3, tm
 def test_a_disk_that_went_away_is_no_missing_file(s3: FakeS3, tmp_path: Path) -> None:
     run = Run(str(tmp_path / "library"), str(tmp_path / "out"))
     plan = open_plan(run.files, run.config)
-    worker = ShardWorker(run.out, plan, config_io.dumps(run.config))
+    worker = ShardWorker(run.out, plan, strict_json.dumps(run.config))
     worker._process = run  # type: ignore[assignment]
     (tmp_path / "library").rename(tmp_path / "elsewhere")
     (tmp_path / "library").mkdir()  # a mount point without its mount
@@ -168,7 +168,7 @@ def test_a_disk_that_went_away_is_no_missing_file(s3: FakeS3, tmp_path: Path) ->
 def test_an_output_that_cannot_be_written_leaves_the_shard_open(s3: FakeS3, tmp_path: Path) -> None:
     run = Run(str(tmp_path / "library"), str(tmp_path / "out"))
     plan = open_plan(run.files, run.config)
-    worker = ShardWorker(run.out, plan, config_io.dumps(run.config))
+    worker = ShardWorker(run.out, plan, strict_json.dumps(run.config))
     worker._process = run  # type: ignore[assignment]
     (tmp_path / "out" / "views").write_text("in the way")
     assert worker.render(0).open_because
@@ -220,7 +220,7 @@ def test_a_report_costs_no_request_for_each_shard(s3: FakeS3, tmp_path: Path, mo
     costs, reports = {}, {}
     for number in (2, 6):
         job = small_job(str(tmp_path / "library"), max_objects=number)
-        job = config_io.apply_overrides(job, ["pool.objects_per_shard=1"])
+        job = strict_json.apply_overrides(job, ["pool.objects_per_shard=1"])
         files = resolve(s3.uri(f"out-{number}"), None)
         plan = render_without_ray(job, tmp_path / "unused", files)
         before = json.loads(files.read("report.json"))

@@ -21,7 +21,7 @@ from raydream.assets.procedural import procedural_records
 from raydream.backend import load_backend
 from raydream.bench.rendering import format_figures, measure
 from raydream.camera import camera_rays
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.render import LibraryConfig, PoolConfig, RenderJobConfig, ViewConfig, ccm_recipe, make_recipe
 from raydream.store.storage import LocalFiles, RemoteFiles, resolve
 from raydream.views.dataset import iterate_views, open_packed, pack_views
@@ -56,7 +56,7 @@ class InThisProcess:
 def render_without_ray(config: RenderJobConfig, out: Path, files=None, child: bool = False) -> Plan:
     files = files or resolve(str(out), None)
     plan = open_plan(files, config)
-    worker = ShardWorker(str(out), plan, config_io.dumps(config))
+    worker = ShardWorker(str(out), plan, strict_json.dumps(config))
     worker._files = files
     if not child:
         worker._process = InThisProcess()
@@ -84,7 +84,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_recipes_are_strict_json_and_say_what_is_wrong():
     for name in ("ccm", "prior"):
         recipe = make_recipe(name)
-        assert config_io.loads(RenderJobConfig, config_io.dumps(recipe)) == recipe
+        assert strict_json.loads(RenderJobConfig, strict_json.dumps(recipe)) == recipe
     ccm = ccm_recipe().views
     assert (ccm.distance, ccm.fov_y_deg, ccm.elevation_deg) == ((0.9, 1.1), (45.0, 45.0), (-10.0, 45.0))
     for setting, field in {
@@ -98,7 +98,7 @@ def test_recipes_are_strict_json_and_say_what_is_wrong():
         "views.imagepx=3": "views.imagepx",
     }.items():
         with pytest.raises(ValueError, match=rf"^{field.replace('.', '[.]')}"):
-            config_io.apply_overrides(ccm_recipe(), [setting])
+            strict_json.apply_overrides(ccm_recipe(), [setting])
 
 
 def test_cameras_depend_on_seed_uid_and_view_alone():
@@ -132,7 +132,7 @@ def test_rows_are_read_by_plain_pyarrow_with_shapes_and_meaning(eight):
     assert len(table["source_sha256"][0].as_py()) == 64
     assert pq.ParquetFile(eight / "views" / "shard-00002.parquet").num_row_groups == 2
     stored = json.loads(table.schema.metadata[b"raydream.views"])
-    assert config_io.from_json(ViewConfig, stored) == SMALL
+    assert strict_json.from_json(ViewConfig, stored) == SMALL
 
 
 def test_stored_images_agree_with_each_other(eight):

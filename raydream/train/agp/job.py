@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as distributed
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.agp import AgpConfig
 from raydream.config.render import ViewConfig
 from raydream.diffusion import layout
@@ -83,7 +83,7 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    fields = ", ".join(config_io.field_names(AgpConfig))
+    fields = ", ".join(strict_json.field_names(AgpConfig))
     parser = argparse.ArgumentParser(description=description, epilog=f"settings: {fields}")
     parser.add_argument(
         "--views", default="outputs/ccm", help="folder or URI of jobs/render_ccm.py, with ccm and alpha"
@@ -133,7 +133,7 @@ def _config(args: argparse.Namespace) -> AgpConfig:
         text = Path(args.config).read_text(encoding="utf-8") if args.config else _saved_config(args.out)
     except OSError as error:
         raise ValueError(f"config: cannot be read ({error})") from error
-    config = config_io.apply_overrides(config_io.loads(AgpConfig, text), args.set)
+    config = strict_json.apply_overrides(strict_json.loads(AgpConfig, text), args.set)
     if args.minutes is None:
         return config
     if args.minutes <= 0:
@@ -169,7 +169,7 @@ def _check_out(request: AgpRequest) -> None:
     try:
         run = RunFolder.open(request.out)
     except ValueError:
-        run = RunFolder.create(request.out, config_io.dumps(request.config))
+        run = RunFolder.create(request.out, strict_json.dumps(request.config))
     check_settings(request.config, run)
     checkpoint = run.latest_checkpoint()
     if checkpoint is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raydream import seeds
 from raydream.camera import orbit_cameras
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.agp import AgpConfig, AgpDataConfig, AgpGridConfig
 from raydream.config.render import ViewConfig
 from raydream.coordinates import decode_ccm
@@ -94,7 +94,7 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
             learner.load(session.run, step)
         if team.rank == 0:
             session.run.truncate_metrics(learner.step + 1)
-            session.run.write_text(CONFIG, config_io.dumps(config) + "\n")
+            session.run.write_text(CONFIG, strict_json.dumps(config) + "\n")
         trainer = _Trainer(config, session, learner, texts, facts)
         learner.start(session.make_engine, trainer.loss)
         done = trainer.train()
@@ -115,7 +115,7 @@ def begin_from(denoiser: AgpDenoiser, config: AgpConfig) -> None:
 
 def check_settings(config: AgpConfig, run: RunFolder) -> None:
     """ValueError naming ``out`` where the folder holds a fine-tuning with another seed, model or data."""
-    saved = config_io.loads(AgpConfig, run.read_config())
+    saved = strict_json.loads(AgpConfig, run.read_config())
     if (saved.seed, saved.model, saved.data) != (config.seed, config.model, config.data):
         raise ValueError(
             f"out: {run.uri} holds an AGP with other seed, model or data settings; give another folder, or change "

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.train import StageSettings, TrainConfig
 from raydream.diffusion.layout import LEXICON
 from raydream.priors.find import resolve_prior
@@ -43,7 +43,7 @@ def check_same_training(config: TrainConfig, out: Path) -> None:
     if not path.is_file():
         return
     try:
-        saved = config_io.loads(TrainConfig, path.read_text(encoding="utf-8"))
+        saved = strict_json.loads(TrainConfig, path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"out: {path} is not of a training ({error}); give another folder") from error
     if _essence(saved) != _essence(config):

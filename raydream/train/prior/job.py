@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.train import StageSettings, TrainConfig
 from raydream.store.faults import StorageError
 
@@ -79,7 +79,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         text = source.read_text(encoding="utf-8") if source else "{}"
     except OSError as error:
         raise ValueError(f"config: cannot be read ({error})") from error
-    config = config_io.apply_overrides(config_io.loads(TrainConfig, text), args.set)
+    config = strict_json.apply_overrides(strict_json.loads(TrainConfig, text), args.set)
     if args.workers < 1:
         raise ValueError(f"workers: must be positive, got {args.workers}")
     return config if args.minutes is None else with_minutes(config, args.minutes)
@@ -160,7 +160,7 @@ def _train_on_ray(request: TrainRequest) -> int:
     out = str(request.out.resolve())
     connect()
     on_gpu = workers_on_gpu(request.device, request.workers, Cluster.now())
-    work = functools.partial(_work, views=views, out=out, config=config_io.dumps(request.config))
+    work = functools.partial(_work, views=views, out=out, config=strict_json.dumps(request.config))
     run_workers(work, out, request.workers, on_gpu)
     print("done", file=sys.stderr)
     return 0
@@ -177,7 +177,7 @@ def _work(_settings: Mapping[str, object] | None = None, *, views: str, out: str
 
     context = ray.train.get_context()
     team = Team(context.get_world_rank(), context.get_world_size())
-    settings, device = config_io.loads(TrainConfig, config), ray.train.torch.get_device()
+    settings, device = strict_json.loads(TrainConfig, config), ray.train.torch.get_device()
     train_prior(
         open_views(views), settings, Path(out), device, team, lambda row: ray.train.report(dict(row)), _NEVER_STOP
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from raydream import seeds
-from raydream.config import strict_json as config_io
+from raydream.config import strict_json
 from raydream.config.train import TrainConfig
 from raydream.diffusion.denoiser import suit_attention
 from raydream.diffusion.layout import LEXICON
@@ -134,7 +134,7 @@ def train_prior(
     with training_lock(out) if team.rank == 0 else nullcontext():
         if team.rank == 0:
             check_same_training(config, out)
-            (out / CONFIG).write_text(config_io.dumps(config) + "\n", encoding="utf-8")
+            (out / CONFIG).write_text(strict_json.dumps(config) + "\n", encoding="utf-8")
         session = Session(out, device, team, report, should_stop)
         given = load_models(resolve_prior(config.start), device) if config.start else None
         sets = make_sets(views, config, device, given.lexicon if given else None)
