@@ -1,6 +1,6 @@
 """The types that cross module borders: cameras, rays, renders, views, meshes, and the Protocols behind them.
 
-Conventions: renders are ``[view, h, w, channel]`` with colours in [0, 1]; latents are ``[view, 4, h, w]``. The world is
+Conventions: renders are ``[view, h, w, channel]`` with colours in [0, 1]; latents are ``[view, latent, h, w]``. The world is
 right-handed with +y up, a camera looks down its own -z (see ``camera.py``), and an object lies in [-1, 1]^3.
 """
 
@@ -9,6 +9,9 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Latents = Float[Tensor, "view latent h w"]
+PerView = Float[Tensor, " view"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Render:
     """Differentiable images of a scene. ``rgb`` includes the background; ``foreground`` is premultiplied and has none.
 
     ``normal`` is a unit vector in world space weighted by opacity (zero where there is nothing); ``ccm`` the canonical
-    coordinate in [0, 1]^3 weighted by opacity. Both are None where the caller did not ask for them.
+    coordinate in [0, 1]^3 weighted by opacity. Both are None where nobody asked for them, ``volume`` where no volume was
+    rendered.
     """
 
     rgb: Float[Tensor, "view h w 3"]
@@ -98,13 +102,24 @@ class Render:
     depth: Float[Tensor, "view h w 1"]
     normal: Float[Tensor, "view h w 3"] | None = None
     ccm: Float[Tensor, "view h w 3"] | None = None
+    volume: "VolumeSamples | None" = None
+
+
+@dataclass(frozen=True)
+class VolumeSamples:
+    """The ray samples behind a volume render, for its regularisers; ``normals`` are None where nobody needs them."""
+
+    rays: Rays
+    samples: RaySamples
+    weights: Float[Tensor, " sample"]
+    normals: Float[Tensor, "sample 3"] | None
 
 
 @dataclass(frozen=True)
 class Views:
     """All that leaves a particle in a step, for one branch: latents and the cameras they were seen from."""
 
-    latents: Float[Tensor, "view 4 h w"]
+    latents: Float[Tensor, "view latent h w"]
     c2w: Float[Tensor, "view 4 4"]
     fov_y_deg: Float[Tensor, " view"]
     azimuth_deg: Float[Tensor, " view"]
@@ -147,8 +162,8 @@ class Denoiser(Protocol):
     """A noise predictor for ``z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps``; eps-, v- and flow-models hide inside."""
 
     def eps(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """The predicted noise; ``t`` is a diffusion timestep in 0..999."""
         ...
 

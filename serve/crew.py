@@ -13,7 +13,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from raydream.cluster.placement import Cluster, find_cpu_share, find_gpu_shares, free_room, plan_bundles
 from raydream.cluster.ray_runtime import HostPool, RayRuntime
 from raydream.cluster.runtime import Runtime
-from raydream.config.run import ClusterConfig, RunConfig, cluster_config
+from raydream.config.cluster import ClusterConfig
+from raydream.config.run import RunConfig, cluster_config
 from serve import pulse
 from serve.files import Files
 from serve.generation import GenerationRun, GenerationWatch

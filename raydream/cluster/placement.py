@@ -26,7 +26,7 @@ from ray.util.placement_group import (
 
 from raydream.cluster.runtime import Withdrawn
 from raydream.cluster.shares import cpu_share, gpu_shares
-from raydream.config.run import ClusterConfig
+from raydream.config.cluster import ClusterConfig
 
 NODE_TYPES = "RAYDREAM_NODE_TYPES"
 ROLE_LABEL = "raydream/role"  # of nodes, as in cluster.yaml and the KubeRay manifests

@@ -20,7 +20,7 @@ from raydream.backend import load_backend
 from raydream.cluster.connection import connect
 from raydream.cluster.placement import Cluster, Key, plan_bundles, reserve
 from raydream.cluster.runtime import Actor, ActorFailed, Reference
-from raydream.config.run import ClusterConfig
+from raydream.config.cluster import ClusterConfig
 
 _log = logging.getLogger(__name__)
 

@@ -6,10 +6,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from raydream.config.run import RunConfig, StageConfig
+from raydream.config.branches import BranchConfig
+from raydream.config.run import PREVIOUS, RunConfig, StageConfig
 
-_NAMES = ("", "embedded", "off", "procedural")  # words that a folder beside us cannot take over
-_FIELDS = re.compile(r"prior\.source|prior\.exhibit\.assets|stages\.\d+\.geometry\.(agp|prior)")
+_NAMES = ("", "embedded", "off", "procedural", PREVIOUS)  # words that a folder beside us cannot take over
+_FIELDS = re.compile(
+    r"prior\.source|prior\.exhibit\.assets|stages\.\d+\.(start|branches\.\d+\.geometric_prior\.(source|prior))"
+)
 
 
 def absolute_folder(text: str) -> str:
@@ -33,6 +36,10 @@ def absolute_override(override: str) -> str:
 
 
 def _stage(stage: StageConfig) -> StageConfig:
-    geometry = stage.geometry
-    agp, prior = absolute_folder(geometry.agp), absolute_folder(geometry.prior)
-    return replace(stage, geometry=replace(geometry, agp=agp, prior=prior))
+    return replace(stage, start=absolute_folder(stage.start), branches=tuple(map(_branch, stage.branches)))
+
+
+def _branch(branch: BranchConfig) -> BranchConfig:
+    geometric = branch.geometric_prior
+    source, prior = absolute_folder(geometric.source), absolute_folder(geometric.prior)
+    return replace(branch, geometric_prior=replace(geometric, source=source, prior=prior))

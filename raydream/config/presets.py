@@ -2,19 +2,11 @@
 
 from collections.abc import Callable
 
-from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
-from raydream.config.run import (
-    CameraConfig,
-    ClusterConfig,
-    HashGridConfig,
-    LossConfig,
-    NerfConfig,
-    OutputConfig,
-    PriorConfig,
-    RunConfig,
-    ShadingConfig,
-    StageConfig,
-)
+from raydream.config.branches import BranchConfig, GeometricPriorConfig, LearnerConfig
+from raydream.config.cluster import ClusterConfig, OutputConfig
+from raydream.config.prior import PriorConfig
+from raydream.config.run import RunConfig, StageConfig
+from raydream.config.scene import CameraConfig, HashGridConfig, LossConfig, NerfConfig, ShadingConfig
 from raydream.schedule import Constant, Linear, Polyline, Steps
 
 DEFAULT_PRESET = "exhibit"
@@ -39,11 +31,13 @@ def exhibit(steps: int = 500) -> RunConfig:
             image_px=Steps(((0, 32.0), (chosen, 64.0))),
         ),
         shading=ShadingConfig(albedo_steps=10**9),
-        guidance=GuidanceConfig(
-            scale=1.0,
-            view_dependent_prompts=False,
-            t_min=Polyline(((melt, 0.98), (choose, 0.9), (chosen, 0.7), (freeze, 0.05))),
-            t_max=Polyline(((melt, 0.998), (choose, 0.97), (chosen, 0.9), (freeze, 0.25))),
+        branches=(
+            BranchConfig(
+                scale=1.0,
+                view_dependent_prompts=False,
+                t_min=Polyline(((melt, 0.98), (choose, 0.9), (chosen, 0.7), (freeze, 0.05))),
+                t_max=Polyline(((melt, 0.998), (choose, 0.97), (chosen, 0.9), (freeze, 0.25))),
+            ),
         ),
         learner=LearnerConfig(
             lr=1e-3,
@@ -81,19 +75,26 @@ def embedded(steps: int = 600) -> RunConfig:
         shading=ShadingConfig(albedo_steps=10**9),
         # colours that its VAE never saw look to it like those that it did: without this they drift to neon and pink
         losses=LossConfig(sparsity=Constant(1.0), round_trip=Constant(1.0)),
-        guidance=GuidanceConfig(
-            scale=7.5, t_min=Constant(0.02), t_max=Linear(0.98, 0.5, int(0.1 * steps), int(0.8 * steps))
+        # the prior knows what, its AGP from where: shapes first, then pictures beside them
+        branches=(
+            BranchConfig(
+                weight=Linear(0.2, 1.0, int(0.3 * steps), int(0.8 * steps)),
+                t_max=Linear(0.98, 0.5, int(0.1 * steps), int(0.8 * steps)),
+            ),
+            BranchConfig(
+                "ccm",
+                "sds",
+                weight=Linear(100.0, 40.0, int(0.3 * steps), int(0.8 * steps)),
+                t_max=Constant(0.98),
+                view_dependent_prompts=False,
+                geometric_prior=GeometricPriorConfig(
+                    # two steps find what one would blur, and leave specks around it, which one then clears away
+                    denoise_steps=Steps(((0, 2.0), (max(1, int(0.3 * steps)), 1.0))),
+                    text_noise=1.0,
+                ),
+            ),
         ),
         learner=LearnerConfig(rank=8, lr=1e-3, lr_warm_up_steps=20),
-        # the prior knows what, its AGP from where: shapes first, then pictures beside them
-        geometry=GeometryConfig(
-            agp="embedded",
-            # two steps find what one would blur, and leave specks around it, which one then clears away
-            denoise_steps=Steps(((0, 2.0), (max(1, int(0.3 * steps)), 1.0))),
-            text_noise=1.0,
-            ori_weight=Linear(0.2, 1.0, int(0.3 * steps), int(0.8 * steps)),
-            align_weight=Linear(100.0, 40.0, int(0.3 * steps), int(0.8 * steps)),
-        ),
     )
     every = max(1, steps // 6)
     # its prior saw objects in many lights, so that hardly any is in the albedo; lamps then show form
@@ -117,7 +118,7 @@ def sd21(steps: int = 25_000) -> RunConfig:
         camera=CameraConfig(image_px=Steps(((0, 64.0), (milestone, 512.0)))),
         shading=ShadingConfig(albedo_steps=10**9),
         losses=LossConfig(sparsity=Constant(10.0), opaqueness=Steps(((0, 0.0), (2 * milestone, 1000.0)))),
-        guidance=GuidanceConfig(scale=7.5, t_max=Steps(((0, 0.98), (milestone, 0.5)))),
+        branches=(BranchConfig(t_max=Steps(((0, 0.98), (milestone, 0.5)))),),
         learner=LearnerConfig(rank=4, lr=1e-4, lr_warm_up_steps=500),
     )
     return RunConfig(

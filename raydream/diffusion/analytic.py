@@ -23,7 +23,7 @@ class ModeSource(Protocol):
         fov_y_deg: Float[Tensor, " view"],
         used: Int[Tensor, " used"],
         size_px: int,
-    ) -> Float[Tensor, "view used 4 h w"]:
+    ) -> Float[Tensor, "view used latent h w"]:
         """The latents of the modes ``used`` seen from each camera."""
         ...
 
@@ -40,8 +40,8 @@ class MixtureDenoiser:
         self.alphas_cumprod = alphas_cumprod
 
     def eps(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """-sigma times the gradient of the log-density at ``z_t``, in closed form."""
         abar = self.alphas_cumprod.to(z_t)[t][:, None, None, None]
         variance = abar * self._variance + (1 - abar)
@@ -49,8 +49,8 @@ class MixtureDenoiser:
         return (1 - abar).sqrt() * (z_t - abar.sqrt() * mean) / variance
 
     def posterior_mode_mean(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """``sum_k p(k | z_t) mu_k``: the mean of the modes weighted by how well each explains ``z_t``."""
         probability = cond.text[:, 0, :].to(z_t)
         used = probability.sum(0).nonzero()[:, 0]

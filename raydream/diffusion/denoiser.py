@@ -57,26 +57,26 @@ class DiffusersDenoiser:
         return cls(unet, layout.scheduler_config(folder))
 
     def eps(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """The predicted noise; the camera is not looked at."""
         return self.to_eps(self.run(z_t, t, cond.text), z_t, t)
 
     def run(
         self,
-        z_t: Float[Tensor, "view 4 h w"],
+        z_t: Float[Tensor, "view latent h w"],
         t: Int[Tensor, " view"],
         text: Float[Tensor, "view token width"],
         extra: Float[Tensor, "view feature"] | None = None,
-    ) -> Float[Tensor, "view 4 h w"]:
+    ) -> Float[Tensor, "view latent h w"]:
         """The UNet's answer in its own parametrisation; ``extra`` is for a module in its class embedding slot."""
         dtype = self.unet.dtype
         answer = self.unet(z_t.to(dtype), t, text.to(dtype), class_labels=extra, return_dict=False)[0]
         return answer.to(z_t.dtype)
 
     def to_eps(
-        self, answer: Float[Tensor, "view 4 h w"], z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"]
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, answer: Float[Tensor, "view latent h w"], z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"]
+    ) -> Float[Tensor, "view latent h w"]:
         """The noise that the UNet's answer implies."""
         if self.prediction_type == "epsilon":
             return answer

@@ -18,13 +18,11 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from raydream.diffusion.layout import PredictionType
-from raydream.types import Condition
+from raydream.types import Condition, Latents, PerView
 
 NUM_TIMESTEPS = 1000
 
 Weighting = Literal["one_minus_abar", "uniform", "sqrt_abar_one_minus_abar", "fantasia3d"]
-Latents = Float[Tensor, "view 4 h w"]
-PerView = Float[Tensor, " view"]
 
 
 def _each(per_view: PerView) -> Float[Tensor, "view 1 1 1"]:
@@ -104,7 +102,7 @@ def classifier_free(eps_negative: Latents, eps_positive: Latents, scale: float) 
 def perp_neg(
     eps_uncond: Latents,
     eps_positive: Latents,
-    eps_negatives: Float[Tensor, "negative view 4 h w"],
+    eps_negatives: Float[Tensor, "negative view latent h w"],
     weights: Float[Tensor, "negative view"],
 ) -> Latents:
     """The positive prediction plus the weighted parts of the negatives that are perpendicular to it (Perp-Neg).
@@ -127,7 +125,7 @@ def eps_for_texts(
     t: Int[Tensor, " view"],
     cond: Condition,
     texts: Float[Tensor, "text view token width"],
-) -> Float[Tensor, "text view 4 h w"]:
+) -> Float[Tensor, "text view latent h w"]:
     """What ``answer`` (a denoiser's ``eps``) says of the same noisy views under several texts, asked in one batch.
 
     The batch runs text by text (text 0 for all views, text 1 for all views, ...): latents, timesteps and cameras are

@@ -14,11 +14,11 @@ from raydream.types import Render
 class LatentCodec(Protocol):
     """Turns renders into what a denoiser works on, and back into something to look at."""
 
-    def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view 4 lh lw"]:
+    def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view latent lh lw"]:
         """Differentiable by the render."""
         ...
 
-    def decode(self, latents: Float[Tensor, "view 4 lh lw"]) -> Float[Tensor, "view h w 3"]:
+    def decode(self, latents: Float[Tensor, "view latent lh lw"]) -> Float[Tensor, "view h w 3"]:
         """Colours in [0, 1] for previews; never part of a step, and not differentiable."""
         ...
 
@@ -32,14 +32,14 @@ class RgbaCodec:
     def __init__(self, size_px: int) -> None:
         self._size_px = size_px
 
-    def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view 4 h w"]:
+    def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view latent h w"]:
         """The latent of ``render.foreground`` and ``render.opacity``; the render's own background is not seen."""
         over_grey = 2 * render.foreground - render.opacity  # 2 (foreground + (1 - opacity) / 2) - 1
         stretched = torch.cat([over_grey, 2 * render.opacity - 1], dim=-1)
         return resize(stretched.permute(0, 3, 1, 2), self._size_px or render.rgb.shape[1])
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "view 4 h w"]) -> Float[Tensor, "view h w 3"]:
+    def decode(self, latents: Float[Tensor, "view latent h w"]) -> Float[Tensor, "view h w 3"]:
         return (latents[:, :3].permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)
 
 

@@ -51,14 +51,14 @@ class LoraDenoiser:
         return self._frozen.alphas_cumprod
 
     def eps(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """The predicted noise, one conditional pass (the learned reference is used at guidance scale 1)."""
         return self._frozen.to_eps(self.predict(z_t, t, cond), z_t, t)
 
     def predict(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """The answer in the model's own parametrisation, to be compared with ``guidance.lora_target``.
 
         Differentiable by ``trainable()``. A view of ``camera_weight`` 0 sees the zero matrix instead of its camera.

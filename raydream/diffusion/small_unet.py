@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raydream.config.run import SMALL_UNET_PATCH_PX
+from raydream.config.prior import SMALL_UNET_PATCH_PX
 from raydream.diffusion.guidance import PredictionType, eps_from_v
 from raydream.precision import arithmetic
 from raydream.types import Condition
@@ -53,15 +53,15 @@ class SmallUnetLearner(nn.Module):
         nn.init.zeros_(self.unet.conv_out.weight)
 
     def eps(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """The predicted noise."""
         abar = self._alphas_cumprod.to(z_t)[t]
         return eps_from_v(self.predict(z_t, t, cond), z_t, abar)
 
     def predict(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """The predicted v = alpha eps - sigma z_0."""
         camera = self.camera(cond.c2w.flatten(1)) * cond.camera_weight[:, None]
         patches = F.pixel_unshuffle(z_t, self._patch)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.camera import ViewBin, view_bins, wrap_degrees
-from raydream.config.guidance import GuidanceConfig
+from raydream.config.branches import BranchConfig
 from raydream.diffusion import layout
 from raydream.diffusion.prompts import VIEW_WORDS, bank_prompts, load_tokenizer, max_tokens
 
@@ -80,10 +80,10 @@ class TextBank:
         embeddings: Mapping[str, Float[Tensor, "token width"]],
         prompt: str,
         negative_prompt: str,
-        guidance: GuidanceConfig,
+        branch: BranchConfig,
     ) -> None:
         self._embeddings = dict(embeddings)
-        self._prompt, self._negative_prompt, self._guidance = prompt, negative_prompt, guidance
+        self._prompt, self._negative_prompt, self._branch = prompt, negative_prompt, branch
         missing = [text for text in bank_prompts(prompt, negative_prompt) if text not in self._embeddings]
         assert not missing, f"no embedding of {missing}"
 
@@ -103,10 +103,10 @@ class TextBank:
         self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
     ) -> Float[Tensor, "view token width"]:
         """The prompt as seen from each view: with its view words, or without where the run does not want them."""
-        guidance = self._guidance
-        if not guidance.view_dependent_prompts:
+        branch = self._branch
+        if not branch.view_dependent_prompts:
             return self.prompt_embeddings(len(azimuth_deg))
-        bins = view_bins(azimuth_deg, elevation_deg, guidance.front_deg, guidance.back_deg, guidance.overhead_deg)
+        bins = view_bins(azimuth_deg, elevation_deg, branch.front_deg, branch.back_deg, branch.overhead_deg)
         return torch.stack([self._side(side) for side in bins])
 
     def perp_neg_texts(
@@ -116,7 +116,7 @@ class TextBank:
         positives, negatives, weights = [], [], []
         for azimuth, elevation in zip(wrap_degrees(azimuth_deg).abs().tolist(), elevation_deg.tolist()):
             (nearer, farther, share), pushed = perp_neg_pairs(azimuth)
-            if elevation > self._guidance.overhead_deg:
+            if elevation > self._branch.overhead_deg:
                 nearer = farther = "overhead"
                 pushed = {side: 0.0 for side in pushed}
             positives.append(share * self._side(nearer) + (1 - share) * self._side(farther))

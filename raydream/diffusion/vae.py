@@ -39,7 +39,7 @@ class VaeCodec:
         )
         return cls(vae.to(device), size_px or layout.native_image_px(folder), sample_posterior)
 
-    def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view 4 lh lw"]:
+    def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view latent lh lw"]:
         """The latent of ``render.rgb``; ``generator`` is drawn from only if the posterior is sampled."""
         pixels = resize(render.rgb.permute(0, 3, 1, 2), self._size_px) * 2 - 1
         posterior = self._vae.encode(pixels.to(self._vae.dtype)).latent_dist
@@ -50,7 +50,7 @@ class VaeCodec:
         return latents.to(pixels.dtype) * self._scaling_factor
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "view 4 lh lw"]) -> Float[Tensor, "view h w 3"]:
+    def decode(self, latents: Float[Tensor, "view latent lh lw"]) -> Float[Tensor, "view h w 3"]:
         scaled = latents.to(self._vae.dtype) / self._scaling_factor
         pixels = self._vae.decode(scaled, return_dict=False)[0].to(latents.dtype)
         return (pixels.permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)

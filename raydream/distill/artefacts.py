@@ -4,23 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from raydream.backend import load_backend
-from raydream.config.run import OutputConfig
+from raydream.config.cluster import OutputConfig
 from raydream.scene.export import TurntableError, write_glb, write_png, write_turntable
 from raydream.scene.film import lit_pictures, mesh_asset
-from raydream.scene.isosurface import EmptyMeshError, extract_mesh
-from raydream.scene.nerf import NerfScene
-from raydream.scene.texture import bake_texture
+from raydream.scene.isosurface import EmptyMeshError
+from raydream.scene.kinds import Scene
 from raydream.store.run_folder import MESH, PREVIEW, TURNTABLE, RunFolder, particle_file
 from raydream.types import Cameras, Mesh
 
 _TURNTABLE_FPS = 24
 _PAPER = 245  # the light grey behind pictures for people
 
-Stats = dict[str, float | int | str | None]
+ExportFigures = dict[str, float | int | str | None]
 LookAt = Callable[[list[float], float, int], np.ndarray]
 
 
@@ -32,7 +29,7 @@ def on_paper(pictures: np.ndarray) -> list[np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Eye:
+class Viewer:
     """How a particle is looked at, by azimuths, an elevation and a size in pixels: ``cameras``, and pictures of the
     scene itself, uint8 ``[view, h, w, 4]`` with straight colour and alpha.
     """
@@ -41,7 +38,7 @@ class Eye:
     look_at: LookAt
 
 
-def export_particle(scene: NerfScene, eye: Eye, index: int, output: OutputConfig, unlit: bool, uri: str) -> Stats:
+def export_particle(scene: Scene, viewer: Viewer, index: int, output: OutputConfig, unlit: bool, uri: str) -> ExportFigures:
     """Writes mesh.glb, turntable.mp4 and preview.png into the run folder and tells what came out.
 
     ``unlit`` marks a mesh whose albedo holds its light: its film and picture are of the scene, those of any other are
@@ -49,13 +46,14 @@ def export_particle(scene: NerfScene, eye: Eye, index: int, output: OutputConfig
     mesh. What an earlier export left stays until all of the new is made, and where that has no mesh but the old one
     has, for good.
     """
-    run, look_at = RunFolder.open(uri), eye.look_at
+    run, look_at = RunFolder.open(uri), viewer.look_at
     files: dict[str, bytes] = {}
     try:
-        mesh, stats = _textured_mesh(scene, output)
+        mesh = scene.surface(output)
+        stats: ExportFigures = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
         files[MESH] = write_glb(mesh, unlit)
         if not unlit:
-            look_at = _look_at_mesh(mesh, eye)
+            look_at = _look_at_mesh(mesh, viewer)
     except EmptyMeshError as error:
         stats = {"vertices": 0, "faces": 0, "note": f"{error}; output.mesh_threshold sets another"}
         if run.exists(particle_file(index, MESH)):
@@ -73,28 +71,9 @@ def export_particle(scene: NerfScene, eye: Eye, index: int, output: OutputConfig
     return stats
 
 
-def _look_at_mesh(mesh: Mesh, eye: Eye) -> LookAt:
-    """Pictures of a mesh with the cameras of an eye."""
+def _look_at_mesh(mesh: Mesh, viewer: Viewer) -> LookAt:
+    """Pictures of a mesh with the cameras of a viewer."""
     asset, backend = mesh_asset(mesh), load_backend("auto", "cpu")
     return lambda azimuths, elevation, image_px: lit_pictures(
-        asset, eye.cameras(azimuths, elevation, image_px), backend
+        asset, viewer.cameras(azimuths, elevation, image_px), backend
     )
-
-
-@torch.no_grad()
-def _textured_mesh(scene: NerfScene, output: OutputConfig) -> tuple[Mesh, Stats]:
-    device = scene.occupancy.values.device
-
-    def density(points: Tensor) -> Tensor:
-        return scene.field.density(points.to(device))
-
-    mesh = extract_mesh(
-        density,
-        output.mesh_resolution,
-        output.mesh_threshold or None,
-        scene.config.radius,
-        output.mesh_max_faces,
-        scene.occupancy.mask.cpu(),
-    )
-    stats: Stats = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
-    return bake_texture(mesh, scene.surface_color, output.texture_px), stats

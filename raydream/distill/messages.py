@@ -3,48 +3,53 @@ times more).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raydream.types import Views
+from raydream.types import Latents, Views
 
 Message = dict[str, np.ndarray]
-MAPS = "maps"
+LATENTS = "latents/"  # and the kind of render
+_CAMERAS = ("c2w", "fov_y_deg", "azimuth_deg", "elevation_deg")
 
 
-def pack_views(views: Views, step: int, wire_dtype: str, maps: Float[Tensor, "view 4 mh mw"] | None = None) -> Message:
-    """Views of a step as arrays, with the encoded coordinate maps of the same cameras where there are any; only these
-    and the latents take the wire's precision, cameras stay float32.
+def pack_views(views: Mapping[str, Views], step: int, wire_dtype: str) -> Message:
+    """Views of a step as arrays, by their kind of render; all of the same cameras. Only the latents take the wire's
+    precision, cameras stay float32.
     """
-    arrays = {f.name: getattr(views, f.name).detach().cpu().numpy() for f in fields(Views)}
-    arrays["latents"] = arrays["latents"].astype(wire_dtype)
-    if maps is not None:
-        arrays[MAPS] = to_wire(maps, wire_dtype)
-    return arrays | {"step": np.array(step)}
+    anyone = next(iter(views.values()))
+    cameras = {name: getattr(anyone, name).detach().cpu().numpy() for name in _CAMERAS}
+    latents = {f"{LATENTS}{render}": to_wire(seen.latents, wire_dtype) for render, seen in views.items()}
+    return latents | cameras | {"step": np.array(step)}
 
 
 def unpack_views(
-    messages: Sequence[Mapping[str, np.ndarray]], step: int, device: torch.device, latents: str = "latents"
+    messages: Sequence[Mapping[str, np.ndarray]], step: int, device: torch.device, render: str = "rgb"
 ) -> Views:
-    """All views of a step as one batch, in the order of the messages (arrays from Ray are read-only: they are copied).
-
-    ``latents`` may be ``MAPS``: then the views' latents are their coordinate maps. Raises ``RuntimeError`` where a
-    message is of another step: guidance on stale views is worse than none.
+    """All views of one kind of render of a step as one batch, in the order of the messages (arrays from Ray are
+    read-only: they are copied). Raises ``RuntimeError`` where a message is of another step: guidance on stale views is
+    worse than none.
     """
     stale = sorted({int(message["step"]) for message in messages} - {step})
     if stale:
         raise RuntimeError(f"got views of step {stale[0]} at step {step}")
-    names = {f.name: f.name for f in fields(Views)} | {"latents": latents}
-    stacked = {name: np.concatenate([message[key] for message in messages]) for name, key in names.items()}
-    tensors = {name: torch.from_numpy(array.astype(np.float32)).to(device) for name, array in stacked.items()}
-    return Views(**tensors)
+
+    def batch(name: str) -> Tensor:
+        stacked = np.concatenate([message[name] for message in messages])
+        return torch.from_numpy(stacked.astype(np.float32)).to(device)
+
+    return Views(batch(f"{LATENTS}{render}"), *(batch(name) for name in _CAMERAS))
 
 
-def to_wire(tensor: Float[Tensor, "..."], wire_dtype: str) -> np.ndarray:
+def num_views(message: Message) -> int:
+    """How many views a message has."""
+    return len(message["c2w"])
+
+
+def to_wire(tensor: Latents, wire_dtype: str) -> np.ndarray:
     """A tensor as an array of the wire's precision, owning its memory."""
     return tensor.detach().cpu().numpy().astype(wire_dtype)
 

@@ -15,154 +15,125 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras, sample_elevations, sample_uniform, stratified_azimuths
-from raydream.config.run import ParticleConfig
+from raydream.config.actors import ParticleConfig
 from raydream.coordinates import Box, encode_ccm
-from raydream.diffusion.latent import resize, round_trip_loss
+from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
 from raydream.diffusion.layout import latent_px
-from raydream.distill.artefacts import Eye, Stats, export_particle
+from raydream.distill.artefacts import ExportFigures, Viewer, export_particle
 from raydream.distill.messages import Message, from_wire, pack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.find import resolve_agp_prior
-from raydream.priors.load import load_codec
-from raydream.scene.isosurface import solid_box
-from raydream.scene.nerf import NerfRender, NerfScene, draw_look, plain_look
+from raydream.priors.kinds import prior_kind
+from raydream.scene.kinds import Scene, make_scene
 from raydream.seeds import generator
 from raydream.store.run_folder import FileDigest
-from raydream.types import Cameras, Render, Views
+from raydream.types import Cameras, Latents, Render, Views
+
+_SCENE = "scene/"
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A render that waits for its gradients; its latents and maps hold the graph."""
+    """A render that waits for its gradients; its latents, by kind of render, hold the graph."""
 
     step: int
-    nerf: NerfRender
-    latents: Float[Tensor, "view 4 h w"]
-    maps: Float[Tensor, "view 4 mh mw"] | None
+    render: Render
+    latents: dict[str, Latents]
     spent: dict[str, float]
 
 
 class Particle:
-    """A scene with its optimiser and occupancy grid, driven one step at a time."""
+    """A scene with its optimiser, driven one step at a time. ``map_px`` is the size of its coordinate maps, if any."""
 
-    def __init__(self) -> None:
-        self._pending: Pending | None = None
-        self.step = 0
-
-    def setup(self, config: ParticleConfig) -> dict[str, str]:
-        """Builds the scene (the constructor stays light, so that an actor is placed before anything heavy happens)."""
-        torch.set_num_threads(1)
-        self.config = config
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.backend = load_backend(config.backend, self.device.type)
-        init = generator(config.seed, "scene", config.index, 0)
-        stage = config.stage
-        self.scene = NerfScene(stage.scene, stage.shading, self.backend, self.device, init)
-        self.codec = load_codec(config, self.device)
-        self.map_px = map_px(config)
-        self.box = torch.tensor([[-1.0] * 3, [1.0] * 3]) * stage.scene.radius
-        self.optimizer = torch.optim.Adam(self.scene.param_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
+    def __init__(
+        self, config: ParticleConfig, device: torch.device, scene: Scene, codec: LatentCodec, map_px: int = 0
+    ) -> None:
+        self.config, self.device, self.scene, self.codec, self.map_px = config, device, scene, codec, map_px
+        self.step = config.first_step
+        self.box = torch.tensor([[-1.0] * 3, [1.0] * 3]) * config.stage.scene.radius
+        self.optimizer = torch.optim.Adam(scene.param_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
         self._full_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.step, self._pending = 0, None
-        self._refresh_occupancy()
-        return {"backend": self.backend.name, "device": self.device.type}
+        self._pending: Pending | None = None
 
     def render(self, step: int) -> Message:
         """The latents of this particle's cameras of a step; keeps the graph for ``apply`` of the same step."""
         if step != self.step:
             raise RuntimeError(f"particle {self.config.index} stands at step {self.step}, asked to render step {step}")
         started, cpu = time.perf_counter(), time.thread_time()
-        stage, index, seed = self.config.stage, self.config.index, self.config.seed
-        cameras = step_cameras(self.config, step)
-        look = draw_look(stage.shading, stage.scene, cameras, step, generator(seed, "look", index, step))
-        nerf = self.scene.render(
-            cameras,
-            look,
-            generator(seed, "march", index, step),
-            normals=stage.losses.orientation.at(step) > 0,
-            ccm_box=self._box(step) if self.map_px else None,
-        )
-        latents = self.codec.encode(nerf.render, generator(seed, "codec", index, step))
-        maps = encode_maps(nerf.render, self.map_px) if self.map_px else None
+        cameras, draws = step_cameras(self.config, step), generator(self.config.seed, "codec", self.config.index, step)
+        render = self.scene.render(cameras, self._here(step), self._box(step) if self.map_px else None)
+        latents: dict[str, Latents] = {}
+        for branch in self.config.stage.branches:
+            match branch.render:
+                case "rgb":
+                    latents["rgb"] = self.codec.encode(render, draws)
+                case "ccm":
+                    latents["ccm"] = encode_maps(render, self.map_px)
         spent = {"time/render_s": time.perf_counter() - started, "cpu/render_s": time.thread_time() - cpu}
-        self._pending = Pending(step, nerf, latents, maps, spent)
-        views = Views(latents, cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
-        return pack_views(views, step, self.config.wire_dtype, maps)
+        self._pending = Pending(step, render, latents, spent)
+        where = (cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
+        return pack_views({name: Views(z, *where) for name, z in latents.items()}, step, self.config.wire_dtype)
 
-    def apply(self, step: int, gradient: np.ndarray, map_gradient: np.ndarray | None = None) -> dict[str, float]:
-        """One optimiser step along the gradients of each view's latents and, with an AGP, of each view's map; stale
-        or doubled calls are dropped.
+    def apply(self, step: int, *gradients: np.ndarray) -> dict[str, float]:
+        """One optimiser step along the branches' gradients of each view's latents, in the order of the stage's
+        branches; stale or doubled calls are dropped.
         """
         if self._pending is None or self._pending.step != step or step != self.step:
             return {}
         started, cpu = time.perf_counter(), time.thread_time()
         pending, self._pending = self._pending, None
-        nerf, latents, geometry = pending.nerf, pending.latents, self.config.stage.geometry
-        direction = from_wire(gradient, self.device) / len(latents)
-        regularizers = self.scene.regularizers(nerf, self.config.stage.losses, step)
-        total = (latents * direction).sum()
-        if map_gradient is not None:
-            assert pending.maps is not None
-            map_direction = from_wire(map_gradient, self.device) / len(latents)
-            pull = (pending.maps * map_direction).sum()
-            total = geometry.ori_weight.at(step) * total + geometry.align_weight.at(step) * pull
-        round_trip = self.config.stage.losses.round_trip.at(step)
-        if round_trip > 0:
-            regularizers["round_trip"] = round_trip * round_trip_loss(nerf.render.rgb, self.codec.decode(latents))
-        total = total + sum(regularizers.values(), latents.new_zeros(()))
+        stage, here, figures = self.config.stage, self._here(step), {}
+        total = torch.zeros((), device=self.device)
+        for branch, gradient in zip(stage.branches, gradients, strict=True):
+            latents = pending.latents[branch.render]
+            direction = from_wire(gradient, self.device) / len(latents)
+            total = total + branch.weight.at(here) * (latents * direction).sum()
+            figures[f"loss/{branch.render}"] = 0.5 * len(latents) * float(direction.square().sum())
+        regularizers = self.scene.regularizers(pending.render, here) | self._round_trip(pending, here)
+        total = total + sum(regularizers.values(), torch.zeros_like(total))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         for group, full_lr in zip(self.optimizer.param_groups, self._full_lrs):
-            group["lr"] = full_lr * self.config.stage.lr_scale.at(step)
+            group["lr"] = full_lr * stage.lr_scale.at(here)
         self.optimizer.step()
         self.step = step + 1
-        if self.step % self.config.stage.scene.occupancy_every == 0:
-            self._refresh_occupancy()
-        stats = {f"loss/{name}": float(value.detach()) for name, value in regularizers.items()}
-        stats["loss/rgb"] = 0.5 * len(latents) * float(direction.square().sum())
-        if map_gradient is not None:
-            stats["loss/ccm"] = 0.5 * len(latents) * float(map_direction.square().sum())
-        stats["scene/opacity"] = float(nerf.render.opacity.detach().mean())
-        stats["scene/samples"] = float(len(nerf.weights))
-        return (
-            stats
-            | pending.spent
-            | {"time/apply_s": time.perf_counter() - started, "cpu/apply_s": time.thread_time() - cpu}
-        )
+        self.scene.after_step(self._here(self.step))
+        figures |= {f"loss/{name}": float(value.detach()) for name, value in regularizers.items()}
+        figures["scene/opacity"] = float(pending.render.opacity.detach().mean())
+        if pending.render.volume is not None:
+            figures["scene/samples"] = float(len(pending.render.volume.weights))
+        spent = {"time/apply_s": time.perf_counter() - started, "cpu/apply_s": time.thread_time() - cpu}
+        return figures | pending.spent | spent
 
     @torch.no_grad()
     def look_at(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> np.ndarray:
         """Pictures for people, uint8 ``[view, h, w, 4]`` with straight colour and alpha: albedo, from the middle
         of the ranges.
         """
-        cameras = self._preview_cameras(azimuth_deg, elevation_deg, image_px)
-        render = self.scene.render(cameras, plain_look(len(azimuth_deg), (0.0, 0.0, 0.0))).render
+        render = self.scene.preview(self._preview_cameras(azimuth_deg, elevation_deg, image_px))
         color = render.foreground / render.opacity.clamp(min=1e-4)
         picture = torch.cat([color.clamp(0, 1), render.opacity.clamp(0, 1)], dim=-1)
         return (picture * 255).round().to(torch.uint8).cpu().numpy()
 
-    def export(self, uri: str) -> Stats:
+    def export(self, uri: str) -> ExportFigures:
         """Writes this particle's mesh, film and picture into the run folder."""
         stage = self.config.stage
         shaded = stage.shading.albedo_steps < stage.num_steps  # else whatever light there is, is in the albedo
         unlit = {"auto": not shaded, "lit": False, "unlit": True}[self.config.output.material]
-        eye = Eye(self._preview_cameras, self.look_at)
-        return export_particle(self.scene, eye, self.config.index, self.config.output, unlit, uri)
+        viewer = Viewer(self._preview_cameras, self.look_at)
+        return export_particle(self.scene, viewer, self.config.index, self.config.output, unlit, uri)
 
     def snapshot(self) -> Message:
         """Everything that a later step depends on, as arrays."""
-        arrays = {f"scene/{name}": p.detach().cpu().numpy().copy() for name, p in self.scene.state_dict().items()}
-        arrays["occupancy"] = self.scene.occupancy.values.cpu().numpy().copy()
+        state = self.scene.state()
+        arrays = {f"{_SCENE}{name}": value.detach().cpu().numpy().copy() for name, value in state.items()}
         arrays["box"] = self.box.numpy().copy()
         arrays["step"] = np.array(self.step, dtype=np.int64)
         return arrays | optimizer_arrays(self.optimizer)
 
     def restore(self, arrays: Message) -> int:
         """Takes a snapshot's state and returns its step; a render in flight is forgotten."""
-        state = {name.removeprefix("scene/"): a for name, a in arrays.items() if name.startswith("scene/")}
-        self.scene.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
-        self.scene.occupancy.values = torch.from_numpy(np.array(arrays["occupancy"])).to(self.device)
-        self.box = torch.from_numpy(np.array(arrays["box"]))
+        self._take_scene(arrays)
         restore_optimizer(self.optimizer, arrays)
         self.step, self._pending = int(arrays["step"]), None
         return self.step
@@ -176,22 +147,40 @@ class Particle:
         """Goes back to a committed checkpoint."""
         return self.restore(load_snapshot(uri, step, self._file))
 
+    def start_from(self, uri: str, step: int) -> None:
+        """Begins with the scene of a checkpoint, of this run's stage before or of another run. The optimiser is new.
+
+        ``ValueError`` where it is a scene of another kind or of other sizes.
+        """
+        self._take_scene(load_snapshot(uri, step, self._file))
+
     @property
     def _file(self) -> str:
         return f"particle_{self.config.index:03d}.safetensors"
 
-    def _refresh_occupancy(self) -> None:
-        draws = generator(self.config.seed, "occupancy", self.config.index, self.step)
-        self.scene.update_occupancy(draws)
+    def _here(self, step: int) -> int:
+        """The step as the stage counts."""
+        return step - self.config.first_step
+
+    def _take_scene(self, arrays: Message) -> None:
+        state = {name.removeprefix(_SCENE): a for name, a in arrays.items() if name.startswith(_SCENE)}
+        self.scene.load_state({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
+        self.box = torch.from_numpy(np.array(arrays["box"]))
+
+    def _round_trip(self, pending: Pending, here: int) -> dict[str, Float[Tensor, ""]]:
+        weight = self.config.stage.losses.round_trip.at(here)
+        if weight == 0:
+            return {}
+        seen = self.codec.decode(pending.latents["rgb"])
+        return {"round_trip": weight * round_trip_loss(pending.render.rgb, seen)}
 
     def _box(self, step: int) -> Box:
         """The object's box, measured on a schedule; the last one stays while nothing is solid."""
-        if step % self.config.stage.geometry.box_every == 0:
-            device, occupancy = self.device, self.scene.occupancy
-            measured = solid_box(
-                lambda points: self.scene.field.density(points.to(device)), self.scene.config.radius, occupancy.mask
-            )
-            self.box = self.box if measured is None else measured
+        branch = self.config.stage.branch("ccm")
+        assert branch is not None
+        if self._here(step) % branch.geometric_prior.box_every == 0:
+            measured = self.scene.box()
+            self.box = self.box if measured is None else torch.stack([measured.minimum, measured.maximum])
         return Box(self.box[0], self.box[1])
 
     def _preview_cameras(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> Cameras:
@@ -208,12 +197,19 @@ class Particle:
         )
 
 
-def map_px(config: ParticleConfig) -> int:
-    """The size of the maps that a run's AGP works on; 0 without one."""
-    geometry = config.stage.geometry
-    if geometry.agp == "off":
-        return 0
-    return latent_px(resolve_agp_prior(geometry.prior, config.prior.source))
+def make_particle(config: ParticleConfig) -> Particle:
+    """A particle at the beginning of its stage, with all that its settings name."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backend, seed, index = load_backend(config.backend, device.type), config.seed, config.index
+
+    def draws(purpose: str, step: int) -> torch.Generator:
+        return generator(seed, purpose, index, config.first_step + step)
+
+    scene = make_scene(config.stage, backend, device, draws)
+    branch = config.stage.branch("ccm")
+    maps = latent_px(resolve_agp_prior(branch.geometric_prior.prior, config.prior.source)) if branch else 0
+    return Particle(config, device, scene, prior_kind(config.prior).codec(device), maps)
 
 
 def encode_maps(render: Render, size_px: int) -> Float[Tensor, "view 4 mh mw"]:
@@ -230,7 +226,7 @@ def step_cameras(config: ParticleConfig, step: int) -> Cameras:
     camera, view = config.stage.camera, config.stage.camera.views_per_particle
     plan = stratified_azimuths(config.num_particles, view, generator(config.seed, "azimuth", 0, step))
     draws = generator(config.seed, "camera", config.index, step)
-    image_px = int(camera.image_px.at(step))
+    image_px = int(camera.image_px.at(step - config.first_step))
     return orbit_cameras(
         plan[config.index],
         sample_elevations((view,), camera.elevation_deg, camera.uniform_sphere_probability, draws),

@@ -7,105 +7,69 @@ update.
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from raydream.config.run import ScoreConfig
+from raydream.config.actors import ScoreConfig
 from raydream.diffusion import guidance
-from raydream.distill.geometry import GeometryBranch, load_geometry
-from raydream.distill.messages import MAPS, Message, from_wire, to_wire, unpack_views
+from raydream.distill.branches import Branch, condition
+from raydream.distill.messages import LATENTS, Message, from_wire, num_views, to_wire, unpack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
-from raydream.priors.load import Prior, load_prior
+from raydream.priors.kinds import Learner, prior_kind
+from raydream.priors.geometric import load_agp
 from raydream.schedule import Schedule
 from raydream.seeds import generator
 from raydream.store.run_folder import FileDigest
-from raydream.types import Condition, Views
+from raydream.types import Latents, Views
 
-Stats = dict[str, float]
-_FILE = "score.safetensors"
+Figures = dict[str, float]
+_FILE, _LEARNED, _GRADIENT, _LOSS = "score.safetensors", "learned/", "gradient/", "loss"
+_STREAMS = {"rgb": "guide", "ccm": "guide_maps"}  # names of streams of random numbers, which are part of every seed
 
 
 class Score:
-    """A frozen prior with its learned reference. All draws depend on (seed, purpose, particle, step), not on the
-    replica.
+    """Frozen priors, a branch for each, with the learned reference of the pictures' one where a method has any. All
+    draws depend on (seed, purpose, particle, step), not on the replica.
     """
 
-    def __init__(self) -> None:
-        self.step = 0
-        self.geometry: GeometryBranch | None = None
-
-    def setup(self, config: ScoreConfig) -> dict[str, str]:
-        """Loads the prior (the constructor stays light)."""
-        torch.set_num_threads(1)
-        self.config = config
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.use(load_prior(config, self.device))
-        self.geometry = load_geometry(config, self.device)
-        return {"device": self.device.type}
-
-    def use(self, prior: Prior) -> None:
-        """Takes a prior that exists already."""
-        self.prior = prior
-        self.learned = prior.learner.trainable() if prior.learner is not None else {}
-        learner = self.config.learner
+    def __init__(
+        self, config: ScoreConfig, device: torch.device, branches: Sequence[Branch], learner: Learner | None
+    ) -> None:
+        self.config, self.device, self.step = config, device, config.first_step
+        self.branches = {branch.config.render: branch for branch in branches}
+        self.learner = learner
+        self.learned = learner.trainable() if learner is not None else {}
+        settings = config.learner
         self.optimizer = (
-            torch.optim.AdamW(self.learned.values(), learner.lr, weight_decay=learner.weight_decay)
+            torch.optim.AdamW(self.learned.values(), settings.lr, weight_decay=settings.weight_decay)
             if self.learned
             else None
         )
-        self.step = 0
 
     @torch.no_grad()
-    def guide(self, step: int, particles: Sequence[int], *messages: Message) -> list[np.ndarray | Stats]:
-        """The gradient by each particle's latents, ``[view, 4, h, w]`` each, in one batch over all particles; last
-        come figures.
+    def guide(self, step: int, render: str, particles: Sequence[int], *messages: Message) -> list[np.ndarray | Figures]:
+        """One branch's gradient by each particle's latents, ``[view, latent, h, w]`` each, in one batch over all
+        particles; last come figures.
         """
         started, cpu = time.perf_counter(), time.thread_time()
-        if step != self.step and self.learned:
+        branch = self.branches[render]
+        if step != self.step and branch.config.learns and self.learned:
             raise RuntimeError(f"the score model has learned {self.step} steps, asked to guide step {step}")
-        views = unpack_views(messages, step, self.device)
-        t, noise = self._draw(
-            "guide", step, particles, messages, *_t_range(self.config.guidance.t_min, self.config.guidance.t_max, step)
-        )
-        abar = self.prior.alphas_cumprod[t]
-        z_t = guidance.add_noise(views.latents, noise, abar)
-        eps_prior = self._guided_eps(z_t, t, views)
-        if self.config.method == "sjc":
-            gradient = guidance.sjc_gradient(eps_prior, views.latents, noise, abar)
-        else:
-            reference = noise if self.prior.learner is None else self._learned_eps(z_t, t, views)
-            w_t = guidance.weight(self.config.guidance.weighting, abar)
-            gradient = guidance.distillation_gradient(eps_prior, reference, w_t)
-        gradient = guidance.clip_gradient(gradient, self.config.guidance.gradient_clip.at(step))
-        sizes = [len(message["latents"]) for message in messages]
+        views = unpack_views(messages, step, self.device, render)
+        here, sizes = step - self.config.first_step, [num_views(message) for message in messages]
+        t_range = _t_range(branch.config.t_min, branch.config.t_max, here)
+        t, noise = self._draw(_STREAMS[render], step, particles, messages, *t_range, render, branch.config.shared_t)
+        text = branch.text(views, self.config.seed, particles, sizes)
+        gradient = branch.gradient(here, views, text, t, noise, partial(self._learned_eps, views))
         gradients = [to_wire(part, self.config.wire_dtype) for part in gradient.split(sizes)]
-        stats = {
-            "time/guide_s": time.perf_counter() - started,
-            "cpu/guide_s": time.thread_time() - cpu,
-            "guide/t": float(t.float().mean()),
-        }
-        return [*gradients, stats]
+        figures = {"time/guide_s": time.perf_counter() - started, "cpu/guide_s": time.thread_time() - cpu}
+        return [*gradients, figures | ({"guide/t": float(t.float().mean())} if render == "rgb" else {})]
 
-    def guide_maps(self, step: int, particles: Sequence[int], *messages: Message) -> list[np.ndarray | Stats]:
-        """The aligned geometric prior's gradient by each particle's maps, in one batch; last come figures."""
-        assert self.geometry is not None, "a run without an AGP has no maps"
-        started, cpu = time.perf_counter(), time.thread_time()
-        views = unpack_views(messages, step, self.device, MAPS)
-        geometry = self.config.geometry
-        t_range = _t_range(geometry.t_min, geometry.t_max, step)
-        t, noise = self._draw("guide_maps", step, particles, messages, *t_range, MAPS)
-        sizes = [len(message[MAPS]) for message in messages]
-        text = self.geometry.heard(self.config.seed, particles, sizes[0])
-        weighting, denoise_steps = self.config.guidance.weighting, int(geometry.denoise_steps.at(step))
-        gradient = self.geometry.gradient(views, text, t, noise, weighting, denoise_steps)
-        gradients = [to_wire(part, self.config.wire_dtype) for part in gradient.split(sizes)]
-        spent = {"time/guide_s": time.perf_counter() - started, "cpu/guide_s": time.thread_time() - cpu}
-        return [*gradients, spent]
-
-    def fit(self, step: int, particles: Sequence[int], *messages: Message) -> Stats:
+    def fit(self, step: int, particles: Sequence[int], *messages: Message) -> Figures:
         """All of a step's updates of the learned reference where there is one replica; a doubled call is dropped."""
         if step != self.step or not self.learned:
             return {}
@@ -119,46 +83,47 @@ class Score:
         spent = {"time/fit_s": time.perf_counter() - started, "cpu/fit_s": time.thread_time() - cpu}
         return {"loss/fit": float(np.mean(losses))} | spent
 
-    def warm_up(self, particles: Sequence[int], *messages: Message) -> Stats:
-        """Extra updates on the views of step 0, before any particle moves: the reference learns where they start."""
+    def warm_up(self, step: int, particles: Sequence[int], *messages: Message) -> Figures:
+        """Extra updates on the views of a stage's first step, before any particle moves: the reference learns where
+        they start.
+        """
         loss = 0.0
         for round_index in range(self.config.learner.warm_up_fits if self.learned else 0):
-            loss, gradients = self._fit_gradients(-1, round_index, particles, messages)
-            self._update(-1, gradients)
+            loss, gradients = self._fit_gradients(step, round_index, particles, messages, is_warm_up=True)
+            self._update(step, gradients)
         return {"loss/fit": loss}
 
     def fit_gradients(self, step: int, round_index: int, particles: Sequence[int], *messages: Message) -> Message:
-        """This replica's share of the gradient of one update, to be summed over the replicas by ``fit_update``."""
+        """This replica's share of the loss and the gradient of one update, to be summed over the replicas by
+        ``fit_update``.
+        """
         loss, gradients = self._fit_gradients(step, round_index, particles, messages)
-        share = {name: gradient.cpu().numpy() for name, gradient in gradients.items()}
-        return share | {"": np.array(loss, dtype=np.float32)}
+        share = {f"{_GRADIENT}{name}": gradient.cpu().numpy() for name, gradient in gradients.items()}
+        return share | {_LOSS: np.array(loss, dtype=np.float32)}
 
-    def fit_update(self, step: int, is_last_round: bool, *shares: Message) -> Stats:
+    def fit_update(self, step: int, is_last_round: bool, *shares: Message) -> Figures:
         """One update with the sum of all replicas' shares, taken in their order: the same in every replica."""
         if step != self.step or not self.learned:
             return {}
         gradients = {
-            name: torch.stack([from_wire(share[name], self.device) for share in shares]).sum(0) for name in self.learned
+            name: torch.stack([from_wire(share[f"{_GRADIENT}{name}"], self.device) for share in shares]).sum(0)
+            for name in self.learned
         }
         self._update(step, gradients)
         if is_last_round:
             self.step = step + 1
-        return {"loss/fit": float(sum(share[""] for share in shares))}
+        return {"loss/fit": float(sum(share[_LOSS] for share in shares))}
 
     def snapshot(self) -> Message:
         """Everything that a later step depends on, as arrays; the frozen prior is not in it."""
-        arrays = {f"learned/{name}": p.detach().cpu().numpy().copy() for name, p in self.learned.items()}
+        arrays = {f"{_LEARNED}{name}": p.detach().cpu().numpy().copy() for name, p in self.learned.items()}
         arrays["step"] = np.array(self.step, dtype=np.int64)
         return arrays | (optimizer_arrays(self.optimizer) if self.optimizer else {})
 
-    @torch.no_grad()
     def restore(self, arrays: Message) -> int:
         """Takes a snapshot's state and returns its step; ``ValueError`` where it is of another learned reference."""
-        found = {name.removeprefix("learned/"): a for name, a in arrays.items() if name.startswith("learned/")}
-        if {n: a.shape for n, a in found.items()} != {n: tuple(p.shape) for n, p in self.learned.items()}:
+        if not self._take_learned(arrays):
             raise ValueError("resume: the checkpoint's learned reference has other parameters than this run's")
-        for name, parameter in self.learned.items():
-            parameter.copy_(torch.from_numpy(np.array(found[name])))
         if self.optimizer:
             restore_optimizer(self.optimizer, arrays)
         self.step = int(arrays["step"])
@@ -173,58 +138,55 @@ class Score:
         """Goes back to a committed checkpoint."""
         return self.restore(load_snapshot(uri, step, _FILE))
 
-    def _guided_eps(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], views: Views
-    ) -> Float[Tensor, "view 4 h w"]:
-        """The frozen prior's answer under classifier-free guidance; all texts in one batch, none that is
-        multiplied by 0.
+    def start_from(self, uri: str, step: int) -> bool:
+        """Begins with what was learned until a checkpoint, of this run's stage before or of another run; says whether
+        there was anything of this kind. The optimiser is new.
         """
-        config, texts, denoiser = self.config.guidance, self.prior.texts, self.prior.denoiser
-        negative = texts.negative_embeddings(views.num_views)
-        if config.perp_neg:
-            perp = texts.perp_neg_texts(views.azimuth_deg, views.elevation_deg)
-            stacked = torch.stack([negative, perp.positive, *perp.negatives])
-            eps = guidance.eps_for_texts(denoiser.eps, z_t, t, self._condition(views, negative), stacked)
-            positive = guidance.perp_neg(eps[0], eps[1], eps[2:], perp.weights.to(z_t))
-            return guidance.classifier_free(eps[0], positive, config.scale)
-        text = texts.view_embeddings(views.azimuth_deg, views.elevation_deg)
-        if config.scale in (0, 1):
-            return denoiser.eps(z_t, t, self._condition(views, text if config.scale else negative))
-        stacked = torch.stack([negative, text])
-        eps = guidance.eps_for_texts(denoiser.eps, z_t, t, self._condition(views, text), stacked)
-        return guidance.classifier_free(eps[0], eps[1], config.scale)
+        return bool(self.learned) and self._take_learned(load_snapshot(uri, step, _FILE))
 
-    def _learned_eps(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], views: Views
-    ) -> Float[Tensor, "view 4 h w"]:
-        assert self.prior.learner is not None
-        return self.prior.learner.eps(
-            z_t, t, self._condition(views, self.prior.texts.prompt_embeddings(views.num_views))
-        )
+    @torch.no_grad()
+    def _take_learned(self, arrays: Message) -> bool:
+        found = {name.removeprefix(_LEARNED): a for name, a in arrays.items() if name.startswith(_LEARNED)}
+        if {n: a.shape for n, a in found.items()} != {n: tuple(p.shape) for n, p in self.learned.items()}:
+            return False
+        for name, parameter in self.learned.items():
+            parameter.copy_(torch.from_numpy(np.array(found[name])))
+        return True
+
+    def _learned_eps(self, views: Views, z_t: Latents, t: Int[Tensor, " view"]) -> Latents:
+        """The learned reference's noise; it is told the prompt without view words (ProlificDreamer)."""
+        assert self.learner is not None
+        text = self.branches["rgb"].texts.prompt_embeddings(views.num_views)
+        return self.learner.eps(z_t, t, condition(views, text))
 
     def _fit_gradients(
-        self, step: int, round_index: int, particles: Sequence[int], messages: Sequence[Message]
+        self,
+        step: int,
+        round_index: int,
+        particles: Sequence[int],
+        messages: Sequence[Message],
+        is_warm_up: bool = False,
     ) -> tuple[float, dict[str, Tensor]]:
         """Loss and gradient of one update, as this replica's share of the mean over the views of *all* particles."""
-        learner = self.prior.learner
+        learner, branch = self.learner, self.branches["rgb"]
         assert learner is not None
         copies = self.config.learner.timesteps_per_view
         repeated = [m for m in messages for _ in range(copies)]
-        views = unpack_views(repeated, max(step, 0), self.device)
+        views = unpack_views(repeated, step, self.device)
         owners = [p * copies + k for p in particles for k in range(copies)]
-        purpose = f"fit{round_index}"
-        t, noise = self._draw(purpose, step, owners, repeated, 0, 999)
+        purpose, drawn = f"fit{round_index}", -1 - step if is_warm_up else step
+        t, noise = self._draw(purpose, drawn, owners, repeated, 0, 999)
         keep = torch.cat([
-            torch.rand(len(m["latents"]), generator=generator(self.config.seed, f"{purpose}/camera", owner, step))
+            torch.rand(num_views(m), generator=generator(self.config.seed, f"{purpose}/camera", owner, drawn))
             for owner, m in zip(owners, repeated)
         ])  # fmt: skip
         weight = (keep >= self.config.learner.camera_dropout).float().to(self.device)
-        abar = self.prior.alphas_cumprod[t]
+        abar = branch.alphas_cumprod[t]
         z_t = guidance.add_noise(views.latents, noise, abar)
-        cond = self._condition(views, self.prior.texts.prompt_embeddings(views.num_views), weight)
+        cond = condition(views, branch.texts.prompt_embeddings(views.num_views), weight)
         target = guidance.lora_target(learner.prediction_type, views.latents, noise, abar)
         error = (learner.predict(z_t, t, cond) - target).square().flatten(1).mean(1)
-        total_views = self.config.num_particles * copies * len(messages[0]["latents"])
+        total_views = self.config.num_particles * copies * num_views(messages[0])
         loss = error.sum() / total_views
         parameters = list(self.learned.values())
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -236,7 +198,7 @@ class Score:
         learner = self.config.learner
         for name, parameter in self.learned.items():
             parameter.grad = gradients[name]
-        warm_up = min(1.0, (max(step, 0) + 1) / max(1, learner.lr_warm_up_steps))
+        warm_up = min(1.0, (step - self.config.first_step + 1) / max(1, learner.lr_warm_up_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = learner.lr * warm_up
         self.optimizer.step()
@@ -250,28 +212,37 @@ class Score:
         messages: Sequence[Message],
         t_min: int,
         t_max: int,
-        latents: str = "latents",
-    ) -> tuple[Int[Tensor, " view"], Float[Tensor, "view 4 h w"]]:
+        render: str = "rgb",
+        shared_t: bool = False,
+    ) -> tuple[Int[Tensor, " view"], Float[Tensor, "view latent h w"]]:
         """Timestep and noise for each view, from a stream of each particle's own."""
         ts, noises = [], []
         for owner, message in zip(owners, messages):
-            draws = generator(self.config.seed, purpose, owner, step)
-            t = guidance.draw_timesteps(len(message[latents]), t_min, t_max, draws)
-            if purpose == "guide" and self.config.guidance.shared_t:
+            draws, shape = generator(self.config.seed, purpose, owner, step), message[f"{LATENTS}{render}"].shape
+            t = guidance.draw_timesteps(shape[0], t_min, t_max, draws)
+            if shared_t:
                 shared = generator(self.config.seed, "shared_t", 0, step)
                 t = guidance.draw_timesteps(1, t_min, t_max, shared).expand(len(t))
             ts.append(t)
-            noises.append(torch.randn(message[latents].shape, generator=draws))
+            noises.append(torch.randn(shape, generator=draws))
         return torch.cat(ts).to(self.device), torch.cat(noises).to(self.device)
 
-    def _condition(
-        self,
-        views: Views,
-        text: Float[Tensor, "view token width"],
-        camera_weight: Float[Tensor, " view"] | None = None,
-    ) -> Condition:
-        weight = torch.ones(views.num_views, device=self.device) if camera_weight is None else camera_weight
-        return Condition(text, views.c2w, views.fov_y_deg, weight)
+
+def make_score(config: ScoreConfig) -> Score:
+    """A replica with all that its settings name, loaded; ``ValueError`` naming the field for what cannot be had."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, init = prior_kind(config.prior), generator(config.seed, "learner", 0, 0)
+    branches, learner = [], None
+    for branch in config.branches:
+        if branch.render == "ccm":
+            parts = load_agp(branch, config, device)
+        else:
+            denoiser, alphas = kind.denoiser(config.prompt, config.backend, device)
+            parts = denoiser, kind.texts(config.prompt, config.negative_prompt, branch, config.backend, device), alphas
+            learner = kind.learner(denoiser, config.learner, init) if branch.learns else None
+        branches.append(Branch(branch, *parts))
+    return Score(config, device, branches, learner)
 
 
 def _t_range(t_min: Schedule, t_max: Schedule, step: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.assets.exhibit import exhibit_assets, match_prompt
-from raydream.config.run import ExhibitConfig
+from raydream.config.prior import ExhibitConfig
 from raydream.evaluate.diversity import turned_distances
 from raydream.evaluate.results import Recognition
 from raydream.evaluate.turntable import Turntable

@@ -9,7 +9,8 @@ from raydream.assets.formats import SUFFIXES
 from raydream.assets.load import load_asset
 from raydream.config import strict_json
 from raydream.config.evaluate import EvaluateSettings
-from raydream.config.run import ExhibitConfig, RunConfig
+from raydream.config.prior import ExhibitConfig
+from raydream.config.run import RunConfig
 from raydream.store.run_folder import CONFIG, MESH, RunFolder, particle_file
 from raydream.store.storage import LocalFiles
 

@@ -96,15 +96,15 @@ class AgpDenoiser:
         return denoiser
 
     def eps(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """The predicted noise of maps seen from ``cond``'s cameras."""
         answer = self.predict(z_t, t, cond)
         return answer if self.prediction_type == "epsilon" else eps_from_v(answer, z_t, self.alphas_cumprod.to(z_t)[t])
 
     def predict(
-        self, z_t: Float[Tensor, "view 4 h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view 4 h w"]:
+        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
+    ) -> Float[Tensor, "view latent h w"]:
         """The answer in the prior's own parametrisation, to be compared with ``guidance.lora_target``."""
         dtype = self.unet.dtype
         camera = camera_features(cond.c2w, cond.fov_y_deg) * cond.camera_weight[:, None]

@@ -9,7 +9,7 @@ from torch import Tensor
 from raydream.assets.asset import Asset, normalise_asset
 from raydream.assets.exhibit import exhibit_assets, match_prompt
 from raydream.assets.raster import AssetViews, asset_to, render_asset
-from raydream.config.run import ExhibitConfig
+from raydream.config.prior import ExhibitConfig
 from raydream.types import Backend, Cameras
 
 LIGHT_DIRECTION = (0.36, 0.8, 0.48)  # unit, towards the light
@@ -37,7 +37,7 @@ class ExhibitModes:
         fov_y_deg: Float[Tensor, " view"],
         used: Int[Tensor, " used"],
         size_px: int,
-    ) -> Float[Tensor, "view used 4 h w"]:
+    ) -> Float[Tensor, "view used latent h w"]:
         """The latents of the modes ``used`` seen from each camera."""
         angles = torch.zeros_like(fov_y_deg)  # a rasteriser needs only the matrices
         cameras = Cameras(c2w, fov_y_deg, angles, angles, size_px, size_px)
@@ -55,7 +55,7 @@ class ExhibitModes:
         return self._ambient + (1 - self._ambient) * (cosine.clamp(-1, 1) + 1) / 2
 
 
-def check_prompt(prompt: str, source: str | None) -> str:
+def exhibit_source(prompt: str, source: str | None) -> str:
     """The source that an exhibit will take its assets from, a folder or "procedural", without loading any of them.
 
     ``ValueError`` naming ``prompt`` where it means nothing there, or ``assets`` where there is no such folder.

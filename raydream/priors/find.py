@@ -100,7 +100,7 @@ def resolve_prior(source: str, allow_download: bool = False) -> Path:
 def check_prior(folder: Path) -> None:
     """Raises ``ValueError`` unless the folder holds a whole prior of the kind that raydream can use.
 
-    That is a ``StableDiffusionPipeline`` with 4 latent channels, a text encoder of the UNet's width, 1000 timesteps and
+    That is a ``StableDiffusionPipeline`` of as many latent channels everywhere, a text encoder of the UNet's width, 1000 timesteps and
     eps or v prediction.
     """
     kind = read_config(folder, "model_index.json").get("_class_name")
@@ -111,7 +111,8 @@ def check_prior(folder: Path) -> None:
     _check_files(folder)
     unet, vae, text_encoder = (read_config(folder, f"{part}/config.json") for part in ("unet", "vae", "text_encoder"))
     channels = [unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")]
-    require(channels == [4, 4, 4], folder, f"has {channels} latent channels in UNet, out of it and in VAE; must be 4")
+    same = all(type(number) is int and number == channels[0] for number in channels)
+    require(same, folder, f"has {channels} latent channels in UNet, out of it and in VAE; must be as many everywhere")
     extra = [key for key in _UNET_EXTRAS if unet.get(key) is not None]
     if unet.get("addition_embed_type") not in (None, "text"):  # "text" is pooled from what the UNet is given anyway
         extra.append("addition_embed_type")
@@ -196,7 +197,9 @@ def resolve_agp_prior(source: str, run_prior: str) -> Path:
     return resolve_prior(source or run_prior or "embedded")
 
 
-def check_agp_cameras(folder: Path, distance: tuple[float, float], fov_y_deg: tuple[float, float]) -> None:
+def check_agp_cameras(
+    folder: Path, distance: tuple[float, float], fov_y_deg: tuple[float, float], stage: int = 0
+) -> None:
     """Raises ``ValueError`` where a run's cameras stand where the AGP was never trained: SweetDreamer's own release
     asks for views from 1.4 to 1.6 of a model that was trained at 0.9 to 1.1. Scene units and degrees.
     """
@@ -206,7 +209,7 @@ def check_agp_cameras(folder: Path, distance: tuple[float, float], fov_y_deg: tu
         if wanted[0] < 0.9 * low or wanted[1] > 1.1 * high:
             raise ValueError(
                 f"{name}: this AGP was trained with cameras of {low:g} to {high:g}, the run has {wanted[0]:g} to "
-                f"{wanted[1]:g}; set stages.0.camera.{name} to match"
+                f"{wanted[1]:g}; set stages.{stage}.camera.{name} to match"
             )
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raydream.backend.layout import make_hash_grid_layout
-from raydream.config.run import NerfConfig
+from raydream.config.scene import NerfConfig
 from raydream.precision import arithmetic
 from raydream.scene.background import uniform_weight
 from raydream.types import Backend

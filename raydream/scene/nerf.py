@@ -1,8 +1,8 @@
 """``NerfScene``: what a particle of the first stage optimises, and how it is seen."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -11,17 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raydream.camera import camera_rays
-from raydream.config.run import LossConfig, NerfConfig, ShadingConfig
+from raydream.config.cluster import OutputConfig
+from raydream.config.scene import LossConfig, NerfConfig, ShadingConfig
 from raydream.coordinates import Box, canonical_coordinates
 from raydream.scene import losses
 from raydream.scene.background import BackgroundNetwork
 from raydream.scene.field import RadianceField
+from raydream.scene.isosurface import extract_mesh, solid_box
+from raydream.scene.kinds import Draws
 from raydream.scene.occupancy import OccupancyGrid
-from raydream.types import Backend, Cameras, Rays, RaySamples, Render
+from raydream.scene.texture import bake_texture
+from raydream.types import Backend, Cameras, Mesh, Rays, RaySamples, Render, VolumeSamples
 
-GAZES = 5  # rays to a point of the surface: down the normal and from four sides
-GAZE_TILT_DEG = 45.0
-GAZE_STEPS_OUTSIDE, GAZE_STEPS = 2, 10
+_OCCUPANCY = "occupancy"
+SURFACE_RAYS = 5  # rays to a point of the surface: down the normal and from four sides
+SURFACE_RAY_TILT_DEG = 45.0
+SURFACE_STEPS_OUTSIDE, SURFACE_STEPS = 2, 10
 
 Shading = Literal["albedo", "lambertian", "textureless"]
 SHADINGS: tuple[Shading, ...] = get_args(Shading)
@@ -44,23 +49,12 @@ class Look:
         return any(shading != "albedo" for shading in self.shading)
 
 
-@dataclass(frozen=True)
-class NerfRender:
-    """A render with the ray samples behind it, which the regularisers need."""
-
-    render: Render
-    rays: Rays
-    samples: RaySamples
-    weights: Float[Tensor, " sample"]
-    normals: Float[Tensor, "sample 3"] | None
-
-
 def plain_look(num_views: int, color: Sequence[float] | None = None) -> Look:
     """Albedo on the scene's own background, or on one colour."""
     background = torch.tensor([color if color is not None else (0.5, 0.5, 0.5)] * num_views, dtype=torch.float32)
-    replace = torch.full((num_views,), color is not None)
+    replaced = torch.full((num_views,), color is not None)
     shading: list[Shading] = ["albedo"] * num_views
-    return Look(tuple(shading), torch.zeros(num_views, 3), background, replace)
+    return Look(tuple(shading), torch.zeros(num_views, 3), background, replaced)
 
 
 def draw_look(
@@ -89,20 +83,25 @@ def draw_look(
 
 
 class NerfScene(nn.Module):
-    """A radiance field with its occupancy grid and background; renders are differentiable by every parameter."""
+    """A radiance field with its occupancy grid and background; renders are differentiable by every parameter. A
+    ``Scene``.
+    """
 
     def __init__(
         self,
         config: NerfConfig,
         shading: ShadingConfig,
+        loss_weights: LossConfig,
         backend: Backend,
         device: torch.device,
-        generator: torch.Generator,
+        draws: Draws,
     ) -> None:
         super().__init__()
-        self.config, self._shading, self._backend, self._device = config, shading, backend, device
-        self.field = RadianceField(config, backend, generator)
-        self.background = BackgroundNetwork(generator) if config.background == "network" else None
+        self.config, self._shading, self._loss_weights = config, shading, loss_weights
+        self._backend, self._device, self._draws = backend, device, draws
+        init = draws("scene", 0)
+        self.field = RadianceField(config, backend, init)
+        self.background = BackgroundNetwork(init) if config.background == "network" else None
         self.to(device)
         self.step_size = 2 * config.radius * math.sqrt(3) / config.samples_per_diagonal
         self.occupancy = OccupancyGrid(
@@ -120,18 +119,64 @@ class NerfScene(nn.Module):
             groups.append({"params": list(self.background.parameters()), "lr": self.config.lr_background})
         return groups
 
+    def after_step(self, step: int) -> None:
+        """Now and then refreshes the occupancy grid from the field as it is."""
+        if step % self.config.occupancy_every == 0:
+            self.update_occupancy(self._draws("occupancy", step))
+
     def update_occupancy(self, generator: torch.Generator) -> None:
         """Refreshes the occupancy grid from the field as it is now."""
         self.occupancy.update(self.field.density, self.step_size, generator)
 
-    def render(
+    def state(self) -> dict[str, Tensor]:
+        """The parameters and the occupancy grid."""
+        return {**self.state_dict(), _OCCUPANCY: self.occupancy.values}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """``ValueError`` where it is of a field of other sizes."""
+        here = {name: tuple(value.shape) for name, value in self.state().items()}
+        there = {name: tuple(value.shape) for name, value in state.items()}
+        odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        if odd:
+            raise ValueError(f"stages: a scene of other sizes cannot go on in this one ({odd[0]} differs)")
+        self.load_state_dict({name: value for name, value in state.items() if name != _OCCUPANCY})
+        self.occupancy.values = state[_OCCUPANCY].to(self._device)
+
+    def render(self, cameras: Cameras, step: int, ccm_box: Box | None = None) -> Render:
+        """The views of a training step: shaded, jittered and before the backgrounds that are drawn for it."""
+        look = draw_look(self._shading, self.config, cameras, step, self._draws("look", step))
+        normals = self._loss_weights.orientation.at(step) > 0
+        return self.volume(cameras, look, self._draws("march", step), normals, ccm_box)
+
+    def preview(self, cameras: Cameras) -> Render:
+        return self.volume(cameras, plain_look(cameras.num_views, (0.0, 0.0, 0.0)))
+
+    @torch.no_grad()
+    def surface(self, output: OutputConfig) -> Mesh:
+        """Where the density crosses a level, with the colours that renders show there."""
+        mesh = extract_mesh(
+            self._density_anywhere,
+            output.mesh_resolution,
+            output.mesh_threshold or None,
+            self.config.radius,
+            output.mesh_max_faces,
+            self.occupancy.mask.cpu(),
+        )
+        return bake_texture(mesh, self.surface_color, output.texture_px)
+
+    def box(self) -> Box | None:
+        measured = solid_box(self._density_anywhere, self.config.radius, self.occupancy.mask.cpu())
+        return None if measured is None else Box(measured[0], measured[1])
+
+    def volume(
         self,
         cameras: Cameras,
         look: Look,
         generator: torch.Generator | None = None,
         normals: bool = False,
         ccm_box: Box | None = None,
-    ) -> NerfRender:
+    ) -> Render:
         """Volume-renders all views at once. With a generator, samples are jittered along their rays (training).
 
         ``ccm_box`` asks for the canonical coordinate map of that box. Depth is the distance from the camera along the
@@ -159,8 +204,8 @@ class NerfScene(nn.Module):
         channels += [normal] if normal is not None else []
         channels += [_canonical(points, ccm_box)] if ccm_box is not None else []
         accumulated, opacity, weights = self._backend.composite(density, torch.cat(channels, dim=-1), samples)
-        render = self._images(accumulated, opacity, rays, cameras, look, normal is not None, ccm_box is not None)
-        return NerfRender(render, rays, samples, weights, normal)
+        images = self._images(accumulated, opacity, rays, cameras, look, normal is not None, ccm_box is not None)
+        return replace(images, volume=VolumeSamples(rays, samples, weights, normal))
 
     @torch.no_grad()
     def surface_color(
@@ -170,39 +215,44 @@ class NerfScene(nn.Module):
 
         A field's surface is no skin: rays take their colour from several steps before and behind it, and training sees
         only that mixture, so that the albedo at the point itself may be any. Short rays down the normal and from
-        ``GAZE_TILT_DEG`` around it are composited as in a render. Where they meet nothing the albedo remains.
+        ``SURFACE_RAY_TILT_DEG`` around it are composited as in a render. Where they meet nothing the albedo remains.
         """
         points, normals = points.to(self._device), normals.to(self._device)
         color = 1e-3 * self.field.albedo(points)
         opacity = torch.full_like(color[:, :1], 1e-3)
-        for direction in _gazes(normals):
-            rays = Rays(points - GAZE_STEPS_OUTSIDE * self.step_size * direction, direction)
+        for direction in _surface_rays(normals):
+            rays = Rays(points - SURFACE_STEPS_OUTSIDE * self.step_size * direction, direction)
             jitter = torch.full((len(points),), 0.5, device=self._device)
             samples = self._backend.march(rays, self.occupancy.mask, self.config.radius, self.step_size, jitter)
-            samples = _nearest(samples, GAZE_STEPS * self.step_size)
+            samples = _nearest(samples, SURFACE_STEPS * self.step_size)
             density, albedo = self.field(_along_rays(rays, samples, (samples.t_start + samples.t_end) / 2))
             accumulated, seen, _ = self._backend.composite(density, albedo, samples)
             color, opacity = color + accumulated, opacity + seen[:, None]
         return color / opacity
 
-    def regularizers(self, nerf: NerfRender, config: LossConfig, step: int) -> dict[str, Float[Tensor, ""]]:
-        """The weighted regularisers of a step, by name; those with weight 0 are left out."""
+    def regularizers(self, render: Render, step: int) -> dict[str, Float[Tensor, ""]]:
+        """Those of ``LossConfig``; the ones with weight 0 are left out."""
         weight = {
-            name: getattr(config, name).at(step) for name in ("sparsity", "opaqueness", "orientation", "z_variance")
+            name: getattr(self._loss_weights, name).at(step)
+            for name in ("sparsity", "opaqueness", "orientation", "z_variance")
         }
-        opacity = nerf.render.opacity.reshape(-1)
+        opacity, volume = render.opacity.reshape(-1), render.volume
+        assert volume is not None
         out: dict[str, Tensor] = {}
         if weight["sparsity"]:
             out["sparsity"] = weight["sparsity"] * losses.sparsity(opacity)
         if weight["opaqueness"]:
             out["opaqueness"] = weight["opaqueness"] * losses.opaqueness(opacity)
         if weight["orientation"]:
-            assert nerf.normals is not None, "orientation needs a render with normals"
-            loss = losses.orientation(nerf.weights, nerf.normals, nerf.rays.directions, nerf.samples)
+            assert volume.normals is not None, "orientation needs a render with normals"
+            loss = losses.orientation(volume.weights, volume.normals, volume.rays.directions, volume.samples)
             out["orientation"] = weight["orientation"] * loss
         if weight["z_variance"]:
-            out["z_variance"] = weight["z_variance"] * losses.z_variance(nerf.weights, nerf.samples)
+            out["z_variance"] = weight["z_variance"] * losses.z_variance(volume.weights, volume.samples)
         return out
+
+    def _density_anywhere(self, points: Float[Tensor, "point 3"]) -> Float[Tensor, " point"]:
+        return self.field.density(points.to(self._device))
 
     def _shade(
         self,
@@ -260,14 +310,14 @@ def _along_rays(rays: Rays, samples: RaySamples, distance: Float[Tensor, " sampl
     return torch.addcmul(ray[:, :3], ray[:, 3:], distance[:, None])
 
 
-def _gazes(normals: Float[Tensor, "point 3"]) -> Float[Tensor, "gaze point 3"]:
+def _surface_rays(normals: Float[Tensor, "point 3"]) -> Float[Tensor, "direction point 3"]:
     """Unit directions of rays that reach a surface: against its normal and, tilted, from around it."""
     axis = F.one_hot(normals.abs().argmin(-1), 3).to(normals)
     across = F.normalize(torch.linalg.cross(normals, axis), dim=-1)
     beside = torch.linalg.cross(normals, across)
-    tilt = math.radians(GAZE_TILT_DEG)
+    tilt = math.radians(SURFACE_RAY_TILT_DEG)
     up, out = math.cos(tilt) * normals, math.sin(tilt)
-    turns = [2 * math.pi * k / (GAZES - 1) for k in range(GAZES - 1)]
+    turns = [2 * math.pi * k / (SURFACE_RAYS - 1) for k in range(SURFACE_RAYS - 1)]
     around = [up + out * (math.cos(turn) * across + math.sin(turn) * beside) for turn in turns]
     return -torch.stack([normals, *around])
 

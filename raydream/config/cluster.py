@@ -1,0 +1,75 @@
+"""Settings of where a run's actors live, and of what it leaves behind."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raydream.config.checks import require
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where things run. Scheduling asks for GPUs; the device is whatever torch then sees.
+
+    -1 GPUs are one where there are enough, else such a fraction that all actors fit; none in a run that is quick on
+    cores (``cluster_config``). Fractions share one. Places are waited for ``nodes_timeout_s`` where an
+    autoscaler starts nodes, else ``placement_timeout_s``. ``max_restarts``: of all actors.
+    """
+
+    runtime: Literal["ray", "local"] = "ray"
+    backend: Literal["auto", "reference", "numba", "cuda"] = "auto"
+    gpus_per_particle: float = -1.0
+    gpus_per_score: float = -1.0
+    cpus_per_particle: float = -1.0
+    cpus_per_score: float = -1.0
+    score_replicas: int = 1
+    placement: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    placement_timeout_s: float = 300.0
+    nodes_timeout_s: float = 1800.0
+    wire_dtype: Literal["float32", "float16"] = "float32"
+    max_restarts: int = 8
+    restart_backoff_s: float = 1.0
+    step_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        require(self.max_restarts >= 0, "max_restarts", f"must not be negative, got {self.max_restarts}")
+        require(self.restart_backoff_s >= 0, "restart_backoff_s", f"must not be negative, got {self.restart_backoff_s}")
+        for name in ("score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s"):
+            require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What a run leaves behind. ``out`` is a folder or a pyarrow.fs URI; empty means ``runs/<time>-<preset>``.
+
+    A mesh of ``material`` "lit" is shown under lamps, in its film too, "unlit" as its texture is: right where light is
+    in the albedo, which is what "auto" takes a run for that was never shaded.
+    """
+
+    out: str = ""
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    preview_every: int = 100
+    preview_px: int = 128
+    mesh_resolution: int = 128
+    mesh_max_faces: int = 8000
+    mesh_threshold: float = 0.0
+    texture_px: int = 512
+    material: Literal["auto", "lit", "unlit"] = "auto"
+    turntable_frames: int = 48
+    turntable_px: int = 192
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints", "preview_every"):
+            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
+        ranges = {
+            "preview_px": (16, 2048),
+            "mesh_resolution": (16, 1024),
+            "mesh_max_faces": (16, 10_000_000),
+            "texture_px": (16, 8192),
+            "turntable_frames": (1, 3600),
+            "turntable_px": (16, 4096),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            require(low <= value <= high, name, f"must be {low}..{high}, got {value}")
+        require(self.mesh_threshold >= 0, "mesh_threshold", f"must not be negative, got {self.mesh_threshold}")

@@ -1,0 +1,58 @@
+"""Settings of the frozen text-to-image model."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raydream.config.checks import require
+from raydream.config.names import PriorKindName
+
+EXHIBIT_IMAGE_PX = 64
+SMALL_UNET_PATCH_PX = 4  # of an exhibit's learned reference, where the picture's size is a multiple of 16
+
+
+@dataclass(frozen=True)
+class ExhibitConfig:
+    """The mixture behind an exact score: which assets are its modes and how wide each of them is.
+
+    ``assets`` is a folder with a manifest; empty means ``../shared/assets/minipack`` where it exists, else assets
+    that the project makes itself. ``mode_std`` is the standard deviation of each mode in latent units. The
+    assets are lit from above and in front, softly: at least ``ambient`` of their albedo is seen (1: albedo alone).
+    """
+
+    assets: str = ""
+    num_modes: int = 12
+    mode_std: float = 0.05
+    object_radius: float = 0.9
+    ambient: float = 0.6
+    supersample: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.num_modes >= 1, "num_modes", f"must be positive, got {self.num_modes}")
+        for name in ("mode_std", "object_radius"):
+            require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
+        require(1 <= self.supersample <= 16, "supersample", f"must be 1..16, got {self.supersample}")
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The frozen text-to-image model: ``kind`` "diffusers" (``source`` is an alias or a folder) or "exhibit".
+
+    ``image_px`` is the size of a render when it becomes a latent, 0 for the prior's own. ``sample_posterior`` draws the
+    latent from the VAE's posterior, not its mean. ``dtype`` "auto": UNets in bfloat16 where that is fast, else float32.
+    """
+
+    kind: PriorKindName = "exhibit"
+    source: str = ""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"
+    image_px: int = 0
+    sample_posterior: bool = False
+    allow_download: bool = False
+    exhibit: ExhibitConfig = field(default_factory=ExhibitConfig)
+
+    def __post_init__(self) -> None:
+        require(self.image_px >= 0, "image_px", f"must be 0 (the prior's own) or a size, got {self.image_px}")
+
+    @property
+    def exhibit_px(self) -> int:
+        """The size of an exhibit's pictures."""
+        return self.image_px or EXHIBIT_IMAGE_PX

@@ -1,0 +1,133 @@
+"""Settings of a scene: what a particle optimises, how it is lit and seen, what its regularisers weigh."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raydream.config.checks import require, require_range
+from raydream.schedule import Constant, Schedule, lowest
+
+
+@dataclass(frozen=True)
+class HashGridConfig:
+    """Multiresolution hash grid (Instant-NGP). Adam walks the whole table: on a CPU keep it at 2^17 entries or less."""
+
+    num_levels: int = 8
+    features_per_level: int = 2
+    log2_table_size: int = 15
+    base_resolution: int = 16
+    max_resolution: int = 160
+
+    def __post_init__(self) -> None:
+        require(1 <= self.num_levels <= 32, "num_levels", f"must be 1..32, got {self.num_levels}")
+        require(1 <= self.features_per_level <= 8, "features_per_level", f"must be 1..8, got {self.features_per_level}")
+        require(4 <= self.log2_table_size <= 24, "log2_table_size", f"must be 4..24, got {self.log2_table_size}")
+        require(self.base_resolution >= 2, "base_resolution", f"must be at least 2, got {self.base_resolution}")
+        ok = self.max_resolution >= self.base_resolution
+        require(ok, "max_resolution", f"must not be smaller than base_resolution={self.base_resolution}")
+        ok = self.num_levels > 1 or self.max_resolution == self.base_resolution
+        require(ok, "max_resolution", f"must be base_resolution={self.base_resolution} where num_levels is 1")
+
+
+@dataclass(frozen=True)
+class NerfConfig:
+    """The scene of the first stage: field, initial density, occupancy grid, sampling, background.
+
+    ``initial_density``: ``lambda * (1 - |x| / r)`` is added before the activation. An object starts as a ball with
+    (10, 0.5) (Magic3D); (-10, 2.5) leaves the middle empty for a scene seen from inside (ProlificDreamer).
+    With ``random_background_probability`` a view has a drawn colour, or grey, within ``random_background`` behind it.
+    """
+
+    radius: float = 1.0
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    hidden_width: int = 64
+    initial_density_lambda: float = 10.0
+    initial_density_radius: float = 0.5
+    density_noise: float = 0.0
+    occupancy_resolution: int = 32
+    occupancy_threshold: float = 0.01
+    occupancy_decay: float = 0.95
+    occupancy_every: int = 16
+    samples_per_diagonal: int = 96
+    background: Literal["network", "constant"] = "network"
+    background_color: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    random_background_probability: float = 0.5
+    random_background: tuple[float, float] = (0.0, 1.0)
+    random_background_grey: bool = False
+    bfloat16: Literal["auto", "on", "off"] = "auto"
+    lr_grid: float = 1e-2
+    lr_network: float = 1e-3
+    lr_background: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require(self.radius > 0, "radius", f"must be positive, got {self.radius}")
+        least = {"hidden_width": 1, "occupancy_resolution": 4, "occupancy_every": 1, "samples_per_diagonal": 4}
+        for name, low in least.items():
+            require(getattr(self, name) >= low, name, f"must be at least {low}, got {getattr(self, name)}")
+        for name in ("random_background_probability", "occupancy_decay"):
+            require(0 <= getattr(self, name) <= 1, name, f"must lie in [0, 1], got {getattr(self, name)}")
+        require(self.initial_density_radius > 0, "initial_density_radius", "must be positive")
+        for name in ("lr_grid", "lr_network", "lr_background"):
+            require(getattr(self, name) >= 0, name, f"must not be negative, got {getattr(self, name)}")
+        require_range(self.random_background, "random_background", 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Where the cameras of a step stand. ``image_px`` is a schedule: resolution milestones."""
+
+    views_per_particle: int = 1
+    distance: tuple[float, float] = (2.6, 3.2)
+    fov_y_deg: tuple[float, float] = (40.0, 50.0)
+    elevation_deg: tuple[float, float] = (-10.0, 45.0)
+    uniform_sphere_probability: float = 0.5
+    image_px: Schedule = Constant(64.0)
+
+    def __post_init__(self) -> None:
+        require(self.views_per_particle >= 1, "views_per_particle", f"must be positive, got {self.views_per_particle}")
+        require_range(self.distance, "distance", 1e-3, 1e3)
+        require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
+        require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
+        probability = self.uniform_sphere_probability
+        require(0 <= probability <= 1, "uniform_sphere_probability", f"must lie in [0, 1], got {probability}")
+        require(lowest(self.image_px) >= 4, "image_px", f"must be at least 4 everywhere, got {lowest(self.image_px):g}")
+
+
+@dataclass(frozen=True)
+class ShadingConfig:
+    """DreamFusion's shading: albedo alone for ``albedo_steps``, then a random mode for each view.
+
+    With probability ``shaded_probability`` a view is lit by a point light; ``textureless_probability`` of those lose
+    their albedo. The light stands near the camera at ``light_distance``.
+    """
+
+    albedo_steps: int = 2000
+    shaded_probability: float = 0.75
+    textureless_probability: float = 0.5
+    ambient: float = 0.1
+    diffuse: float = 0.9
+    light_distance: tuple[float, float] = (1.6, 3.0)
+
+    def __post_init__(self) -> None:
+        for name in ("shaded_probability", "textureless_probability"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, name, f"must lie in [0, 1], got {value}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the regularisers; 0 switches one off. Orientation needs normals, which cost about a plain render.
+
+    ``round_trip`` holds a view to what the prior's VAE makes of it. An encoder takes colours that it never saw for
+    colours that it knows, so that its gradient drives pixels to where no sample of the prior lies.
+    """
+
+    sparsity: Schedule = Constant(0.0)
+    opaqueness: Schedule = Constant(0.0)
+    orientation: Schedule = Constant(0.0)
+    z_variance: Schedule = Constant(0.0)
+    round_trip: Schedule = Constant(0.0)
+
+    def __post_init__(self) -> None:
+        for name in ("sparsity", "opaqueness", "orientation", "z_variance", "round_trip"):
+            least = lowest(getattr(self, name))
+            require(least >= 0, name, f"must not be negative anywhere, got {least:g}")

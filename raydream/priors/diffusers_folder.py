@@ -1,0 +1,91 @@
+"""A Stable-Diffusion-class prior: a folder in the diffusers layout, the LoRA of it, and the words of its lexicon."""
+
+import copy
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raydream.config.branches import BranchConfig, LearnerConfig
+from raydream.config.prior import PriorConfig
+from raydream.config.run import RunConfig
+from raydream.diffusion.codec import make_codec
+from raydream.diffusion.latent import LatentCodec
+from raydream.diffusion.prompts import bank_prompts, check_lengths
+from raydream.diffusion.text import TextBank, encode_prompts
+from raydream.diffusion.weight_files import file_stamps
+from raydream.precision import has_fast_bfloat16
+from raydream.priors.cache import CODECS, DENOISERS, TEXTS
+from raydream.priors.find import check_image_px, check_prompt, known_nouns, resolve_prior
+from raydream.priors.kinds import Learner, Texts
+from raydream.types import Denoiser
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class DiffusersPrior:
+    """A ``PriorKind``."""
+
+    config: PriorConfig
+
+    def check(self, run: RunConfig) -> RunConfig:
+        folder = resolve_prior(self.config.source, self.config.allow_download)
+        check_image_px(folder, self.config.image_px)
+        check_lengths(folder, run.prompt, run.negative_prompt)
+        check_prompt(folder, run.prompt)
+        return run
+
+    def nouns(self) -> list[str] | None:
+        return known_nouns(resolve_prior(self.config.source))
+
+    def codec(self, device: torch.device) -> LatentCodec:
+        prior, folder = self.config, resolve_prior(self.config.source)
+        dtype = torch.float32 if prior.dtype == "auto" else _DTYPES[prior.dtype]
+        return CODECS.get(
+            (folder, file_stamps(folder), prior.image_px, prior.sample_posterior, dtype, device),
+            lambda: make_codec("vae", prior.image_px, folder, prior.sample_posterior, dtype, device),
+        )
+
+    def denoiser(self, prompt: str, backend: str, device: torch.device) -> tuple[Denoiser, Float[Tensor, " t"]]:
+        from raydream.diffusion.denoiser import DiffusersDenoiser  # importing diffusers takes seconds
+
+        folder, dtype = resolve_prior(self.config.source), unet_dtype(self.config, device)
+        files = file_stamps(folder)
+        kept = DENOISERS.get((folder, files, dtype, device), lambda: DiffusersDenoiser.load(folder, dtype, device))
+        # The same weights in layers of the run's own: a LoRA changes the layers around it and leaves the weights alone.
+        weights = [*kept.unet.parameters(), *kept.unet.buffers()]
+        frozen = copy.deepcopy(kept, {id(weight): weight for weight in weights})
+        return frozen, frozen.alphas_cumprod
+
+    def texts(
+        self, prompt: str, negative_prompt: str, branch: BranchConfig, backend: str, device: torch.device
+    ) -> Texts:
+        folder = resolve_prior(self.config.source)
+        return text_bank(folder, file_stamps(folder), prompt, negative_prompt, branch, device)
+
+    def learner(self, denoiser: Denoiser, config: LearnerConfig, init: torch.Generator) -> Learner:
+        from raydream.diffusion.denoiser import DiffusersDenoiser
+        from raydream.diffusion.lora import LoraDenoiser
+
+        assert isinstance(denoiser, DiffusersDenoiser)
+        return LoraDenoiser(denoiser, config.rank, int(torch.randint(2**31, (), generator=init)))
+
+
+def text_bank(
+    folder: Path, files: Hashable, prompt: str, negative_prompt: str, branch: BranchConfig, device: torch.device
+) -> TextBank:
+    """The texts of a prompt by a folder's own encoder."""
+    prompts = tuple(bank_prompts(prompt, negative_prompt))
+    embeddings = TEXTS.get((folder, files, prompts, device), lambda: encode_prompts(folder, prompts, device))
+    return TextBank(embeddings, prompt, negative_prompt, branch)
+
+
+def unet_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
+    """The torch dtype of a frozen UNet on a device."""
+    if prior.dtype == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return _DTYPES[prior.dtype]
