@@ -10,8 +10,8 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from tests.test_evaluate_judges import make_tiny_clip
-from tests.tiny_prior import make_tiny_prior
+from tiny_clip import make_tiny_clip
+from tiny_prior import make_tiny_prior
 
 from raydream.assets.procedural import procedural_asset
 from raydream.config import strict_json

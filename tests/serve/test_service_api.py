@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from service_cases import CHAIR, URL, assert_problem, client_of, epoch_of, finished, post, records_of, small_settings
+from service_cases import CHAIR, URL, assert_problem, client_of, epoch_of, finished, post, small_settings
 
 from raydream.store.run_folder import MESH
 from serve.api import build_api
@@ -19,22 +19,6 @@ from serve.settings import Settings
 from serve.supervisor import Condition
 
 LOCAL = ("127.0.0.1", 50000)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return small_settings(tmp_path)
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[TestClient]:
-    with client_of(settings) as client:
-        yield client
-
-
-@pytest.fixture
-def records(settings: Settings) -> Records:
-    return records_of(settings)
 
 
 # --- accepting ------------------------------------------------------------------------------------------------------

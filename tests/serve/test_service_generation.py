@@ -49,11 +49,6 @@ def settings(tmp_path: Path) -> Settings:
     return small_settings(tmp_path, keep_checkpoints=True)
 
 
-@pytest.fixture
-def records(settings: Settings) -> Records:
-    return records_of(settings)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     settings = small_settings(tmp_path_factory.mktemp("undisturbed"), keep_checkpoints=True)

@@ -5,16 +5,12 @@ from pathlib import Path
 
 import pytest
 from service_cases import ROOMY, WISH
-from test_service_records import url
-from test_service_records_race import SharedCrew, at_once
-from test_service_supervisor import FakeCrew, ticks
+from service_crews import FakeCrew, SharedCrew, at_once, ticks
 
 from serve.__main__ import main
 from serve.lease import TTL_S, Leases, Tenure, take_or_refuse
 from serve.records import Records
 from serve.supervisor import Hand, Supervisor
-
-__all__ = ["url"]  # fixture
 
 
 class Clock:

@@ -1,18 +1,13 @@
 """The record: nothing is accepted twice, no state changes but by its owner of the moment, owners take turns."""
 
 import dataclasses
-import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import sqlalchemy
 from service_cases import ROOMY, WISH, epoch_of
 
 from serve.records import KeyUsedForOther, Quota, QuotaUsedUp, Record, Records
-
-POSTGRES = "RAYDREAM_TEST_POSTGRES"  # a SQLAlchemy URL of an empty database, where there is one
 
 
 class Clock:
@@ -27,20 +22,6 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'records.sqlite3'}"
-    if POSTGRES not in os.environ:
-        pytest.skip(f"{POSTGRES} names no database")
-    engine = sqlalchemy.create_engine(os.environ[POSTGRES])
-    with engine.begin() as connection:
-        for table in ("generations", "owners", "leases"):
-            connection.execute(sqlalchemy.text(f"DROP TABLE IF EXISTS {table}"))
-    engine.dispose()
-    return os.environ[POSTGRES]
 
 
 @pytest.fixture

@@ -7,33 +7,10 @@ from pathlib import Path
 
 import pytest
 from service_cases import WISH, epoch_of
-from test_service_records import url
+from service_crews import NUM_AT_ONCE, SharedCrew, at_once
 
 from serve.records import Quota, QuotaUsedUp, Record, Records
-from serve.supervisor import Hand, Job, Supervisor
-
-__all__ = ["url"]  # fixture
-NUM_AT_ONCE = 8
-
-
-def at_once(deed: Callable[[int], None], times: int = NUM_AT_ONCE) -> None:
-    """Does it that many times at the same moment; raises what any of them raised."""
-    barrier, errors = threading.Barrier(times), []
-
-    def run(place: int) -> None:
-        barrier.wait()
-        try:
-            deed(place)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(times)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+from serve.supervisor import Supervisor
 
 
 def in_replicas(url: str, deed: Callable[[int, Records], None], times: int = NUM_AT_ONCE) -> None:
@@ -101,44 +78,6 @@ def test_what_all_would_take_up_one_does(url: str) -> None:
     assert sorted(taken) == sorted(record.id for record in waiting)
     assert {record.attempt for record in first.running()} == {1}
     first.close()
-
-
-class SharedCrew:
-    """Runners that two supervisors command; each works on what it took until ``finish``."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._jobs: dict[int, Job | None] = {}
-
-    def hands(self) -> dict[int, Hand]:
-        with self._lock:
-            return {slot: Hand(job, job is None) for slot, job in self._jobs.items()}
-
-    def open(self, slot: int) -> None:
-        with self._lock:
-            self._jobs.setdefault(slot, None)
-
-    def has_room(self, slot: int, record: Record) -> bool:
-        return True
-
-    def start(self, slot: int, job: Job) -> bool:
-        with self._lock:
-            if self._jobs.get(slot, job) is not None:
-                return False
-            self._jobs[slot] = job
-            return True
-
-    def stop(self, slot: int) -> None:
-        with self._lock:
-            self._jobs[slot] = None
-
-    def kill(self, slot: int) -> None:
-        with self._lock:
-            self._jobs.pop(slot, None)
-
-    def finish(self, job: Job) -> None:
-        with self._lock:
-            self._jobs = {slot: None if at == job else at for slot, at in self._jobs.items()}
 
 
 def test_two_supervisors_end_every_generation_once(url: str) -> None:

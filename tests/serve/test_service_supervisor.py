@@ -7,53 +7,10 @@ from pathlib import Path
 
 import pytest
 from service_cases import ROOMY, WISH, epoch_of
+from service_crews import FakeCrew, ticks
 
 from serve.records import Record, Records
-from serve.supervisor import Crew, Hand, Job, Supervisor
-
-
-class FakeCrew:
-    """Runners that work for ever; ``room`` is for how many particles there is room beside what runs."""
-
-    def __init__(self) -> None:
-        self.runners: dict[int, Hand] = {}
-        self.stopped: list[int] = []
-        self.started: list[Job] = []
-        self.room = 100
-        self.refuses = False
-
-    def hands(self) -> dict[int, Hand]:
-        return dict(self.runners)
-
-    def open(self, slot: int) -> None:
-        assert slot not in self.runners
-        self.runners[slot] = Hand(None, is_ready=False)
-
-    def has_room(self, slot: int, record: Record) -> bool:
-        return record.n <= self.room
-
-    def start(self, slot: int, job: Job) -> bool:
-        assert self.runners[slot] == Hand(None, is_ready=True)
-        if self.refuses:
-            del self.runners[slot]
-            return False
-        self.runners[slot] = Hand(job, is_ready=False)
-        self.started.append(job)
-        return True
-
-    def stop(self, slot: int) -> None:
-        self.stopped.append(slot)
-
-    def kill(self, slot: int) -> None:
-        del self.runners[slot]
-
-    def warm_up(self) -> None:
-        for slot, hand in self.runners.items():
-            if hand.job is None:
-                self.runners[slot] = Hand(None, is_ready=True)
-
-    def finish(self, slot: int) -> None:
-        self.runners[slot] = Hand(None, is_ready=True)
+from serve.supervisor import Crew, Hand, Supervisor
 
 
 class Clock:
@@ -82,12 +39,6 @@ def supervisor_of(
     records: Records, crew: Crew, num_slots: int, clock: Callable[[], float] = time.monotonic
 ) -> Supervisor:
     return Supervisor(records, crew, num_slots, lambda: epoch_of(records), clock=clock)
-
-
-def ticks(supervisor: Supervisor, crew: FakeCrew, times: int = 3) -> None:
-    for _ in range(times):
-        supervisor.tick()
-        crew.warm_up()
 
 
 def test_the_crew_is_what_the_supervisor_asks_for(crew: FakeCrew) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from event_files import events
 from small_runs import SMALL, Watch, assert_same_end, new_run, small_config, train
-from test_report import events
 
 from raydream.cluster.runtime import LocalRuntime
 from raydream.distill.loop import RunFailed

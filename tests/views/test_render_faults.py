@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_s3 import FakeS3, fake_s3
 from gltf_writer import GltfWriter
-from test_render_job import job_command, run_here
-from test_render_pool import SMALL, InThisProcess, render_without_ray, small_job
+from render_jobs import SMALL, InThisProcess, job_command, render_without_ray, run_here, small_job
 
 from raydream.assets import remote_library
 from raydream.assets.library import AssetRecord

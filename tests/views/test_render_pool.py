@@ -15,62 +15,21 @@ import pytest
 import torch
 from gltf_writer import GltfWriter
 from PIL import Image
+from render_jobs import BACKEND, ROOT, SMALL, all_rows, render_without_ray, small_job
 
-from raydream.assets.library import AssetRecord
 from raydream.assets.procedural import procedural_records
-from raydream.backend import load_backend
 from raydream.bench.rendering import format_figures, measure
 from raydream.camera import camera_rays
 from raydream.config import strict_json
-from raydream.config.render import LibraryConfig, PoolConfig, RenderJobConfig, ViewConfig, ccm_recipe, make_recipe
+from raydream.config.render import LibraryConfig, RenderJobConfig, ViewConfig, ccm_recipe, make_recipe
 from raydream.store.storage import LocalFiles, RemoteFiles, resolve
 from raydream.views.dataset import iterate_views, open_packed, pack_views
-from raydream.views.folder import Plan
 from raydream.views.plan import library_records, open_plan
 from raydream.views.render import draw_cameras, render_record
-from raydream.views.report import write_report
 from raydream.views.schema import decode_image
-from raydream.views.shard import ShardWorker
 
-ROOT = Path(__file__).resolve().parents[2]
 MINIPACK = ROOT.parent / "shared" / "assets" / "minipack"
-SMALL = ViewConfig(num_views=3, image_px=16, distance=(1.5, 1.9))
-BACKEND = load_backend("auto", "cpu")
 CHAIR = next(record for record in procedural_records() if record.uid == "chair-0")
-
-
-def small_job(source: str = "procedural", **library: object) -> RenderJobConfig:
-    return RenderJobConfig(SMALL, LibraryConfig(source, **library), PoolConfig(workers=2, objects_per_shard=3))
-
-
-class InThisProcess:
-    """Stands for a ``RenderProcess`` where the child itself is not what is tested: starting one takes seconds."""
-
-    def render(self, record: AssetRecord) -> pa.Table:
-        return render_record(record, SMALL, BACKEND)
-
-    def close(self) -> None:
-        pass
-
-
-def render_without_ray(config: RenderJobConfig, out: Path, files=None, child: bool = False) -> Plan:
-    files = files or resolve(str(out), None)
-    plan = open_plan(files, config)
-    worker = ShardWorker(str(out), plan, strict_json.dumps(config))
-    worker._files = files
-    if not child:
-        worker._process = InThisProcess()
-    try:
-        for shard in range(plan.num_shards):
-            worker({"shard": shard, "was_open": 0})
-    finally:
-        worker.close()
-    write_report(files, plan, config.views)
-    return plan
-
-
-def all_rows(out: Path) -> pa.Table:
-    return pq.read_table(out / "views")
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +302,3 @@ def test_benchmark_measures_pictures_that_agree(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "embreex" or None)
     with pytest.raises(AssertionError, match="embreex"):
         measure(procedural_records()[:1], SMALL)
-
-
-# --- with Ray

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gltf_writer import GltfWriter
-from test_render_pool import SMALL, all_rows, render_without_ray, small_job
+from render_jobs import SMALL, all_rows, render_without_ray, small_job
 
 from raydream.store.storage import resolve
 from raydream.views.dataset import iterate_views, pack_views
