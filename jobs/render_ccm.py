@@ -1,10 +1,10 @@
 """An asset library to Parquet shards of views: colours, depth, normals, canonical coordinate maps, cameras, captions.
 
-python jobs/render_ccm.py --out views --source ../shared/assets/minipack
-ray job submit --working-dir . -- python jobs/render_ccm.py --out s3://bucket/views --source /data/objaverse
+python jobs/render_ccm.py --out views --assets assets
+ray job submit --working-dir . -- python jobs/render_ccm.py --out s3://bucket/views --assets /data/objaverse
 
 The same command again renders what is missing, also what could not be had the first time (exit code 1). Without
---source it takes the asset folder of this machine, or objects that the project makes itself.
+--assets it takes the folder in $RAYDREAM_ASSETS or, where that is not set, objects that the project makes itself.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, help="folder or pyarrow.fs URI for the shards")
     parser.add_argument("--recipe", default="ccm", help="ccm (SweetDreamer's cameras) or prior (whole objects, 64 px)")
-    parser.add_argument("--source", help='any folder or URI of assets, an Objaverse cache, or "procedural"')
+    parser.add_argument("--assets", "--source", help='any folder or URI of assets, an Objaverse cache, or "procedural"')
     parser.add_argument("--subset", action="append", default=[], help="a name in subsets.json (repeatable)")
     parser.add_argument("--workers", help="at most so many processes; 0 is one for each core")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting (repeatable)")
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Returns the exit code: 0 done, 1 open for now, 2 bad input, 130 stopped."""
     args = _parser().parse_args()
-    named = {"library.source": args.source, "pool.workers": args.workers}
+    named = {"library.source": args.assets, "pool.workers": args.workers}
     overrides = [f"{field}={value}" for field, value in named.items() if value is not None]
     overrides += [f"library.subsets={json.dumps(args.subset)}"] if args.subset else []
     try:

@@ -147,9 +147,9 @@ class LossConfig:
 class ExhibitConfig:
     """The mixture behind an exact score: which assets are its modes and how wide each of them is.
 
-    ``assets`` is a folder with a manifest; empty means ``../shared/assets/minipack`` where it exists, else assets
-    that the project makes itself. ``mode_std`` is the standard deviation of each mode in latent units. The
-    assets are lit from above and in front, softly: at least ``ambient`` of their albedo is seen (1: albedo alone).
+    ``assets`` is a folder with a manifest; empty means ``$RAYDREAM_ASSETS`` or, where that is not set, assets that the
+    project makes itself. ``mode_std`` is the standard deviation of each mode in latent units. The assets are lit from
+    above and in front, softly: at least ``ambient`` of their albedo is seen (1: albedo alone).
     """
 
     assets: str = ""

@@ -41,7 +41,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--run", nargs="+", required=True, help="run folders or URIs, or folders of mesh files")
     parser.add_argument("--prior", help="a diffusers folder or alias as the judge (default: the run's own)")
     parser.add_argument("--clip", help="a CLIP in transformers' layout as a judge")
-    parser.add_argument("--assets", help="a folder with a manifest: real objects that show what a front is")
+    parser.add_argument("--assets", help="a folder of real objects that show what a front is ($RAYDREAM_ASSETS)")
     parser.add_argument("--prompt", help="what a folder of meshes should be")
     parser.add_argument("--label", help="the name of these runs in the table that compares them")
     parser.add_argument("--captions", help="a text file with a wrong caption on each line")

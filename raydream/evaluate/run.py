@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from raydream.assets.exhibit import available_nouns, find_minipack
+from raydream.assets.exhibit import asset_folder, available_nouns
 from raydream.assets.procedural import PROCEDURAL
 from raydream.backend import load_backend
 from raydream.config import strict_json
@@ -94,7 +94,7 @@ def evaluate_run(uri: str, settings: EvaluateSettings) -> Evaluation:
 
 def _assemble(subjects: Subjects, settings: EvaluateSettings, backend: Backend) -> _Panel:
     prompt, device = subjects.prompt, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = _assets_folder(subjects, settings)
+    folder = asset_folder(settings.assets or (subjects.exhibit.assets if subjects.exhibit else ""))
     plain_captions = [prompt + words for words in ("", VIEW_WORDS["front"], VIEW_WORDS["back"])]
     candidates: tuple[str, ...] = ()
     judges: list[WordJudge] = []
@@ -113,12 +113,6 @@ def _assemble(subjects: Subjects, settings: EvaluateSettings, backend: Backend) 
     for judge in judges if checked else ():
         checks.append(check_judge(judge.name, checked, _frontness_of(judge, prompt, settings)))
     return _Panel(tuple(judges), candidates, nearest, references, tuple(checks))
-
-
-def _assets_folder(subjects: Subjects, settings: EvaluateSettings) -> Path | None:
-    """Where real assets are: the settings' folder, the exhibit's, or this machine's."""
-    named = settings.assets or (subjects.exhibit.assets if subjects.exhibit else "")
-    return find_minipack() if not named else None if named == PROCEDURAL else Path(named)
 
 
 def _wrong_captions(prompt: str, folder: Path | None, settings: EvaluateSettings) -> tuple[str, ...]:

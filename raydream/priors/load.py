@@ -156,13 +156,13 @@ def forget_priors() -> None:
 
 
 def _exhibit(config: ScoreConfig, device: torch.device, init: torch.Generator) -> Prior:
-    from raydream.assets.exhibit import find_minipack
+    from raydream.assets.exhibit import asset_folder
     from raydream.assets.library import MANIFEST
     from raydream.assets.procedural import PROCEDURAL
     from raydream.priors.exhibit_modes import ExhibitModes
 
     abar = alphas_cumprod(EXHIBIT_SCHEDULE).float().to(device)
-    source = config.prior.exhibit.assets or str(find_minipack() or PROCEDURAL)
+    source = str(asset_folder(config.prior.exhibit.assets) or PROCEDURAL)
     exhibit = dataclasses.replace(config.prior.exhibit, assets=source)
     files = () if source == PROCEDURAL else file_stamps(Path(source), MANIFEST)  # which lists all others
     modes = _MODES.get(

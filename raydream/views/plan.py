@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydream.assets import remote_library
-from raydream.assets.exhibit import find_minipack
+from raydream.assets.exhibit import asset_folder
 from raydream.assets.library import (
     SUBSETS,
     AssetFilter,
@@ -164,9 +164,7 @@ def _check_reachable(config: LibraryConfig) -> None:
 
 def _library_folder(config: LibraryConfig) -> Path | None:
     """Where the assets lie; None for procedural ones."""
-    if config.source == PROCEDURAL:
-        return None
-    folder = Path(config.source).expanduser().resolve() if config.source else find_minipack()
+    folder = asset_folder(config.source)
     if folder is not None and not folder.is_dir():
         raise ValueError(f"library.source: there is no folder {folder}")
     return folder

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from asset_cases import objaverse_folder
+from asset_cases import MINIPACK, SHARED, needs_minipack, objaverse_folder
 from PIL import Image
 
 from raydream.assets.asset import AssetError, normalise_asset
@@ -29,10 +29,8 @@ from raydream.assets.raster import render_asset
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "assets"
-HARD, MINIPACK = SHARED / "hard", SHARED / "minipack"
+HARD = SHARED / "hard"
 HARD_ROWS = [json.loads(line) for line in (HARD / "hard.jsonl").open()] if (HARD / "hard.jsonl").is_file() else []
-needs_minipack = pytest.mark.skipif(not MINIPACK.is_dir(), reason=f"no asset library at {MINIPACK}")
 
 
 @pytest.mark.skipif(not HARD_ROWS, reason=f"no hard files at {HARD}")

@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from asset_cases import MINIPACK, needs_minipack
 
 from raydream.assets.asset import Asset, turn_front
 from raydream.assets.parts import Material, Part, build_asset
@@ -24,7 +24,6 @@ from raydream.evaluate.references import check_references, load_references
 from raydream.evaluate.results import is_trusted
 from raydream.evaluate.turntable import Turntable, take_turntable
 
-MINIPACK = Path(__file__).resolve().parents[3] / "shared" / "assets" / "minipack"
 SETTINGS = EvaluateSettings()
 BACKEND = load_backend("auto", "cpu")
 
@@ -133,7 +132,7 @@ def test_a_glued_asset_looks_the_same_from_behind():
     assert volume.item() == pytest.approx(sphere.volume, rel=1e-5)  # outside stays outside, nothing is lost
 
 
-@pytest.mark.skipif(not (MINIPACK / "manifest.jsonl").is_file(), reason="the asset pack is not beside the checkout")
+@needs_minipack
 def test_real_assets_are_consistent_and_glued_ones_are_janus():
     references = load_references("a blue dog", MINIPACK, SETTINGS, BACKEND)
     check = check_references(references)

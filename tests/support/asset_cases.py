@@ -4,7 +4,12 @@ import gzip
 import json
 from pathlib import Path
 
+import pytest
 from gltf_writer import GltfWriter
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "assets"
+MINIPACK = SHARED / "minipack"  # CC0 models, beside the checkout where there are any
+needs_minipack = pytest.mark.skipif(not MINIPACK.is_dir(), reason=f"no asset library at {MINIPACK}")
 
 
 def objaverse_folder(root: Path) -> Path:

@@ -61,7 +61,7 @@ def all_rows(out: Path) -> pa.Table:
 def job_command(out: Path, *more: str) -> list[str]:
     settings = ["views.image_px=16", "views.num_views=3", "views.distance=[1.5, 1.9]", "pool.objects_per_shard=6"]
     words = [word for setting in (*settings, *more) for word in ("--set", setting)]
-    job = [sys.executable, str(ROOT / "jobs" / "render_ccm.py"), "--source", "procedural", "--workers", "2"]
+    job = [sys.executable, str(ROOT / "jobs" / "render_ccm.py"), "--assets", "procedural", "--workers", "2"]
     return [*job, "--out", str(out), *words]
 
 

@@ -71,7 +71,7 @@ def test_killed_driver_and_killed_worker_leave_no_trace_in_the_rows(tmp_path, mo
 
 
 def test_job_says_in_one_line_what_is_wrong(tmp_path, monkeypatch, capsys):
-    for words in (["--set", "views.sed=1"], ["--source", "/nonexistent"], ["--recipe", "cmc"], ["--subset", "x"]):
+    for words in (["--set", "views.sed=1"], ["--assets", "/nonexistent"], ["--recipe", "cmc"], ["--subset", "x"]):
         assert run_here(monkeypatch, [*job_command(tmp_path / "out"), *words]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""

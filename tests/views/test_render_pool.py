@@ -13,6 +13,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import torch
+from asset_cases import MINIPACK, needs_minipack
 from gltf_writer import GltfWriter
 from PIL import Image
 from render_jobs import BACKEND, ROOT, SMALL, all_rows, render_without_ray, small_job
@@ -28,7 +29,6 @@ from raydream.views.plan import library_records, open_plan
 from raydream.views.render import draw_cameras, render_record
 from raydream.views.schema import decode_image
 
-MINIPACK = ROOT.parent / "shared" / "assets" / "minipack"
 CHAIR = next(record for record in procedural_records() if record.uid == "chair-0")
 
 
@@ -221,7 +221,7 @@ def test_unknown_subsets_are_named(tmp_path):
         library_records(LibraryConfig(library, subsets=("most", "none")))
 
 
-@pytest.mark.skipif(not MINIPACK.is_dir(), reason=f"no asset library at {MINIPACK}")
+@needs_minipack
 def test_objaverse_layout_gives_the_same_pictures_as_the_manifest(tmp_path):
     by_manifest, _ = library_records(LibraryConfig(str(MINIPACK), subsets=("tiny_24",)))
     captions = MINIPACK / "Cap3D_automated_Objaverse_full.csv"
