@@ -8,7 +8,7 @@ NUM_VIEWS = 12
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateConfig:
     """How particles are looked at and who judges them.
 
     Every particle is seen from ``NUM_VIEWS`` azimuths at one elevation. ``prior`` (a diffusers folder or alias; empty:

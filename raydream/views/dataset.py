@@ -49,7 +49,7 @@ class ViewDataset:
         return self.config.num_views
 
 
-def open_views(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
+def open_job(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
     """A finished job's folder. Raises ValueError naming ``views`` where there is none or shards are missing."""
     try:
         files = resolve(uri, None)
@@ -73,7 +73,7 @@ def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, C
     ``columns`` empty means all; what an older version did not write is None. Raises ValueError naming ``views`` or
     ``columns``.
     """
-    files, plan, _ = open_views(uri)
+    files, plan, _ = open_job(uri)
     for shard in range(plan.num_shards):
         with naming(files, shard):
             rows = open_parquet(files, shard_name(VIEWS, shard))
@@ -95,7 +95,7 @@ def iterate_cards(uri: str, columns: Sequence[str], others: Sequence[str] = ()) 
 
     Raises ValueError naming ``views`` and the file of a shard that is broken or not as its job writes it.
     """
-    files, plan, config = open_views(uri)
+    files, plan, config = open_job(uri)
 
     def read(shard: int) -> list[dict[str, Any]]:
         with naming(files, shard):
@@ -110,7 +110,7 @@ def iterate_cards(uri: str, columns: Sequence[str], others: Sequence[str] = ()) 
 
 def check_shards(uri: str, columns: Sequence[str]) -> None:
     """Reads every shard's footer; ValueError as ``iterate_cards`` raises it."""
-    files, plan, config = open_views(uri)
+    files, plan, config = open_job(uri)
 
     def check(shard: int) -> None:
         with naming(files, shard):
@@ -162,7 +162,7 @@ def pack_views(uri: str, folder: Path, images: Sequence[ImageKind] = ("rgb", "al
     Needs as much disk as the images without compression. Raises ValueError naming ``views``, ``columns``, or
     ``folder`` where that holds another job's views.
     """
-    files, plan, config = open_views(uri)
+    files, plan, config = open_job(uri)
     fingerprint = hashlib.sha256(files.read(SETTINGS) + files.read(PLAN)).hexdigest()
     if (folder / _INDEX).is_file():
         if json.loads((folder / _INDEX).read_text(encoding="utf-8"))["source"] != fingerprint:

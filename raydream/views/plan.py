@@ -97,7 +97,7 @@ def _library(config: LibraryConfig) -> Iterator[tuple[frozenset[str], Iterable[A
     """The uids that the subsets name, and all records of a library, one after the other."""
     if is_remote(config.source):
         with index_of(config.source) as index:
-            wanted, records = _read_library(config, index, remote_library.names_below(config.source))
+            wanted, records = _read_library(config, index, remote_library.remote_names(config.source))
             yield wanted, (as_remote(record, index, config.source) for record in records)
     else:
         folder = _library_folder(config)

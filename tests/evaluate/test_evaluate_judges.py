@@ -9,7 +9,7 @@ from tiny_prior import make_tiny_prior
 from transformers import CLIPModel, CLIPProcessor
 
 from raydream import seeds
-from raydream.config.evaluate import EvaluateSettings
+from raydream.config.evaluate import EvaluateConfig
 from raydream.diffusion.guidance import add_noise, v_target
 from raydream.evaluate.word_judges import ClipJudge, PriorJudge, word_frontness
 from raydream.evaluate.words import distractors
@@ -64,7 +64,7 @@ def test_a_prior_scores_by_its_own_training_loss(tmp_path, images, kind):
     """The gate's loss on the same noises is the oracle; an eps-model's error on v follows from its noise."""
     folder = make_tiny_prior(tmp_path / "prior", kind)
     (folder / "lexicon.json").write_text(Lexicon(NOUNS, ("red",), (), (), NOUNS).dumps())
-    settings = EvaluateSettings(prior=str(folder), timesteps=(300, 700), num_noises=2)
+    settings = EvaluateConfig(prior=str(folder), timesteps=(300, 700), num_noises=2)
     judge = PriorJudge.load(CAPTIONS, settings, CPU)
     scores = judge.scores(images, CAPTIONS[:2])
     models = load_models(folder, CPU)

@@ -13,7 +13,7 @@ from raydream.assets.asset import Asset, turn_front
 from raydream.assets.parts import Material, Part, build_asset
 from raydream.assets.procedural import procedural_asset
 from raydream.backend import load_backend
-from raydream.config.evaluate import EvaluateSettings
+from raydream.config.evaluate import EvaluateConfig
 from raydream.evaluate.agreement import ccm_agreement, own_view_error_px
 from raydream.evaluate.around import Around, fit_same, fit_turned, judge_around
 from raydream.evaluate.diversity import feature_distances, measure_diversity, picture_distances
@@ -24,7 +24,7 @@ from raydream.evaluate.references import check_references, load_references
 from raydream.evaluate.results import is_trusted
 from raydream.evaluate.turntable import Turntable, take_turntable
 
-SETTINGS = EvaluateSettings()
+SETTINGS = EvaluateConfig()
 BACKEND = load_backend("auto", "cpu")
 
 

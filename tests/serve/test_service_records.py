@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from service_cases import ROOMY, WISH, epoch_of
+from service_cases import REQUEST, ROOMY, epoch_of
 
 from serve.records import KeyUsedForOther, Quota, QuotaUsedUp, Record, Records
 
@@ -32,7 +32,7 @@ def records(url: str, clock: Clock) -> Iterator[Records]:
 
 
 def add(records: Records, owner: str = "ada", key: str | None = None, quota: Quota = ROOMY) -> Record:
-    return records.add(owner, WISH, key, quota)[0]
+    return records.add(owner, REQUEST, key, quota)[0]
 
 
 def started(records: Records, record: Record) -> int:
@@ -53,8 +53,8 @@ def test_what_is_accepted_survives_the_process(url: str, records: Records) -> No
 
 
 def test_an_idempotency_key_means_one_generation(records: Records) -> None:
-    first, is_new = records.add("ada", WISH, "k", ROOMY)
-    same, is_new_again = records.add("ada", WISH, "k", ROOMY)
+    first, is_new = records.add("ada", REQUEST, "k", ROOMY)
+    same, is_new_again = records.add("ada", REQUEST, "k", ROOMY)
     assert (is_new, is_new_again, same.id) == (True, False, first.id)
     assert add(records, "bob", "k").id != first.id
     assert add(records, "ada", None).id != add(records, "ada", None).id
@@ -63,7 +63,7 @@ def test_an_idempotency_key_means_one_generation(records: Records) -> None:
 def test_an_idempotency_key_with_another_request_is_refused(records: Records) -> None:
     first = add(records, key="k")
     with pytest.raises(KeyUsedForOther, match=first.id):
-        records.add("ada", dataclasses.replace(WISH, seed=1), "k", ROOMY)
+        records.add("ada", dataclasses.replace(REQUEST, seed=1), "k", ROOMY)
     assert len(records.queue()) == 1
 
 

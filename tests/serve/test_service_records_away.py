@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from service_cases import ROOMY, URL, WISH, assert_problem, client_of, epoch_of, post, records_of
+from service_cases import REQUEST, ROOMY, URL, assert_problem, client_of, epoch_of, post, records_of
 
 from raydream.cluster.runtime import LocalRuntime
 from serve.generation import GenerationRun
@@ -35,7 +35,7 @@ def test_a_record_that_is_away_for_a_while_fails_no_generation(
         return tell(*args)
 
     monkeypatch.setattr(records, method, told)
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     attempts = 0
     while (now := records.get(record.id)) is not None and now.ended_at is None:
         assert now.error_title is None

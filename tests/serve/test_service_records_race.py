@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from service_cases import WISH, epoch_of
-from service_crews import NUM_AT_ONCE, SharedCrew, at_once
+from fake_runners import NUM_AT_ONCE, SharedRunners, at_once
+from service_cases import REQUEST, epoch_of
 
 from serve.records import Quota, QuotaUsedUp, Record, Records
 from serve.supervisor import Supervisor
@@ -51,7 +51,7 @@ def test_all_posts_keep_to_the_limit_of_the_queue(url: str, num_owners: int) -> 
 
     def post(place: int, records: Records) -> None:
         try:
-            accepted.append(records.add(f"owner {place % num_owners}", WISH, None, Quota(3, 100, 100))[0])
+            accepted.append(records.add(f"owner {place % num_owners}", REQUEST, None, Quota(3, 100, 100))[0])
         except QuotaUsedUp as error:
             refused.append(error)
 
@@ -61,14 +61,14 @@ def test_all_posts_keep_to_the_limit_of_the_queue(url: str, num_owners: int) -> 
 
 def test_a_key_that_comes_to_all_replicas_means_one_generation(url: str) -> None:
     found: list[tuple[Record, bool]] = []
-    in_replicas(url, lambda _, records: found.append(records.add("ada", WISH, "k", Quota(100, 100, 100))))
+    in_replicas(url, lambda _, records: found.append(records.add("ada", REQUEST, "k", Quota(100, 100, 100))))
     assert len({record.id for record, _ in found}) == 1
     assert [is_new for _, is_new in found].count(True) == 1
 
 
 def test_what_all_would_take_up_one_does(url: str) -> None:
     first = Records(url)
-    waiting = [first.add("ada", WISH, None, Quota(100, 100, 100))[0] for _ in range(5)]
+    waiting = [first.add("ada", REQUEST, None, Quota(100, 100, 100))[0] for _ in range(5)]
     taken: list[str] = []
 
     def take_all(_place: int, records: Records) -> None:
@@ -82,18 +82,18 @@ def test_what_all_would_take_up_one_does(url: str) -> None:
 
 def test_two_supervisors_end_every_generation_once(url: str) -> None:
     """They act on the same runners with stale looks; whoever comes second finds the fence of the attempt."""
-    first, crew, ended = Records(url), SharedCrew(), []
-    ids = [first.add("ada", WISH, None, Quota(100, 100, 100))[0].id for _ in range(6)]
+    first, runners, ended = Records(url), SharedRunners(), []
+    ids = [first.add("ada", REQUEST, None, Quota(100, 100, 100))[0].id for _ in range(6)]
 
     def supervise(_place: int, records: Records) -> None:
-        supervisor = Supervisor(records, crew, num_slots=2, epoch=lambda: epoch_of(records))
+        supervisor = Supervisor(records, runners, num_slots=2, epoch=lambda: epoch_of(records))
         for _ in range(500):
             supervisor.tick()
-            for hand in crew.hands().values():
-                if hand.job is not None:
-                    if records.end(*hand.job, "finished", {}):
-                        ended.append(hand.job[0])
-                    crew.finish(hand.job)
+            for status in runners.statuses().values():
+                if status.job is not None:
+                    if records.end(*status.job, "finished", {}):
+                        ended.append(status.job[0])
+                    runners.finish(status.job)
             if records.counts() == {"finished": len(ids)}:
                 return
 

@@ -141,7 +141,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.train.agp.job raydream.train.prior.job", "ray torch"),
     ],
     "evaluate": [
-        ("raydream.evaluate.subjects", ""),
+        ("raydream.evaluate.meshes", ""),
         ("raydream.evaluate.agreement raydream.evaluate.diversity", "jaxtyping torch"),
         ("raydream.evaluate.glue raydream.evaluate.turntable", "jaxtyping torch"),
         ("raydream.evaluate.word_judges", "jaxtyping torch transformers"),
@@ -187,7 +187,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("serve.guard", "fastapi starlette"),
         ("serve.generation", "numpy"),
         ("serve.api", "fastapi"),
-        ("serve.crew", "ray"),
+        ("serve.actors", "ray"),
         ("serve.listener", "uvicorn"),
         ("serve.app", "fastapi ray"),
         ("serve.__main__", "ray"),
@@ -233,6 +233,6 @@ MAY_CATCH_EVERYTHING = {
     "raydream.diffusion.prompts.load_tokenizer": "another library's parser on a damaged file",
     "raydream.views.child.main": "the process that is there to fail on a stranger's file",
     "serve.generation.GenerationRun.run": "whatever ends a generation is told to the person who asked for it",
-    "serve.crew.SupervisorActor._forever": "what looks after everything else must not end itself",
+    "serve.actors.SupervisorActor._forever": "what looks after everything else must not end itself",
     "serve.api._look_after": "answers go on while the supervisor cannot be reached",
 }

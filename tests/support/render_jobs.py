@@ -16,7 +16,7 @@ from raydream.store.storage import resolve
 from raydream.views.folder import Plan
 from raydream.views.plan import open_plan
 from raydream.views.render import render_record
-from raydream.views.report import write_report
+from raydream.views.report import write_job_report
 from raydream.views.shard import ShardWorker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def render_without_ray(config: RenderJobConfig, out: Path, files=None, child: bo
             worker({"shard": shard, "was_open": 0})
     finally:
         worker.close()
-    write_report(files, plan, config.views)
+    write_job_report(files, plan, config.views)
     return plan
 
 

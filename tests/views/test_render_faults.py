@@ -26,7 +26,7 @@ from raydream.views.child import ChildKilled
 from raydream.views.folder import finished_shards, open_notes, read_shard_records
 from raydream.views.plan import open_plan
 from raydream.views.plan_rows import plan_rows
-from raydream.views.report import write_report
+from raydream.views.report import write_job_report
 from raydream.views.shard import ShardResult, ShardWorker
 
 BUSY = 425  # passes, and pyarrow's client does not try it again itself, which takes it six seconds
@@ -69,7 +69,7 @@ class Run:
         noted = open_notes(self.files, plan)
         missing = set(range(plan.num_shards)) - finished_shards(self.files, plan).keys()
         results = {shard: worker.render(shard, shard in noted) for shard in sorted(missing)}
-        self.report = write_report(self.files, plan, SMALL)
+        self.report = write_job_report(self.files, plan, SMALL)
         return results
 
     def render(self, record: AssetRecord) -> pa.Table:
@@ -102,7 +102,7 @@ def test_a_library_that_is_away_leaves_shards_open_and_the_next_command_makes_th
         assert "does not answer" in worker.render(shard).open_because
     assert not (tmp_path / "out" / "rejected").exists()
     assert not (tmp_path / "out" / "views").exists()
-    report = write_report(run.files, plan, SMALL)
+    report = write_job_report(run.files, plan, SMALL)
     assert (report["objects"], report["open_shards"], report["rejected"]) == (0, 2, {})
     # still away the second time: the library does not answer either, so nobody is rejected
     assert all(worker.render(shard, was_open=True).open_because for shard in (0, 1))
@@ -224,7 +224,7 @@ def test_a_report_costs_no_request_for_each_shard(s3: FakeS3, tmp_path: Path, mo
         plan = render_without_ray(job, tmp_path / "unused", files)
         before = json.loads(files.read("report.json"))
         s3.requests.clear()
-        reports[number] = write_report(files, plan, SMALL)
+        reports[number] = write_job_report(files, plan, SMALL)
         costs[number] = s3.requests.total()
         assert reports[number] == before
     assert reports[6]["objects"] == 6

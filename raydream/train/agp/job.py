@@ -32,7 +32,7 @@ from raydream.train.agp.throughput import compare_throughput
 from raydream.train.agp.train import AgpSession, Report, check_settings, finetune_agp
 from raydream.train.deepspeed import DeepSpeedMaker, check_installed, read_deepspeed
 from raydream.train.prior.learner import Team
-from raydream.views.dataset import open_views
+from raydream.views.dataset import open_job
 
 _FAILED, _BAD_INPUT, _STOPPED = 1, 2, 130
 _LATENT_BYTES_IN_MEMORY = 4 * 2**30
@@ -118,7 +118,7 @@ def _request(args: argparse.Namespace, on_gpu: bool) -> AgpRequest:
         check_installed()
     view_config = check_views(args.views, latent_px)
     check_kept(args.views, config.data)
-    bytes_needed = open_views(args.views)[1].num_objects * view_config.num_views * 4 * latent_px**2 * 2
+    bytes_needed = open_job(args.views)[1].num_objects * view_config.num_views * 4 * latent_px**2 * 2
     fits = bytes_needed <= _LATENT_BYTES_IN_MEMORY
     data: DataKind = "memory" if args.data == "memory" or (args.data == "auto" and fits) else "stream"
     if data == "stream" and args.no_ray:

@@ -4,37 +4,37 @@ import threading
 from collections.abc import Callable
 
 from serve.records import Record
-from serve.supervisor import Hand, Job, Supervisor
+from serve.supervisor import Job, RunnerStatus, Supervisor
 
 NUM_AT_ONCE = 8
 
 
-class FakeCrew:
+class FakeRunners:
     """Runners that work for ever; ``room`` is for how many particles there is room beside what runs."""
 
     def __init__(self) -> None:
-        self.runners: dict[int, Hand] = {}
+        self.by_slot: dict[int, RunnerStatus] = {}
         self.stopped: list[int] = []
         self.started: list[Job] = []
         self.room = 100
         self.refuses = False
 
-    def hands(self) -> dict[int, Hand]:
-        return dict(self.runners)
+    def statuses(self) -> dict[int, RunnerStatus]:
+        return dict(self.by_slot)
 
     def open(self, slot: int) -> None:
-        assert slot not in self.runners
-        self.runners[slot] = Hand(None, is_ready=False)
+        assert slot not in self.by_slot
+        self.by_slot[slot] = RunnerStatus(None, is_ready=False)
 
     def has_room(self, slot: int, record: Record) -> bool:
         return record.n <= self.room
 
     def start(self, slot: int, job: Job) -> bool:
-        assert self.runners[slot] == Hand(None, is_ready=True)
+        assert self.by_slot[slot] == RunnerStatus(None, is_ready=True)
         if self.refuses:
-            del self.runners[slot]
+            del self.by_slot[slot]
             return False
-        self.runners[slot] = Hand(job, is_ready=False)
+        self.by_slot[slot] = RunnerStatus(job, is_ready=False)
         self.started.append(job)
         return True
 
@@ -42,33 +42,33 @@ class FakeCrew:
         self.stopped.append(slot)
 
     def kill(self, slot: int) -> None:
-        del self.runners[slot]
+        del self.by_slot[slot]
 
     def warm_up(self) -> None:
-        for slot, hand in self.runners.items():
-            if hand.job is None:
-                self.runners[slot] = Hand(None, is_ready=True)
+        for slot, status in self.by_slot.items():
+            if status.job is None:
+                self.by_slot[slot] = RunnerStatus(None, is_ready=True)
 
     def finish(self, slot: int) -> None:
-        self.runners[slot] = Hand(None, is_ready=True)
+        self.by_slot[slot] = RunnerStatus(None, is_ready=True)
 
 
-def ticks(supervisor: Supervisor, crew: FakeCrew, times: int = 3) -> None:
+def ticks(supervisor: Supervisor, runners: FakeRunners, times: int = 3) -> None:
     for _ in range(times):
         supervisor.tick()
-        crew.warm_up()
+        runners.warm_up()
 
 
-class SharedCrew:
+class SharedRunners:
     """Runners that two supervisors command; each works on what it took until ``finish``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._jobs: dict[int, Job | None] = {}
 
-    def hands(self) -> dict[int, Hand]:
+    def statuses(self) -> dict[int, RunnerStatus]:
         with self._lock:
-            return {slot: Hand(job, job is None) for slot, job in self._jobs.items()}
+            return {slot: RunnerStatus(job, job is None) for slot, job in self._jobs.items()}
 
     def open(self, slot: int) -> None:
         with self._lock:
