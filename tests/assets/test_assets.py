@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from asset_cases import MINIPACK, SHARED, needs_minipack, objaverse_folder
+from asset_cases import MINIPACK, SHARED, needs_minipack, objaverse_folder, read_objaverse_folder
 from PIL import Image
 
 from raydream.assets.asset import AssetError, normalise_asset
@@ -21,7 +21,6 @@ from raydream.assets.library import (
     filter_records,
     read_cap3d_captions,
     read_manifest_folder,
-    read_objaverse_folder,
     with_captions,
 )
 from raydream.assets.load import load_asset, load_record

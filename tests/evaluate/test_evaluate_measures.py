@@ -14,7 +14,7 @@ from raydream.assets.parts import Material, Part, build_asset
 from raydream.assets.procedural import procedural_asset
 from raydream.backend import load_backend
 from raydream.config.evaluate import EvaluateConfig
-from raydream.evaluate.agreement import ccm_agreement, own_view_error_px
+from raydream.evaluate.agreement import ccm_agreement
 from raydream.evaluate.around import Around, fit_same, fit_turned, judge_around
 from raydream.evaluate.diversity import feature_distances, measure_diversity, picture_distances
 from raydream.evaluate.facing import JudgeCheck, judge_facing, twin_ratio
@@ -175,7 +175,6 @@ def test_a_judge_must_tell_both_kinds():
 def test_the_views_of_one_object_agree(chair):
     views = chair.views
     assert ccm_agreement(views.ccm, views.alpha, chair.cameras, chair.box) > 0.98
-    assert own_view_error_px(views.ccm, views.alpha, chair.cameras, chair.box) < 0.5
 
 
 def test_views_that_do_not_belong_together_contradict_each_other(chair):
@@ -187,8 +186,6 @@ def test_views_that_do_not_belong_together_contradict_each_other(chair):
     mixed_alpha = torch.where(every_second, views.alpha, other.views.alpha)
     assert shifted < 0.9
     assert ccm_agreement(mixed_ccm, mixed_alpha, cameras, box) < 0.9
-    swapped = views.ccm.flip(-1)
-    assert own_view_error_px(swapped, views.alpha, cameras, box) > 3
     with pytest.raises(ValueError, match="opacity"):
         ccm_agreement(views.ccm, torch.zeros_like(views.alpha), cameras, box)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from gltf_writer import GltfWriter
 
+from raydream.assets.library import AssetRecord, iterate_objaverse_folder
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "assets"
 MINIPACK = SHARED / "minipack"  # CC0 models, beside the checkout where there are any
 needs_minipack = pytest.mark.skipif(not MINIPACK.is_dir(), reason=f"no asset library at {MINIPACK}")
@@ -29,3 +31,8 @@ def objaverse_folder(root: Path) -> Path:
         with gzip.open(root / f"{name}.json.gz", "wt") as file:
             json.dump(content, file)
     return root
+
+
+def read_objaverse_folder(folder: Path, uids: frozenset[str] = frozenset()) -> list[AssetRecord]:
+    """The records of ``iterate_objaverse_folder``, by uid."""
+    return sorted(iterate_objaverse_folder(folder, uids), key=lambda record: record.uid)

@@ -290,7 +290,7 @@ def test_plan_keeps_the_first_by_uid_and_refuses_twins(tmp_path: Path) -> None:
 
 def results(*told: str) -> Iterator[dict[str, object]]:
     for shard, because in enumerate(told):
-        row = ShardResult(shard, 1, 0, 3, 0.1, open_because=because)
+        row = ShardResult(shard, 1, 0, 3, open_because=because)
         yield {name: getattr(row, name) for name in ShardResult.__dataclass_fields__}
 
 

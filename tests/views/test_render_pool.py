@@ -24,7 +24,7 @@ from raydream.camera import camera_rays
 from raydream.config import strict_json
 from raydream.config.render import LibraryConfig, RenderJobConfig, ViewConfig, ccm_recipe, make_recipe
 from raydream.store.storage import LocalFiles, RemoteFiles, resolve
-from raydream.views.dataset import iterate_views, open_packed, pack_views
+from raydream.views.dataset import iterate_views
 from raydream.views.plan import library_records, open_plan
 from raydream.views.render import draw_cameras, render_record
 from raydream.views.schema import decode_image
@@ -235,33 +235,10 @@ def test_objaverse_layout_gives_the_same_pictures_as_the_manifest(tmp_path):
         assert first.select(same).equals(second.select(same))
 
 
-def test_packed_views_are_the_rows(eight, tmp_path):
-    dataset = pack_views(str(eight), tmp_path / "packed", ("rgb", "ccm"))
-    assert (dataset.num_objects, dataset.num_views) == (8, 3)
-    assert dataset.images["rgb"].dtype == np.uint8
-    for place, rows in enumerate(iterate_views(str(eight), ("uid", "captions", "rgb", "ccm", "azimuth_deg", "c2w"))):
-        assert dataset.objects[place]["uid"] == rows["uid"][0]
-        assert dataset.objects[place]["captions"] == rows["captions"][0]
-        assert np.array_equal(dataset.images["rgb"][place], rows["rgb"])
-        assert np.array_equal(dataset.images["ccm"][place, 1], rows["ccm"][1])
-        assert np.array_equal(dataset.cameras["azimuth_deg"][place], rows["azimuth_deg"])
-        assert np.array_equal(dataset.cameras["c2w"][place], rows["c2w"])
-    again = pack_views(str(eight), tmp_path / "packed", ("rgb",))
-    assert np.array_equal(again.images["rgb"], dataset.images["rgb"])
-    with pytest.raises(ValueError, match=r"^images: 'depth' was not packed"):
-        open_packed(tmp_path / "packed", ("depth",))
-    with pytest.raises(ValueError, match=r"^folder: no packed views"):
-        open_packed(tmp_path)
+def test_reader_refuses_unfinished_jobs_and_unknown_columns(eight, tmp_path):
     with pytest.raises(ValueError, match=r"^columns: no 'lux'"):
         next(iterate_views(str(eight), ("lux",)))
-
-
-def test_pack_refuses_other_views_and_unfinished_jobs(eight, tmp_path):
-    pack_views(str(eight), tmp_path / "packed")
-    config = small_job(max_objects=1)
-    render_without_ray(config, tmp_path / "other")
-    with pytest.raises(ValueError, match="holds the views of another job"):
-        pack_views(str(tmp_path / "other"), tmp_path / "packed")
+    render_without_ray(small_job(max_objects=1), tmp_path / "other")
     (tmp_path / "other" / "views" / "shard-00000.parquet").unlink()
     with pytest.raises(ValueError, match=r"^views: 1 of 1 shards are missing"):
         next(iterate_views(str(tmp_path / "other")))
