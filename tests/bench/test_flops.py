@@ -24,7 +24,7 @@ from raydream.diffusion.vae import VaeCodec
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.score import Score
 from raydream.priors.load import Prior
-from raydream.types import Render, SupervisorHealth, Views
+from raydream.types import Condition, Render, Views
 
 # TFLOP for one view, counted on the bare modules with nothing of raydream around them
 UNET_FORWARD, LORA_FORWARD_BACKWARD, VAE_ENCODE_TO_PIXELS = 0.804, 1.715, 2.268
@@ -79,10 +79,10 @@ class OnMeta:
     def __init__(self, model: DiffusersDenoiser | LoraDenoiser) -> None:
         self._model, self.prediction_type = model, model.prediction_type
 
-    def eps(self, z_t: Tensor, t: Tensor, cond: SupervisorHealth) -> Tensor:
+    def eps(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return FromMeta.apply(self._model.eps(z_t.to(META), t.to(META), to_meta(cond)))
 
-    def predict(self, z_t: Tensor, t: Tensor, cond: SupervisorHealth) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return FromMeta.apply(self._model.predict(z_t.to(META), t.to(META), to_meta(cond)))
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -106,8 +106,8 @@ class Sd21Texts:
         return PerpNegTexts(text, torch.stack([text, text]), torch.zeros(2, len(text)))
 
 
-def to_meta(cond: SupervisorHealth) -> SupervisorHealth:
-    return SupervisorHealth(*(getattr(cond, field.name).to(META) for field in fields(cond)))
+def to_meta(cond: Condition) -> Condition:
+    return Condition(*(getattr(cond, field.name).to(META) for field in fields(cond)))
 
 
 def sd21_score(num_particles: int, method: Method, guidance: GuidanceConfig) -> Score:

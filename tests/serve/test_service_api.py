@@ -271,12 +271,12 @@ def test_health_and_readiness_are_two_things(client: TestClient) -> None:
 
 def test_what_would_not_be_run_is_not_accepted(settings: Settings) -> None:
     """Ray is gone, the record is another service's: not ready within seconds, alive, and what is there can be read."""
-    condition, gone = SupervisorHealth(0.0), ""
-    with TestClient(build_api(settings, lambda: condition, lambda: gone), "http://localhost", client=LOCAL) as client:
+    health, gone = SupervisorHealth(0.0), ""
+    with TestClient(build_api(settings, lambda: health, lambda: gone), "http://localhost", client=LOCAL) as client:
         _wait_for(client, 200, "")
         path = post(client).headers["location"]
         client.delete(path)
-        for condition, gone, words in (  # noqa: B007  # the closures above look at them
+        for health, gone, words in (  # noqa: B007  # the closures above look at them
             (SupervisorHealth(0.0), "Ray has ended on this machine", "Ray has ended"),
             (SupervisorHealth(0.0, refused="the record belongs to B"), "", "belongs to B"),
             (SupervisorHealth(100.0), "", "the supervisor is silent"),
@@ -288,7 +288,7 @@ def test_what_would_not_be_run_is_not_accepted(settings: Settings) -> None:
             assert_problem(client.post(f"{path}/retry"), 503, None, words)
             assert client.get("/healthz").status_code == 200
             assert client.get(path).status_code == 200
-        condition, gone = SupervisorHealth(0.0, paused="waiting for room on the service's disk"), ""
+        health, gone = SupervisorHealth(0.0, paused="waiting for room on the service's disk"), ""
         _wait_for(client, 200, "waiting for room")
         assert post(client).json()["progress"]["phase"] == "waiting for room on the service's disk"
 

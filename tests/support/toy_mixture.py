@@ -24,7 +24,7 @@ from raydream.distill.messages import Message, pack_views
 from raydream.distill.score import Score
 from raydream.priors.load import EXHIBIT_SCHEDULE, Prior
 from raydream.schedule import Constant
-from raydream.types import Cameras, SupervisorHealth, Views
+from raydream.types import Cameras, Condition, Views
 
 CPU = torch.device("cpu")
 ABAR = alphas_cumprod(EXHIBIT_SCHEDULE).float()
@@ -112,10 +112,10 @@ class MlpLearner(nn.Module):
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
 
-    def eps(self, z_t: Tensor, t: Tensor, cond: SupervisorHealth) -> Tensor:
+    def eps(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return eps_from_v(self.predict(z_t, t, cond), z_t, ABAR[t])
 
-    def predict(self, z_t: Tensor, t: Tensor, cond: SupervisorHealth) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         abar = ABAR[t][:, None]
         signal, sigma = abar.sqrt(), (1 - abar).sqrt()
         position = cond.c2w[:, :3, 3] * cond.camera_weight[:, None]
