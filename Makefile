@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup serve page benchmark clean
+.PHONY: demo test quick lint setup serve page benchmark clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.ready
@@ -29,6 +29,9 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
+
+quick: setup # what needs neither Ray nor a browser, nor much time
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not browser and not slow"
 
 benchmark: setup
 	$(BIN)/python jobs/benchmark.py
