@@ -18,6 +18,8 @@ from raydream.bench.report import verdicts
 from raydream.bench.whole_run import Clocked, ClockedRuntime, Mark, Window, covered_s, tree_cpu_s
 from raydream.cluster.runtime import ActorFailed, LocalRuntime
 
+pytestmark = pytest.mark.slow
+
 NO_SPREAD = Spread(1.0, 1.0, 1.0)
 
 

@@ -23,6 +23,8 @@ from ray.util import get_node_ip_address
 import raydream.cluster.connection
 from raydream.cluster.connection import check_address, connect
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -25,6 +25,8 @@ from raydream.evaluate.run import EVALUATION, SHEET, evaluate_run
 from raydream.store.faults import StorageError
 from raydream.store.run_folder import MESH, RunFolder, particle_file
 
+pytestmark = pytest.mark.slow
+
 
 def glb(noun: str, variant: int) -> bytes:
     """A procedural asset as another program writes it: vertex colours, everything in one file."""

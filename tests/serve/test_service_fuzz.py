@@ -23,6 +23,8 @@ from service_cases import CHAIR, small_settings
 from serve.api import build_api
 from serve.supervisor import SupervisorHealth
 
+pytestmark = pytest.mark.slow
+
 FEW = settings(
     max_examples=20,
     deadline=None,

@@ -23,6 +23,8 @@ from serve.plan import config_of
 from serve.records import Record, Records
 from serve.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 6
 
 

@@ -25,6 +25,8 @@ from raydream.report.terminal import LastingStream
 from raydream.store.run_folder import RunFolder
 from raydream.store.storage import LocalFiles, LocalLog
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
 WORDS = [word for s in SMALL if not s.startswith(("prompt=", "n=")) for word in ("--set", s)]

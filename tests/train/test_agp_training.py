@@ -23,6 +23,8 @@ from raydream.train.agp.train import AGP, SAMPLES, AgpSession, finetune_agp
 from raydream.train.deepspeed import DeepSpeedMaker, read_deepspeed
 from raydream.train.prior.learner import Team
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -27,6 +27,8 @@ from raydream.train.prior.models import build_vae, load_models, normalise_latent
 from raydream.train.prior.train import METRICS, PRIOR, contrast_loss, make_sets, train_prior
 from raydream.views.view_set import pack, unpack
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 VAE_STEPS, UNET_STEPS = 40, 30
 

@@ -16,6 +16,8 @@ from raydream.train.agp.learner import AgpLearner, PlainEngine
 from raydream.train.prior.learner import Learner, MeanGradients, Team, read_tensors
 from raydream.types import Condition
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SETTINGS = StageSettings(num_steps=6, batch_size=4, lr=1e-2, warm_up_steps=1, gradient_clip=0.05, ema_decay=0.9)
 SIZE = 4  # of one worker's batch

@@ -29,6 +29,8 @@ from raydream.views.plan_rows import plan_rows
 from raydream.views.report import write_job_report
 from raydream.views.shard import ShardResult, ShardWorker
 
+pytestmark = pytest.mark.slow
+
 BUSY = 425  # passes, and pyarrow's client does not try it again itself, which takes it six seconds
 UIDS = [f"box-{number}" for number in range(6)]
 
