@@ -25,13 +25,14 @@ from raydream.priors.agp import AgpDenoiser, check_same_prior, read_facts
 from raydream.store import tensors
 from raydream.store.faults import StorageError
 from raydream.store.run_folder import RunFolder
-from raydream.train.agp.learner import EngineMaker, PlainEngine
 from raydream.train.agp.plan import report
 from raydream.train.agp.samples import MemorySamples, SampleSource, check_kept, check_views
 from raydream.train.agp.throughput import compare_throughput
-from raydream.train.agp.train import AgpSession, Report, check_settings, finetune_agp
+from raydream.train.agp.train import AgpSession, check_settings, finetune_agp
 from raydream.train.deepspeed import DeepSpeedMaker, check_installed, read_deepspeed
-from raydream.train.prior.learner import Team
+from raydream.train.engine import EngineMaker, PlainEngine
+from raydream.train.loop import MetricsSink
+from raydream.train.team import Team
 from raydream.views.dataset import open_views
 
 _FAILED, _BAD_INPUT, _STOPPED = 1, 2, 130
@@ -216,7 +217,12 @@ def _train_here(request: AgpRequest, device: torch.device) -> int:
 
 
 def _train(
-    request: AgpRequest, source: SampleSource, device: torch.device, team: Team, tell: Report, stop: threading.Event
+    request: AgpRequest,
+    source: SampleSource,
+    device: torch.device,
+    team: Team,
+    tell: MetricsSink,
+    stop: threading.Event,
 ) -> bool:
     session = AgpSession(
         RunFolder.open(request.out), request.prior, request.view_config, source, device, team, request.make_engine,

@@ -107,8 +107,8 @@ def evaluate_prior(request: TrainRequest) -> int:
     """
     from raydream.train import gate
     from raydream.train.model_card import write_card
+    from raydream.train.prior.checkpoint import read_tensors
     from raydream.train.prior.export import SHEET, save_sheet
-    from raydream.train.prior.learner import read_tensors
     from raydream.train.prior.models import load_models
     from raydream.train.prior.train import PRIOR, make_sets
     from raydream.views.view_set import open_views
@@ -136,8 +136,8 @@ def evaluate_prior(request: TrainRequest) -> int:
 
 
 def _train_here(request: TrainRequest) -> int:
-    from raydream.train.prior.learner import Team
     from raydream.train.prior.train import train_prior
+    from raydream.train.team import Team
     from raydream.views.view_set import open_views
 
     stop = threading.Event()
@@ -171,8 +171,8 @@ def _work(_settings: Mapping[str, object] | None = None, *, views: str, out: str
     import ray.train
     import ray.train.torch
 
-    from raydream.train.prior.learner import Team
     from raydream.train.prior.train import train_prior
+    from raydream.train.team import Team
     from raydream.views.view_set import open_views
 
     context = ray.train.get_context()
