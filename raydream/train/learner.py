@@ -79,7 +79,9 @@ class Learner(Generic[ModuleT]):
         loss = loss_of()
         norm = self.engine.step(loss, self.rate)
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm}, the loss {float(loss.detach())} at step {self.step}")
+            raise FloatingPointError(
+                f"the gradient's norm is {norm}, the loss {float(loss.detach())} at step {self.step}"
+            )
         self.step += 1
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self._average.values()), list(self.engine.values().values()), 1 - decay)

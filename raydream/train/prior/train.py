@@ -31,12 +31,12 @@ from raydream.priors.find import resolve_prior
 from raydream.train.batches import BatchMaker
 from raydream.train.captions import (
     Lexicon,
-    Subject,
+    CaptionedObject,
     describe,
     make_lexicon,
     most_typical,
     object_palette,
-    split_subjects,
+    split_objects,
     split_views,
     with_other_word,
 )
@@ -107,12 +107,12 @@ def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon
     palette = object_palette(views)
     lexicon = lexicon or make_lexicon(views, palette, config.words)
     subjects = describe(views, palette, lexicon, config.words)
-    train, held_out = split_subjects(subjects, views, config.words.held_out_assets)
+    train, held_out = split_objects(subjects, views, config.words.held_out_assets)
     if config.words.assets_per_noun:
         train = most_typical(train, views, config.words.assets_per_noun)
     kept, spare = split_views(views.num_views, config.words.held_out_views)
 
-    def maker(chosen: list[Subject], angles: list[int]) -> BatchMaker:
+    def maker(chosen: list[CaptionedObject], angles: list[int]) -> BatchMaker:
         return BatchMaker.build(views, chosen, angles, palette, lexicon, config.look, config.words, config.seed, device)
 
     return TrainSets(maker(train, kept), maker(train, spare or kept), maker(held_out, kept + spare))
