@@ -68,8 +68,9 @@ def test_a_killed_worker_is_not_seen_in_the_losses(
     cluster: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "shutdown", lambda: None)  # the job would end the cluster that the tests share
-    monkeypatch.setattr(agp_job, "_work", _die_once)
-    assert agp_job.main("test", [*words, "--out", str(tmp_path / "killed")]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(agp_job, "_work", _die_once)
+        assert agp_job.main("test", [*words, "--out", str(tmp_path / "killed")]) == 0
     assert agp_job.main("test", [*words, "--out", str(tmp_path / "plain"), "--no-ray"]) == 0
     assert (tmp_path / "killed" / "killed").exists()
     plain, killed = (
