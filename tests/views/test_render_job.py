@@ -1,6 +1,5 @@
 """The rendering job as a command: killed and taken up again, and what it says of bad input."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from test_render_pool import ROOT, all_rows, render_without_ray, small_job
+
+from raydream.views import command as command_line
 
 
 def descendants(words: str) -> list[int]:
@@ -91,8 +92,4 @@ def test_job_says_in_one_line_what_is_wrong(tmp_path, monkeypatch, capsys):
 
 def run_here(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> int:
     """The job's exit code, without a process of its own."""
-    monkeypatch.setattr(sys, "argv", command[1:])
-    spec = importlib.util.spec_from_file_location("render_ccm", command[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main()
+    return command_line.main("the job", command[2:])
