@@ -26,8 +26,12 @@ PLACES = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_name_hands_its_words_to_its_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[object] = []
-    place = importlib.import_module(PLACES[name])
-    monkeypatch.setattr(place, "main", lambda *arguments: heard.extend(arguments) or 7)
+
+    def seven(*arguments: object) -> int:
+        heard.extend(arguments)
+        return 7
+
+    monkeypatch.setattr(importlib.import_module(PLACES[name]), "main", seven)
     monkeypatch.setattr(sys, "argv", ["raydream"])
     assert main([name, "--some", "--words"]) == 7
     assert heard[-1] == ["--some", "--words"]
