@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from raydream.config.evaluate import EvaluateConfig
 from raydream.store.faults import StorageError
 
 
-def main(description: str, arguments: list[str] | None = None) -> int:
+def main(description: str, arguments: Sequence[str] | None = None) -> int:
     """Evaluates each run; returns the exit code: 0 done, 1 where a storage is away, 2 bad input."""
     args = _parser(description).parse_args(arguments)
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 from raydream import seeds
 from raydream.assets.recolour import COLOURS, Palette, draw_targets, recolour
 from raydream.config.train import LookConfig, WordsConfig
-from raydream.train.captions import Draw, Lexicon, CaptionedObject, compose, side_of
+from raydream.train.captions import CaptionedObject, Draw, Lexicon, compose, side_of
 from raydream.views.view_set import ViewSet
 
 

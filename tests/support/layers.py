@@ -119,6 +119,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.views.view_set", "jaxtyping numpy PIL torch"),
         ("raydream.views.shard", "pyarrow"),
         ("raydream.views.pool", "ray"),
+        ("raydream.views.command", ""),
     ],
     "train": [
         ("raydream.train.agp.plan raydream.train.prior.word_choice", ""),
@@ -198,6 +199,10 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("serve.app", "fastapi ray"),
         ("serve.__main__", "ray"),
     ],
+    "console": [
+        ("raydream.console.doctor", "imageio_ffmpeg torch"),
+        ("raydream.console.__main__", ""),
+    ],
 }
 
 # Importable where torch is not installed: a web server checks a run with them, `--dry-run` answers at once.
@@ -209,6 +214,7 @@ NO_TORCH = [
     "raydream.report.*",
     "raydream.cli",
     "raydream.launch",
+    "raydream.console.*",
     "raydream.cluster.runtime",
     "raydream.distill.recovery",
     "raydream.diffusion.weight_files",
@@ -229,6 +235,7 @@ NO_TORCH = [
     "raydream.views.schema",
     "raydream.views.folder",
     "raydream.views.plan_rows",
+    "raydream.views.command",
 ]
 
 MAY_CATCH_EVERYTHING = {

@@ -1,6 +1,5 @@
 """Rendering jobs in little: without Ray and without a child process, or as the command in this process."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from raydream.backend import load_backend
 from raydream.config import strict_json
 from raydream.config.render import LibraryConfig, PoolConfig, RenderJobConfig, ViewConfig
 from raydream.store.storage import resolve
+from raydream.views import command as command_line
 from raydream.views.folder import Plan
 from raydream.views.plan import open_plan
 from raydream.views.render import render_record
@@ -67,8 +67,4 @@ def job_command(out: Path, *more: str) -> list[str]:
 
 def run_here(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> int:
     """The job's exit code, without a process of its own."""
-    monkeypatch.setattr(sys, "argv", command[1:])
-    spec = importlib.util.spec_from_file_location("render_ccm", command[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main()
+    return command_line.main("the job", command[2:])

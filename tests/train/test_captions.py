@@ -24,9 +24,9 @@ from raydream.assets.recolour import (
 from raydream.config.train import WordsConfig
 from raydream.train.batches import BatchMaker, Shot
 from raydream.train.captions import (
+    CaptionedObject,
     Draw,
     Lexicon,
-    CaptionedObject,
     compose,
     describe,
     make_lexicon,

@@ -30,8 +30,8 @@ from raydream.precision import arithmetic
 from raydream.priors.find import resolve_prior
 from raydream.train.batches import BatchMaker
 from raydream.train.captions import (
-    Lexicon,
     CaptionedObject,
+    Lexicon,
     describe,
     make_lexicon,
     most_typical,
