@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup serve page benchmark clean
+.PHONY: demo test quick lint coverage docs setup serve page benchmark clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.ready
@@ -29,6 +29,17 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
+
+quick: setup # what needs neither Ray nor a browser, nor much time
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not browser and not slow"
+
+coverage: setup # which lines no test of this machine ran: a report, not a gate
+	$(BIN)/coverage erase
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage
+
+docs: setup # pages of the API from the docstrings, in build/api
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/pdoc --docformat markdown --output-directory build/api raydream serve
 
 benchmark: setup
 	$(BIN)/python jobs/benchmark.py

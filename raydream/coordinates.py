@@ -35,16 +35,6 @@ def tight_box(points: Float[Tensor, "point 3"]) -> Box:
     return Box(minimum, maximum)
 
 
-def pad_box(box: Box, fraction: float) -> Box:
-    """The box with ``fraction`` of each side's length added to that side, half at either end, about the same centre.
-
-    The margin is taken from the extents, never from the coordinates: ``minimum * 1.1, maximum * 1.1`` would cut into an
-    object that does not straddle the origin.
-    """
-    margin = box.extents * (fraction / 2)
-    return Box(box.minimum - margin, box.maximum + margin)
-
-
 def unit_coordinates(points: Float[Tensor, "*point 3"], box: Box) -> Float[Tensor, "*point 3"]:
     """The points with the box centred at the origin and its longest side scaled to 1; proportions are kept."""
     return (points - box.centre) / box.extents.max()

@@ -18,11 +18,11 @@ import ray
 from ray import serve
 
 from raydream.cluster.connection import check_address, connect
+from serve.actors import end_actors
 from serve.app import listening
-from serve.crew import end_crew
 from serve.keys import Keys
 from serve.lease import BEAT_EVERY_S, Tenure, holder_at, new_owner, take_or_refuse
-from serve.listener import open_door
+from serve.listener import open_socket
 from serve.pulse import Pulse, of_driver
 from serve.records import Records, RecordsAway
 from serve.settings import Settings, is_loopback
@@ -79,16 +79,16 @@ def _held(settings: Settings, by_force: bool) -> Tenure:
     return tenure
 
 
-def _check_door(settings: Settings) -> None:
-    open_door(settings, is_shared=False).close()  # a replica's share of somebody else's port would be no error
+def _check_port(settings: Settings) -> None:
+    open_socket(settings, is_shared=False).close()  # a replica's share of somebody else's port would be no error
 
 
-def _wait_for_door(settings: Settings, patience_s: float) -> None:
+def _wait_for_port(settings: Settings, patience_s: float) -> None:
     """A service that was taken over needs a moment to leave."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return _check_door(settings)
+            return _check_port(settings)
         except ValueError:
             if time.monotonic() >= deadline:
                 raise
@@ -107,7 +107,7 @@ def _beat(tenure: Tenure, is_over: threading.Event) -> None:
 
 def _serve(settings: Settings, tenure: Tenure, by_force: bool) -> int:
     if not by_force:
-        _check_door(settings)
+        _check_port(settings)
     is_private = not check_address()
     connect()
     stop = threading.Event()
@@ -117,7 +117,7 @@ def _serve(settings: Settings, tenure: Tenure, by_force: bool) -> int:
     name = settings.namespace
     if by_force and name in serve.status().applications:  # the old service was one of this cluster
         serve.delete(name)
-    _wait_for_door(settings, _END_S if by_force else 0.0)
+    _wait_for_port(settings, _END_S if by_force else 0.0)
     serve.run(listening(settings, tenure.owner), name=name, route_prefix=None)
     print(f"raydream answers at {settings.address}", file=sys.stderr)
     deployed_at = serve.status().applications[name].last_deployed_time_s
@@ -131,7 +131,7 @@ def _serve(settings: Settings, tenure: Tenure, by_force: bool) -> int:
     found = serve.status().applications.get(name)
     if found is not None and found.last_deployed_time_s == deployed_at:  # else another's, who took it over
         serve.delete(name)
-        end_crew(settings)
+        end_actors(settings)
     return 1 if reason else 0
 
 

@@ -23,7 +23,7 @@ from serve import plan
 from serve.artefacts import Artefacts, has_already, send_file
 from serve.guard import PAGE_POLICY, REPORT_POLICY, Guard, owner_of
 from serve.keys import Keys
-from serve.live import Live, Sight, path_of
+from serve.live import Live, Representation, path_of
 from serve.metrics import Meter, Metered
 from serve.problems import install_handlers
 from serve.pulse import Pulse
@@ -38,7 +38,7 @@ from serve.schema import (
     problem_responses,
 )
 from serve.settings import Settings
-from serve.supervisor import Condition
+from serve.supervisor import SupervisorHealth
 
 _log = logging.getLogger(__name__)
 _STATIC = Path(__file__).parent / "static"
@@ -47,7 +47,7 @@ _PULSE_EVERY_S = 1.0
 _SILENCE_S = 60.0
 _ID = re.compile("[0-9a-f]{32}")
 
-LookAfter = Callable[[], Condition]
+LookAfter = Callable[[], SupervisorHealth]
 
 
 @dataclass
@@ -88,21 +88,21 @@ Id = Annotated[str, InPath(alias="id", pattern=f"^{_ID.pattern}$")]
 Index = Annotated[int, InPath(ge=0, le=1023)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
-_NOT_THEIRS = problem_responses(401, 403, 404, 421, 422, 503)
+_NOT_OWN = problem_responses(401, 403, 404, 421, 422, 503)
 _REFUSED = problem_responses(401, 403, 421, 422, 503)
 router = APIRouter(prefix="/v1")
 plain = APIRouter()
 
 
-async def _theirs(generation_id: Id, owner: Owner, service: Shared) -> Sight:
+async def _own_generation(generation_id: Id, owner: Owner, service: Shared) -> Representation:
     """The generation of a path, for its owner; for everybody else there is none."""
-    sight = await service.live.get(generation_id)
-    if sight is None or sight.record.owner != owner:
+    generation = await service.live.get(generation_id)
+    if generation is None or generation.record.owner != owner:
         raise HTTPException(404, "there is no such generation")
-    return sight
+    return generation
 
 
-Theirs = Annotated[Sight, Depends(_theirs)]
+OwnGeneration = Annotated[Representation, Depends(_own_generation)]
 
 
 @router.post(
@@ -114,11 +114,11 @@ Theirs = Annotated[Sight, Depends(_theirs)]
 def create(body: GenerationRequest, owner: Owner, service: Shared, idempotency_key: IdempotencyKey = None) -> Response:
     """Accepts a prompt. What is accepted is on the disk, and will be run whatever happens to this process."""
     service.check_accepts()
-    wish = plan.wish_of(body, service.settings)
-    record, is_new = service.records.add(owner, wish, idempotency_key, _quota(service.settings))
+    request = plan.checked_request(body, service.settings)
+    record, is_new = service.records.add(owner, request, idempotency_key, _quota(service.settings))
     if is_new:
         _log.info("generation %s: %s asks for %r", record.id, owner, record.prompt)
-    return _told(service.live.see(record), 202, {"Location": path_of(record.id)})
+    return _response(service.live.represent(record), 202, {"Location": path_of(record.id)})
 
 
 @router.get("/generations", response_model=GenerationPage, responses=_REFUSED)
@@ -133,77 +133,79 @@ def newest(
     last = records[limit - 1] if len(records) > limit else None
     next_cursor = base64.urlsafe_b64encode(f"{last.created_at!r} {last.id}".encode()).decode() if last else None
     return GenerationPage(
-        items=[service.live.see(record).generation for record in records[:limit]], next_cursor=next_cursor
+        items=[service.live.represent(record).generation for record in records[:limit]], next_cursor=next_cursor
     )
 
 
-@router.get("/generations/{id}", response_model=Generation, responses=_NOT_THEIRS | {304: {}})
-async def one(request: Request, sight: Theirs) -> Response:
+@router.get("/generations/{id}", response_model=Generation, responses=_NOT_OWN | {304: {}})
+async def one(request: Request, generation: OwnGeneration) -> Response:
     """A generation as it stands."""
-    if has_already(request, sight.tag):
-        return Response(status_code=304, headers={"ETag": sight.tag})
-    return _told(sight, 200, {"ETag": sight.tag})
+    if has_already(request, generation.tag):
+        return Response(status_code=304, headers={"ETag": generation.tag})
+    return _response(generation, 200, {"ETag": generation.tag})
 
 
 @router.delete(
     "/generations/{id}",
     status_code=202,
     response_model=Generation,
-    responses=_NOT_THEIRS | {204: {"description": "Deleted"}},
+    responses=_NOT_OWN | {204: {"description": "Deleted"}},
 )
-def cancel_or_delete(sight: Theirs, service: Shared) -> Response:
+def cancel_or_delete(generation: OwnGeneration, service: Shared) -> Response:
     """Cancels what has not ended (202); deletes what has, with all its files (204)."""
-    records, generation_id = service.records, sight.record.id
+    records, generation_id = service.records, generation.record.id
     is_cancelled = records.cancel(generation_id)
     is_deleted = not is_cancelled and records.delete(generation_id)
     service.live.forget(generation_id)
     if is_deleted or (now := service.live.read(generation_id)) is None:
         return Response(status_code=204)
-    return _told(now, 202)
+    return _response(now, 202)
 
 
-@router.post("/generations/{id}/cancel", status_code=202, response_model=Generation, responses=_NOT_THEIRS)
-def cancel(sight: Theirs, service: Shared) -> Response:
+@router.post("/generations/{id}/cancel", status_code=202, response_model=Generation, responses=_NOT_OWN)
+def cancel(generation: OwnGeneration, service: Shared) -> Response:
     """Cancels what has not ended; what has stays as it is. For who might come a moment too late to cancel."""
-    service.records.cancel(sight.record.id)
-    service.live.forget(sight.record.id)
-    return _told(service.live.read(sight.record.id) or sight, 202)
+    service.records.cancel(generation.record.id)
+    service.live.forget(generation.record.id)
+    return _response(service.live.read(generation.record.id) or generation, 202)
 
 
 @router.post(
     "/generations/{id}/retry",
     status_code=202,
     response_model=Generation,
-    responses=_NOT_THEIRS | problem_responses(409, 429),
+    responses=_NOT_OWN | problem_responses(409, 429),
 )
-def retry(sight: Theirs, service: Shared) -> Response:
+def retry(generation: OwnGeneration, service: Shared) -> Response:
     """Has one that failed or was cancelled wait again; it goes on from its last checkpoint, where it has one."""
     service.check_accepts()
-    generation_id = sight.record.id
+    generation_id = generation.record.id
     service.records.retry(generation_id, _quota(service.settings))
     service.live.forget(generation_id)
-    _log.info("generation %s: %s tries it again", generation_id, sight.record.owner)
-    return _told(service.live.read(generation_id) or sight, 202, {"Location": path_of(generation_id)})
+    _log.info("generation %s: %s tries it again", generation_id, generation.record.owner)
+    return _response(service.live.read(generation_id) or generation, 202, {"Location": path_of(generation_id)})
 
 
 @router.get(
     "/generations/{id}/events",
     response_class=StreamingResponse,
-    responses=_NOT_THEIRS | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=_NOT_OWN | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def events(
-    sight: Theirs, service: Shared, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+    generation: OwnGeneration, service: Shared, last_event_id: Annotated[str | None, Header(max_length=20)] = None
 ) -> StreamingResponse:
     """Server-sent events `generation`, one for each change, until the last."""
     last = int(last_event_id) if last_event_id and last_event_id.isdecimal() and last_event_id.isascii() else 0
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(service.live.events(sight.record.id, last), 200, headers, "text/event-stream")
+    return StreamingResponse(service.live.events(generation.record.id, last), 200, headers, "text/event-stream")
 
 
-@router.get("/generations/{id}/metrics", response_model=MetricRows, responses=_NOT_THEIRS)
-def metric_rows(sight: Theirs, service: Shared, after: Annotated[int, Query(ge=-1, le=10**9)] = -1) -> MetricRows:
+@router.get("/generations/{id}/metrics", response_model=MetricRows, responses=_NOT_OWN)
+def metric_rows(
+    generation: OwnGeneration, service: Shared, after: Annotated[int, Query(ge=-1, le=10**9)] = -1
+) -> MetricRows:
     """The losses of the steps after one, at most 500 rows."""
-    return service.artefacts.metrics(sight.record, after)
+    return service.artefacts.metrics(generation.record, after)
 
 
 def _binary(media_type: str) -> dict[int | str, dict[str, object]]:
@@ -213,40 +215,40 @@ def _binary(media_type: str) -> dict[int | str, dict[str, object]]:
 
 def _artefact(suffix: str, media_type: str) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
     """A route below a generation that answers with a file."""
-    responses = _NOT_THEIRS | problem_responses(416) | _binary(media_type)
+    responses = _NOT_OWN | problem_responses(416) | _binary(media_type)
     return router.get(f"/generations/{{id}}/{suffix}", response_class=FileResponse, responses=responses)  # type: ignore[arg-type]
 
 
 @_artefact("particles/{index}/preview.png", "image/png")
-def preview(request: Request, sight: Theirs, service: Shared, index: Index) -> Response:
+def preview(request: Request, generation: OwnGeneration, service: Shared, index: Index) -> Response:
     """A particle's latest picture."""
-    return send_file(request, service.artefacts.file(sight.record, particle_file(index, PREVIEW)), None)
+    return send_file(request, service.artefacts.file(generation.record, particle_file(index, PREVIEW)), None)
 
 
 @_artefact("particles/{index}/turntable.mp4", "video/mp4")
-def turntable(request: Request, sight: Theirs, service: Shared, index: Index) -> Response:
+def turntable(request: Request, generation: OwnGeneration, service: Shared, index: Index) -> Response:
     """A particle's film."""
-    return send_file(request, service.artefacts.file(sight.record, particle_file(index, TURNTABLE)), None)
+    return send_file(request, service.artefacts.file(generation.record, particle_file(index, TURNTABLE)), None)
 
 
 @_artefact("particles/{index}/mesh.glb", "model/gltf-binary")
-def mesh(request: Request, sight: Theirs, service: Shared, index: Index) -> Response:
+def mesh(request: Request, generation: OwnGeneration, service: Shared, index: Index) -> Response:
     """A particle's textured model."""
-    path = service.artefacts.file(sight.record, particle_file(index, MESH))
-    return send_file(request, path, f"raydream-{sight.record.id[:8]}-{index}.glb")
+    path = service.artefacts.file(generation.record, particle_file(index, MESH))
+    return send_file(request, path, f"raydream-{generation.record.id[:8]}-{index}.glb")
 
 
 @_artefact("archive.zip", "application/zip")
-def archive(request: Request, sight: Theirs, service: Shared) -> Response:
+def archive(request: Request, generation: OwnGeneration, service: Shared) -> Response:
     """The whole run, without its checkpoints, once it has ended."""
-    path = service.artefacts.archive(sight.record)
-    return send_file(request, path, f"raydream-{sight.record.id[:8]}.zip")
+    path = service.artefacts.archive(generation.record)
+    return send_file(request, path, f"raydream-{generation.record.id[:8]}.zip")
 
 
 @_artefact("report.html", "text/html")
-def report(request: Request, sight: Theirs, service: Shared) -> Response:
+def report(request: Request, generation: OwnGeneration, service: Shared) -> Response:
     """The run's report, one self-contained page."""
-    return send_file(request, service.artefacts.file(sight.record, REPORT), None, REPORT_POLICY)
+    return send_file(request, service.artefacts.file(generation.record, REPORT), None, REPORT_POLICY)
 
 
 @router.get("/priors", responses=_REFUSED)
@@ -301,12 +303,12 @@ def build_api(
 
     @contextlib.asynccontextmanager
     async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
-        watches = [asyncio.create_task(_look_after(service, look_after))] if look_after else []
-        watches += [asyncio.create_task(_feel(service, pulse))] if pulse else []
+        tasks = [asyncio.create_task(_look_after(service, look_after))] if look_after else []
+        tasks += [asyncio.create_task(_watch_pulse(service, pulse))] if pulse else []
         await asyncio.to_thread(plan.offered, settings)  # imports what the first request would wait for
         yield
-        for watch in watches:
-            watch.cancel()
+        for task in tasks:
+            task.cancel()
         records.close()
 
     api = FastAPI(title="raydream", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -323,15 +325,15 @@ def build_api(
 async def _look_after(service: Service, look_after: LookAfter) -> None:
     while True:
         try:
-            condition = await asyncio.to_thread(look_after)
-            service.ticked_at = time.monotonic() - condition.silent_s
-            service.refused, service.live.paused = condition.refused, condition.paused
+            health = await asyncio.to_thread(look_after)
+            service.ticked_at = time.monotonic() - health.silent_s
+            service.refused, service.live.paused = health.refused, health.paused
         except Exception as error:  # the cluster may be away for a moment; /readyz tells if it stays so
             _log.warning("cannot look after the supervisor: %r", error)
         await asyncio.sleep(_LOOK_AFTER_EVERY_S)
 
 
-async def _feel(service: Service, pulse: Pulse) -> None:
+async def _watch_pulse(service: Service, pulse: Pulse) -> None:
     """In a task of its own: who looks after a supervisor of a Ray that is gone waits for a minute."""
     while True:
         gone = await asyncio.to_thread(pulse)
@@ -345,8 +347,8 @@ def _quota(settings: Settings) -> Quota:
     return Quota(settings.max_queued, settings.unfinished_per_key, settings.daily_per_key)
 
 
-def _told(sight: Sight, status: int, headers: dict[str, str] | None = None) -> Response:
-    return Response(sight.body, status, headers, "application/json")
+def _response(generation: Representation, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(generation.body, status, headers, "application/json")
 
 
 def _read_cursor(cursor: str) -> tuple[float, str]:

@@ -14,8 +14,8 @@ from ray.serve import Application
 
 from raydream.cluster.connection import check_address
 from serve import pulse
+from serve.actors import look_after_supervisor
 from serve.api import build_api
-from serve.crew import look_after_supervisor
 from serve.keys import Keys
 from serve.listener import GRACE_S, Listener
 from serve.settings import PREFIX, Settings

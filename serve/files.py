@@ -13,7 +13,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 
 
-class Files:
+class GenerationFiles:
     """The run folders of one service."""
 
     def __init__(self, settings: Settings) -> None:

@@ -24,13 +24,13 @@ from raydream.report.tensorboard import TensorboardLog
 from raydream.scene.export import write_png
 from raydream.store.run_folder import MESH, PREVIEW, RunFolder, particle_file
 from raydream.store.storage import LocalFiles, resolve
-from serve.files import Files, is_for_want_of_room
+from serve.files import GenerationFiles, is_for_want_of_room
 from serve.plan import config_of
 from serve.records import Records, RecordsAway
 from serve.settings import Settings
 
 _log = logging.getLogger(__name__)
-_NEWS_EVERY_S = 0.5
+_REPORT_EVERY_S = 0.5
 _LOCK_PATIENCE_S = 60.0  # until the kernel has taken the lock from a runner that was killed
 
 
@@ -40,11 +40,11 @@ class GenerationWatch:
     """
 
     def __init__(
-        self, run: RunFolder, inner: RunWatch, progress: Progress, tell: Callable[[dict[str, object]], bool]
+        self, run: RunFolder, inner: RunWatch, progress: Progress, report: Callable[[dict[str, object]], bool]
     ) -> None:
         self.stop = threading.Event()
-        self._run, self._inner, self._progress, self._tell = run, inner, progress, tell
-        self._told_at = float("-inf")
+        self._run, self._inner, self._progress, self._report = run, inner, progress, report
+        self._reported_at = float("-inf")
 
     def phase(self, message: str) -> None:
         self._inner.phase(message)
@@ -52,8 +52,8 @@ class GenerationWatch:
 
     def row(self, step: int, row: dict[str, float]) -> None:
         self._inner.row(step, row)
-        if time.monotonic() - self._told_at >= _NEWS_EVERY_S:
-            self._send(self._news(step, row))
+        if time.monotonic() - self._reported_at >= _REPORT_EVERY_S:
+            self._send(self._progress_of(step, row))
 
     def preview(self, step: int, pictures: Sequence[np.ndarray]) -> None:
         for index, views in enumerate(pictures):
@@ -62,7 +62,7 @@ class GenerationWatch:
         self._inner.preview(step, pictures)
         self._send({"preview_step": step, "step": step})
 
-    def _news(self, step: int, row: dict[str, float]) -> dict[str, object]:
+    def _progress_of(self, step: int, row: dict[str, float]) -> dict[str, object]:
         step_s = seconds_per_step(self._progress.durations_s)
         eta_s = None if step_s is None else step_s * (self._progress.total_steps - step - 1)
         losses = {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
@@ -70,8 +70,8 @@ class GenerationWatch:
         return {"step": step + 1, "eta_s": eta_s, "losses": finite}
 
     def _send(self, values: dict[str, object]) -> None:
-        self._told_at = time.monotonic()
-        if not self._tell(values):
+        self._reported_at = time.monotonic()
+        if not self._report(values):
             self.stop.set()
 
 
@@ -83,7 +83,7 @@ class GenerationRun:
 
     def __init__(self, records: Records, settings: Settings, generation_id: str, attempt: int) -> None:
         self._records, self._settings = records, settings
-        self._files = Files(settings)
+        self._files = GenerationFiles(settings)
         self._id, self._attempt = generation_id, attempt
         self._watch: GenerationWatch | None = None
         self._is_stopped = False
@@ -154,14 +154,14 @@ class GenerationRun:
             progress = stack.enter_context(Progress(config.stages[0].num_steps, start))
             inner = RunWatch(run, progress, TensorboardLog(run, start), config.n)
             stack.callback(inner.close)
-            self._watch = GenerationWatch(run, inner, progress, self._tell)
+            self._watch = GenerationWatch(run, inner, progress, self._report)
             if self._is_stopped:
                 return False
             watch = self._watch
             reached = run_pipeline(config, run, lambda: make_runtime(config, watch), watch, watch.stop)
         return reached == config.stages[0].num_steps and not watch.stop.is_set()
 
-    def _tell(self, values: dict[str, object]) -> bool:
+    def _report(self, values: dict[str, object]) -> bool:
         try:
             return self._records.progress(self._id, self._attempt, values)
         except RecordsAway as error:  # for a moment, it may be: the next news may arrive

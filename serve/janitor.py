@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from serve.files import Files
+from serve.files import GenerationFiles
 from serve.records import Record, Records
 from serve.settings import Settings
 
@@ -19,7 +19,7 @@ class Janitor:
     """``sweep`` is called again and again; what somebody works at, or has yet to end, it leaves alone."""
 
     def __init__(
-        self, records: Records, settings: Settings, files: Files, clock: Callable[[], float] = time.time
+        self, records: Records, settings: Settings, files: GenerationFiles, clock: Callable[[], float] = time.time
     ) -> None:
         self._records, self._settings, self._files, self._clock = records, settings, files, clock
         self._sizes: dict[str, int] = {}
@@ -73,9 +73,9 @@ class Janitor:
             self._sizes[record.id] = self._files.size_bytes(record.id)
         return self._sizes[record.id]
 
-    def _tried(self, deed: Callable[[str], None], generation_id: str) -> bool:
+    def _tried(self, delete: Callable[[str], None], generation_id: str) -> bool:
         try:
-            deed(generation_id)
+            delete(generation_id)
         except (OSError, ValueError) as error:  # somebody works in it, or the storage is away: the next round tries
             _log.warning("generation %s cannot be cleared away: %s", generation_id, error)
             return False

@@ -10,9 +10,9 @@ from functools import partial
 import uvicorn
 
 from serve import pulse
+from serve.actors import look_after_supervisor
 from serve.api import build_api
 from serve.connections import Connection, room_for_connections
-from serve.crew import look_after_supervisor
 from serve.settings import Settings
 
 _KEEP_ALIVE_S = 75  # longer than any page waits between two questions
@@ -37,7 +37,7 @@ class Listener:
         self._server, self._loop = uvicorn.Server(config), asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         # Shared: other replicas of this machine listen there too, and one may come before the one it replaces has gone.
-        self._door = open_door(settings, is_shared=True)
+        self._socket = open_socket(settings, is_shared=True)
         self._thread.start()
 
     async def check_health(self) -> None:
@@ -52,11 +52,11 @@ class Listener:
             self._thread.join(GRACE_S + 1)
 
     def _serve(self) -> None:
-        with self._door, asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._server.serve([self._door]))
+        with self._socket, asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._server.serve([self._socket]))
 
 
-def open_door(settings: Settings, is_shared: bool) -> socket.socket:
+def open_socket(settings: Settings, is_shared: bool) -> socket.socket:
     """Listens at the service's address; ``ValueError`` where that cannot be, as when somebody else does already."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:

@@ -66,7 +66,7 @@ def present(record: Record, queue_position: int | None, paused: str = "") -> Gen
 
 
 @dataclass(frozen=True)
-class Sight:
+class Representation:
     """A generation at a moment: its JSON text, the tag by which clients know it again, and the event that tells it."""
 
     record: Record
@@ -88,15 +88,15 @@ class Live:
         self._records, self._clock, self._sleep = records, clock, sleep
         self._num_streams = 0
         self.paused = ""
-        self._seen: dict[str, tuple[float, Sight | None]] = {}
-        self._asked: dict[str, asyncio.Task[Sight | None]] = {}
+        self._seen: dict[str, tuple[float, Representation | None]] = {}
+        self._asked: dict[str, asyncio.Task[Representation | None]] = {}
         self._queue: tuple[float, dict[str, int]] = (float("-inf"), {})
 
-    async def get(self, generation_id: str) -> Sight | None:
+    async def get(self, generation_id: str) -> Representation | None:
         """One generation, at most half a second old."""
-        read_at, sight = self._seen.get(generation_id, (float("-inf"), None))
+        read_at, representation = self._seen.get(generation_id, (float("-inf"), None))
         if self._clock() - read_at < _MAX_AGE_S:
-            return sight
+            return representation
         task = self._asked.get(generation_id)
         if task is None:
             task = asyncio.create_task(asyncio.to_thread(self.read, generation_id))
@@ -104,17 +104,17 @@ class Live:
             task.add_done_callback(lambda done: self._keep(generation_id, done))
         return await asyncio.shield(task)  # others wait for the same answer
 
-    def read(self, generation_id: str) -> Sight | None:
+    def read(self, generation_id: str) -> Representation | None:
         """One generation as it is now."""
         record = self._records.get(generation_id)
-        return None if record is None else self.see(record)
+        return None if record is None else self.represent(record)
 
-    def see(self, record: Record) -> Sight:
+    def represent(self, record: Record) -> Representation:
         """How a record looks to clients."""
         generation = present(record, self._position(record), self.paused)
         body = generation.model_dump_json().encode()
         tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-        return Sight(record, generation, body, tag, b"event: generation\ndata: %b\n\n" % body)
+        return Representation(record, generation, body, tag, b"event: generation\ndata: %b\n\n" % body)
 
     def forget(self, generation_id: str) -> None:
         """The next one who asks gets what is true now."""
@@ -124,18 +124,18 @@ class Live:
         """Server-sent events until the generation has ended: the end at once, other changes as often as there is room
         for this stream among all; each tells how things stand then.
         """
-        number, told, told_at = last_event, b"", float("-inf")
+        number, sent, sent_at = last_event, b"", float("-inf")
         self._num_streams += 1
         try:
             yield b"retry: 2000\n\n"
-            while (sight := await self.get(generation_id)) is not None:
-                has_ended, silent_s = sight.generation.state in FINAL_STATES, self._clock() - told_at
+            while (representation := await self.get(generation_id)) is not None:
+                has_ended, silent_s = representation.generation.state in FINAL_STATES, self._clock() - sent_at
                 pause_s = min(max(_EVENT_EVERY_S, self._num_streams / _EVENTS_PER_S), _HEARTBEAT_S)
-                if sight.body != told and (has_ended or silent_s >= pause_s):
-                    number, told, told_at = number + 1, sight.body, self._clock()
-                    yield b"id: %d\n%b" % (number, sight.event)
+                if representation.body != sent and (has_ended or silent_s >= pause_s):
+                    number, sent, sent_at = number + 1, representation.body, self._clock()
+                    yield b"id: %d\n%b" % (number, representation.event)
                 elif silent_s > _HEARTBEAT_S:
-                    told_at = self._clock()
+                    sent_at = self._clock()
                     yield b": still here\n\n"
                 if has_ended:
                     return
@@ -143,7 +143,7 @@ class Live:
         finally:
             self._num_streams -= 1
 
-    def _keep(self, generation_id: str, done: "asyncio.Task[Sight | None]") -> None:
+    def _keep(self, generation_id: str, done: "asyncio.Task[Representation | None]") -> None:
         del self._asked[generation_id]
         if done.cancelled() or done.exception() is not None:
             return

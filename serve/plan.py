@@ -12,12 +12,12 @@ from raydream.config.presets import PRESETS
 from raydream.config.run import MAX_PROMPT_CHARACTERS, RunConfig
 from raydream.launch import check_prior
 from raydream.priors.find import EMBEDDED, known_nouns
-from serve.records import Record, Wish
+from serve.records import CheckedRequest, Record
 from serve.schema import GenerationRequest, Limits, PriorInfo, Priors
 from serve.settings import Settings
 
 
-def wish_of(request: GenerationRequest, settings: Settings) -> Wish:
+def checked_request(request: GenerationRequest, settings: Settings) -> CheckedRequest:
     """What the record keeps of a request; ``ValueError`` naming the field for what this service cannot do."""
     require(request.n <= settings.max_n, "n", f"must be at most {settings.max_n} here, got {request.n}")
     steps, preset = request.steps, request.preset or settings.presets[0]
@@ -25,7 +25,7 @@ def wish_of(request: GenerationRequest, settings: Settings) -> Wish:
     require(allowed, "steps", f"must be at most {settings.max_steps} here, got {steps}")
     config = check_prior(_configured(settings, preset, steps, request.prompt, request.n, request.method, request.seed))
     num_steps = config.stages[0].num_steps
-    return Wish(request.prompt, request.n, preset, request.method, request.seed, steps, num_steps)
+    return CheckedRequest(request.prompt, request.n, preset, request.method, request.seed, steps, num_steps)
 
 
 def config_of(record: Record, settings: Settings) -> RunConfig:
@@ -54,8 +54,8 @@ def _configured(
     settings: Settings, preset: str, steps: int | None, prompt: str, n: int, method: str, seed: int
 ) -> RunConfig:
     config = settings.base_config(preset, steps)
-    wishes = [f"prompt={prompt}", f"n={n}", f"method={method}", f"seed={seed}", "cluster.runtime=ray"]
-    config = strict_json.apply_overrides(config, wishes)
+    overrides = [f"prompt={prompt}", f"n={n}", f"method={method}", f"seed={seed}", "cluster.runtime=ray"]
+    config = strict_json.apply_overrides(config, overrides)
     every = max(1, min(config.output.preview_every, config.stages[0].num_steps // settings.previews_per_run))
     return dataclasses.replace(config, output=dataclasses.replace(config.output, preview_every=every))
 

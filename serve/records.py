@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError as RecordsAway  # the database does 
 from serve.lease import Leases, fence
 from serve.tables import GENERATIONS, METADATA, OWNERS
 
-__all__ = ["KeyUsedForOther", "NotNow", "Quota", "QuotaUsedUp", "Record", "Records", "RecordsAway", "Wish"]
+__all__ = ["CheckedRequest", "KeyUsedForOther", "NotNow", "Quota", "QuotaUsedUp", "Record", "Records", "RecordsAway"]
 
 ENDED = ("finished", "failed", "cancelled")
 UNFINISHED = ("queued", "running")
@@ -64,7 +64,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Wish:
+class CheckedRequest:
     """What a client asked for, checked."""
 
     prompt: str
@@ -122,12 +122,14 @@ class Records:
         """Gives all connections back."""
         self._engine.dispose()
 
-    def add(self, owner: str, wish: Wish, idempotency_key: str | None, quota: Quota) -> tuple[Record, bool]:
+    def add(
+        self, owner: str, request: CheckedRequest, idempotency_key: str | None, quota: Quota
+    ) -> tuple[Record, bool]:
         """The new generation and True, or the one that the key stands for already and False.
 
         Raises ``QuotaUsedUp`` or ``KeyUsedForOther``.
         """
-        fingerprint = hashlib.sha256(json.dumps(vars(wish), sort_keys=True).encode()).hexdigest()
+        fingerprint = hashlib.sha256(json.dumps(vars(request), sort_keys=True).encode()).hexdigest()
         self._make_owner(owner)
         with self._engine.begin() as connection:
             self._queue_up(connection)
@@ -147,7 +149,7 @@ class Records:
                 "losses": {},
                 "meshes": [],
                 "created_at": self._clock(),
-            } | vars(wish)
+            } | vars(request)
             connection.execute(sa.insert(GENERATIONS).values(row))
             found = connection.execute(sa.select(GENERATIONS).where(GENERATIONS.c.id == row["id"])).one()
         return _record(found), True

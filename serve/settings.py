@@ -92,7 +92,7 @@ class Settings:
         return dataclasses.replace(settings, data=str(Path(settings.data).resolve()), runs=runs, overrides=overrides)
 
     def base_config(self, preset: str, steps: int | None) -> RunConfig:
-        """A preset with the operator's overrides, before a client's wishes."""
+        """A preset with the operator's overrides, before what a client asks for."""
         require(preset in self.presets, "preset", f"must be one of {', '.join(self.presets)}, got {preset!r}")
         require(preset in PRESETS, "presets", f"unknown {preset!r}; choose from {', '.join(PRESETS)}")
         return strict_json.apply_overrides(make_preset(preset, steps), list(self.overrides))

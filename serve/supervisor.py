@@ -1,6 +1,6 @@
 """Who sees to it that every accepted generation ends: starts what waits, and what lost its runner, again.
 
-Plain classes; ``crew.py`` puts them onto Ray. All that must outlive the supervisor is in the record, so that another
+Plain classes; ``actors.py`` puts them onto Ray. All that must outlive the supervisor is in the record, so that another
 one can go on at any moment: it finds the runners at their work by their names.
 """
 
@@ -20,7 +20,7 @@ Job = tuple[str, int]  # generation and attempt
 
 
 @dataclass(frozen=True)
-class Condition:
+class SupervisorHealth:
     """How a supervisor is: for how long it has not come round, in words why it runs nothing at all (the record is
     another service's), and why what waits is not started (the disk is full); empty where all is well.
     """
@@ -31,7 +31,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Hand:
+class RunnerStatus:
     """A runner that answers. ``is_ready``: it has nothing to do and has loaded what it keeps; ``is_outdated``: it was
     started with other settings; ``is_new``: its job has yet to ask for its places.
     """
@@ -43,10 +43,10 @@ class Hand:
 
 
 @runtime_checkable
-class Crew(Protocol):
+class Runners(Protocol):
     """What the supervisor asks of the runners; each has a slot, counted from 0."""
 
-    def hands(self) -> dict[int, Hand]:
+    def statuses(self) -> dict[int, RunnerStatus]:
         """All runners that are alive."""
         ...
 
@@ -77,14 +77,14 @@ class Supervisor:
     def __init__(
         self,
         records: Records,
-        crew: Crew,
+        runners: Runners,
         num_slots: int,
         epoch: Callable[[], int | None],
         pause: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``epoch`` of the lease, None while it is another's; ``pause`` says why nothing may be started now."""
-        self._records, self._crew, self._num_slots, self._clock = records, crew, num_slots, clock
+        self._records, self._runners, self._num_slots, self._clock = records, runners, num_slots, clock
         self._epoch, self._pause = epoch, pause
         self._dismissed_at: dict[int, float] = {}
         self.paused = ""
@@ -92,80 +92,80 @@ class Supervisor:
 
     def tick(self) -> None:
         """One look at everything."""
-        hands, epoch = self._crew.hands(), self._epoch()
-        self.busy = frozenset(hand.job[0] for hand in hands.values() if hand.job is not None)
+        statuses, epoch = self._runners.statuses(), self._epoch()
+        self.busy = frozenset(status.job[0] for status in statuses.values() if status.job is not None)
         running = {record.id: record for record in self._records.running()} if epoch is not None else {}
         at_work = set()
-        for slot, hand in hands.items():
-            if hand.job is None:
+        for slot, status in statuses.items():
+            if status.job is None:
                 self._dismissed_at.pop(slot, None)
                 continue
-            record = running.get(hand.job[0])
-            if record is None or record.attempt != hand.job[1]:
+            record = running.get(status.job[0])
+            if record is None or record.attempt != status.job[1]:
                 self._dismiss(slot)
             else:
                 at_work.add(record.id)
         if epoch is None:  # what its runners were at is another service's now
             return
-        hands = self._renew(hands)
+        statuses = self._renew(statuses)
         self.paused = self._pause()
         orphans = [record for record in running.values() if record.id not in at_work]
         for record in [] if self.paused else [*orphans, *self._records.queue()]:
             if record.id in self.busy:  # a runner that was dismissed has yet to let go of it
                 continue
-            if not self._assign(record, hands, epoch):
+            if not self._assign(record, statuses, epoch):
                 break
 
-    def _renew(self, hands: Mapping[int, Hand]) -> dict[int, Hand]:
+    def _renew(self, statuses: Mapping[int, RunnerStatus]) -> dict[int, RunnerStatus]:
         """Without runners of old settings that have nothing to do; with at least one, so that there is a warm one."""
-        for slot, hand in hands.items():
-            if hand.is_outdated and hand.job is None:
-                self._crew.kill(slot)
-        left = {slot: hand for slot, hand in hands.items() if not (hand.is_outdated and hand.job is None)}
+        for slot, status in statuses.items():
+            if status.is_outdated and status.job is None:
+                self._runners.kill(slot)
+        left = {slot: status for slot, status in statuses.items() if not (status.is_outdated and status.job is None)}
         if not left:
             self._open(left)
         return left
 
-    def _assign(self, record: Record, hands: dict[int, Hand], epoch: int) -> bool:
+    def _assign(self, record: Record, statuses: dict[int, RunnerStatus], epoch: int) -> bool:
         """False where nothing more can be started now."""
         if record.num_stalls >= _MAX_STALLS:
             detail = f"{_MAX_STALLS} attempts ended without a word before they came beyond step {record.furthest_step}"
             values = {"phase": "failed", "error_title": "The run keeps dying", "error_detail": detail}
             self._records.end(record.id, record.attempt, "failed", values)
             return True
-        slot = next((slot for slot, hand in hands.items() if hand.job is None and hand.is_ready), None)
+        slot = next((slot for slot, status in statuses.items() if status.job is None and status.is_ready), None)
         if slot is None:
-            if all(hand.job is not None for hand in hands.values()):
-                self._open(hands)
+            if all(status.job is not None for status in statuses.values()):
+                self._open(statuses)
             return False
-        if any(hand.is_new or (hand.job is None and not hand.is_ready) for hand in hands.values()):
+        if any(status.is_new or (status.job is None and not status.is_ready) for status in statuses.values()):
             return False  # nobody knows yet what room these leave
-        if not self._crew.has_room(slot, record):
-            self._release_others(slot, hands)
+        if not self._runners.has_room(slot, record):
+            self._release_others(slot, statuses)
             return False
         attempt = self._records.take_up(record, epoch)
-        if attempt is not None and self._crew.start(slot, (record.id, attempt)):
+        if attempt is not None and self._runners.start(slot, (record.id, attempt)):
             _log.info("generation %s, attempt %d, starts in slot %d", record.id, attempt, slot)
-            hands[slot] = Hand((record.id, attempt), is_ready=False, is_new=True)
+            statuses[slot] = RunnerStatus((record.id, attempt), is_ready=False, is_new=True)
         return True
 
-    def _open(self, hands: dict[int, Hand]) -> None:
-        slot = next((slot for slot in range(self._num_slots) if slot not in hands), None)
+    def _open(self, statuses: dict[int, RunnerStatus]) -> None:
+        slot = next((slot for slot in range(self._num_slots) if slot not in statuses), None)
         if slot is not None:
-            self._crew.open(slot)
-            hands[slot] = Hand(None, is_ready=False)
+            self._runners.open(slot)
+            statuses[slot] = RunnerStatus(None, is_ready=False)
 
-    def _release_others(self, slot: int, hands: dict[int, Hand]) -> None:
+    def _release_others(self, slot: int, statuses: dict[int, RunnerStatus]) -> None:
         """What idle runners hold is needed elsewhere."""
-        for other, hand in list(hands.items()):
-            if other != slot and hand.job is None and hand.is_ready:
-                self._crew.kill(other)
-                del hands[other]
+        for other, status in list(statuses.items()):
+            if other != slot and status.job is None and status.is_ready:
+                self._runners.kill(other)
+                del statuses[other]
 
     def _dismiss(self, slot: int) -> None:
         if slot not in self._dismissed_at:
             self._dismissed_at[slot] = self._clock()
-            self._crew.stop(slot)
+            self._runners.stop(slot)
         elif self._clock() - self._dismissed_at[slot] > _STOP_PATIENCE_S:
             del self._dismissed_at[slot]
-            self._crew.kill(slot)
+            self._runners.kill(slot)

@@ -14,9 +14,12 @@ _HOOK = install_import_hook("raydream", "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from asset_cases import MINIPACK  # noqa: E402
 from store_cases import place  # noqa: E402, F401  (a fixture of several files)
 
 torch.set_num_threads(1)
+if MINIPACK.is_dir():
+    os.environ.setdefault("RAYDREAM_ASSETS", str(MINIPACK))
 
 
 @pytest.fixture

@@ -27,27 +27,30 @@ THUMBNAIL_PX, THUMBNAIL_AZIMUTHS_DEG = 24, (0.0, 60.0, 150.0, 270.0)
 log = logging.getLogger(__name__)
 
 
-def find_minipack() -> Path | None:
-    """The asset folder of this machine: ``$RAYDREAM_ASSETS``, else ``../shared/assets/minipack`` beside the checkout.
+def asset_folder(source: str | None) -> Path | None:
+    """The folder that a source names, or ``$RAYDREAM_ASSETS`` where it names none; None for the project's own objects.
 
-    Raises ValueError naming the variable where it points to a folder without a manifest.
+    Absolute, because actors have working directories of their own. Raises ValueError naming the variable where that
+    points to a folder without a manifest.
     """
+    if source:
+        return None if source == PROCEDURAL else Path(source).expanduser().resolve()
     named = os.environ.get(ASSETS_VARIABLE)
-    if named:
-        if not (Path(named) / MANIFEST).is_file():
-            raise ValueError(f"{ASSETS_VARIABLE}: no {MANIFEST} in {named}")
-        return Path(named).resolve()  # actors have working directories of their own
-    beside = Path(__file__).resolve().parents[3] / "shared" / "assets" / "minipack"
-    return beside if (beside / MANIFEST).is_file() else None
+    if not named:
+        return None
+    folder = Path(named).expanduser().resolve()
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{ASSETS_VARIABLE}: no {MANIFEST} in {named!r}; name a folder of assets that has one")
+    return folder
 
 
 def exhibit_assets(prompt: str | None, source: str | None, num_assets: int) -> list[Asset]:
     """At most ``num_assets`` different assets that fit a prompt (None: any), always the same ones in the same order.
 
-    ``source`` is a folder with a manifest, ``"procedural"`` for the project's own objects, or None for
-    ``find_minipack()`` and, where there is none, ``"procedural"``. An asset fits if its caption is about the prompt's
-    object ("a dark red chair by the sea" is about a chair) and has all the prompt's colour words. Units are the file's
-    own: see ``normalise_asset``.
+    ``source`` is a folder with a manifest, ``"procedural"`` for the project's own objects, or None for the folder in
+    ``$RAYDREAM_ASSETS`` and, where that is not set, ``"procedural"``. An asset fits if its caption is about the
+    prompt's object ("a dark red chair by the sea" is about a chair) and has all the prompt's colour words. Units are
+    the file's own: see ``normalise_asset``.
     Raises ValueError naming ``prompt`` (with the nouns there are), ``assets`` or ``num_assets``.
     """
     if num_assets < 1:
@@ -61,7 +64,7 @@ def exhibit_assets(prompt: str | None, source: str | None, num_assets: int) -> l
 
 def match_prompt(prompt: str | None, source: str | None) -> tuple[Path | str, list[AssetRecord]]:
     """Where assets come from and the records that fit a prompt; raises as ``exhibit_assets`` does, loads no asset."""
-    folder = _source_folder(source)
+    folder = asset_folder(source)
     where = folder or PROCEDURAL
     records = _records(folder)
     chosen = records if prompt is None else match_records(records, prompt)
@@ -73,7 +76,7 @@ def match_prompt(prompt: str | None, source: str | None) -> tuple[Path | str, li
 
 def available_nouns(source: str | None) -> Counter[str]:
     """The objects that prompts can name in a source (as in ``exhibit_assets``), with the number of assets of each."""
-    return count_nouns(_records(_source_folder(source)))
+    return count_nouns(_records(asset_folder(source)))
 
 
 def match_records(records: Sequence[AssetRecord], prompt: str) -> list[AssetRecord]:
@@ -106,12 +109,6 @@ def farthest_points(features: Float[Tensor, "point width"], num_points: int) -> 
         chosen.append(int(distance.argmax()))
         distance = torch.minimum(distance, (features - features[chosen[-1]]).norm(dim=-1))
     return chosen
-
-
-def _source_folder(source: str | None) -> Path | None:
-    if source == PROCEDURAL:
-        return None
-    return find_minipack() if source is None else Path(source)
 
 
 def _records(folder: Path | None) -> list[AssetRecord]:

@@ -9,7 +9,7 @@ import numpy as np
 from raydream.assets.asset import WRAP_CLAMP, WRAP_MIRROR, WRAP_REPEAT
 from raydream.assets.error import AssetError
 from raydream.assets.gltf_file import GltfFile, is_count
-from raydream.assets.images import decode_image
+from raydream.assets.images import decode_texture
 from raydream.assets.parts import BLEND_CUTOFF, DARK, Material, shines, with_emission
 
 WRAP_MODES = {10497: WRAP_REPEAT, 33648: WRAP_MIRROR, 33071: WRAP_CLAMP}
@@ -127,7 +127,7 @@ class MaterialReader:
         limits, data = self._file.limits, b""
         try:
             data = self._file.image_bytes(source)
-            return decode_image(data, limits.max_texture_px, limits.texture_side_px)
+            return decode_texture(data, limits.max_texture_px, limits.texture_side_px)
         except AssetError as error:
             match error.reason:
                 case "missing_file":

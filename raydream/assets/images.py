@@ -12,7 +12,7 @@ from raydream.assets.error import AssetError
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TGA", "GIF", "TIFF", "DDS")
 
 
-def decode_image(data: bytes, max_px: int, side_px: int) -> np.ndarray:
+def decode_texture(data: bytes, max_px: int, side_px: int) -> np.ndarray:
     """RGBA bytes of an encoded image, reduced so that no side is over ``side_px``; AssetError ``bad_texture``, or
     ``too_large`` before one of more than ``max_px`` is unpacked.
     """

@@ -126,11 +126,6 @@ def _manifest_record(folder: Path, row: dict, fronts: Mapping[str, str | None]) 
     )
 
 
-def read_objaverse_folder(folder: Path, uids: frozenset[str] = frozenset()) -> list[AssetRecord]:
-    """The records of ``iterate_objaverse_folder``, by uid."""
-    return sorted(iterate_objaverse_folder(folder, uids), key=lambda record: record.uid)
-
-
 def iterate_objaverse_folder(
     folder: Path, uids: frozenset[str] = frozenset(), names_in: Callable[[str], Iterable[str]] | None = None
 ) -> Iterator[AssetRecord]:

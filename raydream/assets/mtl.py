@@ -12,7 +12,7 @@ import numpy as np
 from raydream.assets.asset import WRAP_CLAMP, WRAP_REPEAT
 from raydream.assets.error import AssetError
 from raydream.assets.files import AssetLimits, Folder, read_named
-from raydream.assets.images import decode_image
+from raydream.assets.images import decode_texture
 from raydream.assets.parts import Material, linear_from_srgb, shines, with_emission
 from raydream.assets.warnings import Warn
 
@@ -120,7 +120,7 @@ def read_texture(name: str, folder: Folder, limits: AssetLimits, warn: Warn) -> 
     """RGBA bytes of an image that an OBJ, MTL or PLY names; None, with a warning, where it cannot be read."""
     try:
         data = read_named(folder, name, limits.max_bytes)
-        return decode_image(data, limits.max_texture_px, limits.texture_side_px)
+        return decode_texture(data, limits.max_texture_px, limits.texture_side_px)
     except AssetError as error:
         match error.reason:
             case "missing_file":

@@ -44,7 +44,7 @@ def index_of(uri: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def names_below(uri: str) -> NamesIn:
+def remote_names(uri: str) -> NamesIn:
     """Lists the folders of a remote library; one that is not there is empty."""
     files = resolve(uri, None)
 

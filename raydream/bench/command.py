@@ -30,7 +30,7 @@ QUICK_RUN = (
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
     """Measures, prints the tables and writes ``--out``; returns the process's exit code."""
-    args = build_parser(description).parse_args(words)
+    args = _parser(description).parse_args(words)
     console = Console(width=None if sys.stdout.isatty() else _LOG_COLUMNS)
     comparisons = measure_steps(args.quick, args.rounds) if "step" in args.parts else []
     costs = []
@@ -45,7 +45,7 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_parser(description: str) -> argparse.ArgumentParser:
+def _parser(description: str) -> argparse.ArgumentParser:
     """The flags of the benchmark."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--parts", nargs="+", choices=["step", "run"], default=["step", "run"], help="what to measure")

@@ -21,7 +21,7 @@ from raydream.diffusion.latent import RgbaCodec
 from raydream.scene.nerf import NerfScene, draw_look
 from raydream.seeds import generator
 
-PARTS = ("render", "backward", "adam")
+STEP_PARTS = ("render", "backward", "adam")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def compare_steps(setting: StepSetting, backends: Sequence[str], device: str, ro
     measured = [taken[1:] for taken in seconds]
     totals = [[sum(parts.values()) for parts in taken] for taken in measured]
     costs = [
-        StepCost(name, {part: spread_of([parts[part] for parts in taken]) for part in PARTS}, spread_of(total))
+        StepCost(name, {part: spread_of([parts[part] for parts in taken]) for part in STEP_PARTS}, spread_of(total))
         for name, taken, total in zip(backends, measured, totals)
     ]
     speedup = spread_of([first / last for first, last in zip(totals[0], totals[-1])])
@@ -101,7 +101,7 @@ class Stepper:
         self._gradient = torch.randn(shape, generator=generator(0, "gradient", 0, 0)).to(device) * 1e-2
 
     def take(self, step: int) -> dict[str, float]:
-        """One step; the seconds of its ``PARTS``."""
+        """One step; the seconds of its ``STEP_PARTS``."""
         clock, view, px = clock_of(self._device), self._setting.num_views, self._setting.image_px
         marks = [clock()]
         azimuth = torch.arange(view) * (360.0 / view) + 40.0 * step
@@ -117,7 +117,7 @@ class Stepper:
         self._optimizer.step()
         marks.append(clock())
         self.num_samples = len(nerf.weights)
-        return {part: end - start for part, start, end in zip(PARTS, marks, marks[1:])}
+        return {part: end - start for part, start, end in zip(STEP_PARTS, marks, marks[1:])}
 
 
 def stage_of(setting: StepSetting) -> StageConfig:

@@ -149,12 +149,12 @@ def _moderngl() -> Tool:
 def main() -> None:
     """``python -m raydream.bench.rendering``: the table on standard output."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default="", help="an asset folder; without it the one of this machine")
-    parser.add_argument("--assets", type=int, default=40, help="how many of them, evenly over the folder")
+    parser.add_argument("--assets", default="", help="a folder of assets (default: $RAYDREAM_ASSETS)")
+    parser.add_argument("--count", type=int, default=40, help="how many of them, evenly over the folder")
     args = parser.parse_args()
     torch.set_num_threads(1)  # else the tools pay for torch's idle threads
-    records, _ = library_records(LibraryConfig(args.source))
-    sample = records[:: max(1, len(records) // args.assets)]
+    records, _ = library_records(LibraryConfig(args.assets))
+    sample = records[:: max(1, len(records) // args.count)]
     views = replace(make_recipe("prior").views, num_views=8, images=ViewConfig().images)
     print(f"{len(sample)} assets, {views.num_views} views each\n\n{format_figures(measure(sample, views))}")
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raydream.bench.figures import RunCost
-from raydream.bench.particle_step import PARTS, StepComparison
+from raydream.bench.particle_step import STEP_PARTS, StepComparison
 
 TARGET_SPEEDUP, TARGET_OUTSIDE = 10.0, 0.10
 _QUIET = 0.05  # with more than that going on beside it, a wall time says little
@@ -17,7 +17,7 @@ _QUIET = 0.05  # with more than that going on beside it, a wall time says little
 def step_table(comparisons: Sequence[StepComparison]) -> Table:
     """One line for each setting and backend: milliseconds of each part, and how many times faster than plain torch."""
     table = Table(title="One particle's step in one thread, ms: median (quartiles)", title_justify="left")
-    for name in ("setting", "device", "samples", "backend", *PARTS, "step", "times plain torch"):
+    for name in ("setting", "device", "samples", "backend", *STEP_PARTS, "step", "times plain torch"):
         is_word = name in ("setting", "device", "backend")
         table.add_column(name, justify="left" if is_word else "right", no_wrap=is_word)
     for comparison in comparisons:
@@ -28,7 +28,7 @@ def step_table(comparisons: Sequence[StepComparison]) -> Table:
                 comparison.device if is_first else "",
                 str(comparison.num_samples) if is_first else "",
                 cost.backend,
-                *(f"{cost.parts_s[part].median * 1e3:.1f}" for part in PARTS),
+                *(f"{cost.parts_s[part].median * 1e3:.1f}" for part in STEP_PARTS),
                 cost.total_s.text(1e3, 1 if cost.total_s.median < 0.1 else 0),
                 comparison.speedup.text() if is_last else "1",
                 end_section=is_last,

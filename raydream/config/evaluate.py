@@ -8,12 +8,12 @@ NUM_VIEWS = 12
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateConfig:
     """How particles are looked at and who judges them.
 
     Every particle is seen from ``NUM_VIEWS`` azimuths at one elevation. ``prior`` (a diffusers folder or alias; empty:
     the run's own) and ``clip`` (a folder in transformers' layout) judge words. ``assets`` is a folder with a manifest,
-    empty for the run's or this machine's, whose objects show what fronts and backs look like. ``captions`` are
+    empty for the run's or ``$RAYDREAM_ASSETS``, whose objects show what fronts and backs look like. ``captions`` are
     the wrong candidates of R-precision; where there are none they are made from words. ``prompt`` and ``label`` stand
     in for those of a run's configuration. So many ``checked_assets``, real and glued, are put before the judges of
     words too, to see whether they know a front (a prior on a CPU needs about a minute for each).

@@ -14,9 +14,9 @@ SMALL_UNET_PATCH_PX = 4  # of an exhibit's learned reference, where the picture'
 class ExhibitConfig:
     """The mixture behind an exact score: which assets are its modes and how wide each of them is.
 
-    ``assets`` is a folder with a manifest; empty means ``../shared/assets/minipack`` where it exists, else assets
-    that the project makes itself. ``mode_std`` is the standard deviation of each mode in latent units. The
-    assets are lit from above and in front, softly: at least ``ambient`` of their albedo is seen (1: albedo alone).
+    ``assets`` is a folder with a manifest; empty means ``$RAYDREAM_ASSETS`` or, where that is not set, assets that the
+    project makes itself. ``mode_std`` is the standard deviation of each mode in latent units. The assets are lit from
+    above and in front, softly: at least ``ambient`` of their albedo is seen (1: albedo alone).
     """
 
     assets: str = ""
@@ -56,3 +56,13 @@ class PriorConfig:
     def exhibit_px(self) -> int:
         """The size of an exhibit's pictures."""
         return self.image_px or EXHIBIT_IMAGE_PX
+
+    @property
+    def mixture(self) -> ExhibitConfig | None:
+        """What an exact score is made of; None for any other kind."""
+        return self.exhibit if self.kind == "exhibit" else None
+
+    @property
+    def lacks_source(self) -> bool:
+        """Whether a folder or a name still has to be given."""
+        return self.kind == "diffusers" and not self.source

@@ -54,11 +54,11 @@ class LibraryConfig:
     """Which assets: those of a folder or URI with ``manifest.jsonl``, in the Objaverse layout (or the folder above it),
     or of asset files that are named by their own names; or "procedural".
 
-    An empty ``source`` means the asset folder of this machine if there is one (``$RAYDREAM_ASSETS``), else
-    "procedural". ``subsets`` are names in the folder's ``subsets.json``, of which an asset must be in each.
-    ``captions`` is a CSV of uid and caption (Cap3D), a file or URI. ``licences`` are SPDX identifiers. For faces and
-    bytes 0 means no bound. ``max_objects`` keeps the first by uid, 0 all. ``colour_warnings`` keeps assets of whose
-    colours some could not be read; their rows tell.
+    An empty ``source`` means the folder in ``$RAYDREAM_ASSETS``, or "procedural" where that is not set. ``subsets`` are
+    names in the folder's ``subsets.json``, of which an asset must be in each. ``captions`` is a CSV of uid and caption
+    (Cap3D), a file or URI. ``licences`` are SPDX identifiers. For faces and bytes 0 means no bound. ``max_objects``
+    keeps the first by uid, 0 all. ``colour_warnings`` keeps assets of whose colours some could not be read; their rows
+    tell.
     """
 
     source: str = ""

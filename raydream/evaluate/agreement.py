@@ -47,21 +47,6 @@ def ccm_agreement(
     return right / counted if counted else 0.0
 
 
-def own_view_error_px(
-    ccm: Float[Tensor, "view h w 3"], opacity: Float[Tensor, "view h w 1"], cameras: Cameras, box: Box
-) -> float:
-    """The median distance in pixels from where a coordinate is drawn to where its own camera would see it.
-
-    For maps that are not renders: a denoiser's samples.
-    """
-    view, row, column = torch.nonzero(opacity[..., 0] > SOLID, as_tuple=True)
-    weighted = ccm[view, row, column] / opacity[view, row, column]
-    homogeneous = _homogeneous(points_from_canonical(weighted, box))
-    place = torch.einsum("nij,nj->ni", clip_from_world(cameras)[view], homogeneous)
-    x, y = _to_pixels(place, *opacity.shape[1:3])
-    return float(torch.hypot(x - (column + 0.5), y - (row + 0.5)).median())
-
-
 def _depth_range(
     points: Float[Tensor, "view h w 3"], solid: Bool[Tensor, "view h w"], clip: Float[Tensor, "view 4 4"]
 ) -> tuple[Float[Tensor, "view h w"], Float[Tensor, "view h w"]]:

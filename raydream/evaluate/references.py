@@ -13,7 +13,7 @@ from raydream.assets.asset import AssetError
 from raydream.assets.exhibit import COLOUR_WORDS, match_records
 from raydream.assets.library import AssetFilter, filter_records, read_manifest_folder
 from raydream.assets.load import load_record
-from raydream.config.evaluate import EvaluateSettings
+from raydream.config.evaluate import EvaluateConfig
 from raydream.evaluate.around import Around, judge_around
 from raydream.evaluate.facing import MIN_REFERENCES, Facing, JudgeCheck, frontness_by_references, judge_facing
 from raydream.evaluate.glue import glue_two_fronts
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceAsset:
     """A real asset, and its fakes: glued from two fronts by each of ``CUTS``."""
 
     real: Turntable
@@ -41,7 +41,9 @@ class Reference:
         return tuple(Around.of(table) for table in (self.real, *self.glued))
 
 
-def load_references(prompt: str, folder: Path, settings: EvaluateSettings, backend: Backend) -> tuple[Reference, ...]:
+def load_references(
+    prompt: str, folder: Path, settings: EvaluateConfig, backend: Backend
+) -> tuple[ReferenceAsset, ...]:
     """At most ``MAX_REFERENCES`` assets of a manifest folder that are about the prompt's object and have a front.
 
     Colour words do not count. Empty where the folder has fewer than ``MIN_REFERENCES``: then nothing is known.
@@ -59,11 +61,11 @@ def load_references(prompt: str, folder: Path, settings: EvaluateSettings, backe
             _log.warning("references: %s left out: %s", record.uid, error)
             continue
         glued = tuple(take_turntable(glue_two_fronts(asset, cut), settings, backend) for cut in CUTS)
-        references.append(Reference(take_turntable(asset, settings, backend), glued))
+        references.append(ReferenceAsset(take_turntable(asset, settings, backend), glued))
     return tuple(references) if len(references) >= MIN_REFERENCES else ()
 
 
-def judge_by_references(table: Turntable, references: Sequence[Reference]) -> Facing:
+def judge_by_references(table: Turntable, references: Sequence[ReferenceAsset]) -> Facing:
     """The verdict of ``judge_around`` with these references, beside how front-like the front and the back are."""
     real, glued = _split(references)
     verdict, turn_deg = judge_around(Around.of(table), real, glued)
@@ -71,7 +73,7 @@ def judge_by_references(table: Turntable, references: Sequence[Reference]) -> Fa
     return replace(judge_facing(REFERENCES, frontness), verdict=verdict, turn_deg=turn_deg)
 
 
-def check_references(references: Sequence[Reference]) -> JudgeCheck:
+def check_references(references: Sequence[ReferenceAsset]) -> JudgeCheck:
     """What the references are worth as judges: each is judged by the others."""
 
     def is_consistent(index: int, place: int) -> bool:
@@ -81,7 +83,7 @@ def check_references(references: Sequence[Reference]) -> JudgeCheck:
     return _check(REFERENCES, len(references), is_consistent)
 
 
-def check_judge(judge: str, references: Sequence[Reference], frontness: Frontness) -> JudgeCheck:
+def check_judge(judge: str, references: Sequence[ReferenceAsset], frontness: Frontness) -> JudgeCheck:
     """What a judge that needs no references is worth on these assets."""
 
     def is_consistent(index: int, place: int) -> bool:
@@ -102,6 +104,6 @@ def _check(judge: str, count: int, is_consistent: Callable[[int, int], bool]) ->
     return JudgeCheck(judge, count, consistent / count, caught / count, caught_middle / count)
 
 
-def _split(references: Sequence[Reference]) -> tuple[list[Around], list[Around]]:
+def _split(references: Sequence[ReferenceAsset]) -> tuple[list[Around], list[Around]]:
     """The real ones and the fakes."""
     return [r.around[0] for r in references], [fake for r in references for fake in r.around[1:]]

@@ -85,7 +85,7 @@ def is_trusted(check: JudgeCheck) -> bool:
     return min(check.consistent_on_real, check.janus_on_glued) >= TRUSTED
 
 
-def compare(evaluations: Sequence[Evaluation]) -> str:
+def comparison_table(evaluations: Sequence[Evaluation]) -> str:
     """A Markdown table of all labels (rows) and figures (columns): the mean over runs, and the standard deviation
     between runs (of a sample, so from two runs up).
     """

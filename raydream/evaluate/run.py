@@ -7,29 +7,29 @@ from pathlib import Path
 
 import torch
 
-from raydream.assets.exhibit import available_nouns, find_minipack
+from raydream.assets.exhibit import asset_folder, available_nouns
 from raydream.assets.procedural import PROCEDURAL
 from raydream.backend import load_backend
 from raydream.config import strict_json
-from raydream.config.evaluate import NUM_VIEWS, EvaluateSettings
+from raydream.config.evaluate import NUM_VIEWS, EvaluateConfig
 from raydream.diffusion.layout import LEXICON
 from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.evaluate.agreement import ccm_agreement
 from raydream.evaluate.diversity import Diversity, feature_distances, measure_diversity, picture_distances
 from raydream.evaluate.facing import Facing, JudgeCheck, judge_facing, twin_ratio
 from raydream.evaluate.mesh_checks import check_mesh
+from raydream.evaluate.meshes import ParticleMesh, RunMeshes, read_meshes
 from raydream.evaluate.nearest import NearestAsset
 from raydream.evaluate.references import (
     Frontness,
-    Reference,
+    ReferenceAsset,
     check_judge,
     check_references,
     judge_by_references,
     load_references,
 )
 from raydream.evaluate.results import Evaluation, ParticleEvaluation, Recognition
-from raydream.evaluate.sheet import contact_sheet
-from raydream.evaluate.subjects import Subject, Subjects, read_subjects
+from raydream.evaluate.sheet import verdict_sheet
 from raydream.evaluate.turntable import Turntable, standard_cameras, take_turntable
 from raydream.evaluate.word_judges import ClipJudge, PriorJudge, WordJudge, word_frontness
 from raydream.evaluate.words import distractors
@@ -48,34 +48,34 @@ class _Panel:
     words: tuple[WordJudge, ...]
     candidates: tuple[str, ...]
     nearest: NearestAsset | None
-    references: tuple[Reference, ...]
+    references: tuple[ReferenceAsset, ...]
     checks: tuple[JudgeCheck, ...]
 
 
-def evaluate_run(uri: str, settings: EvaluateSettings) -> Evaluation:
+def evaluate_run(uri: str, settings: EvaluateConfig) -> Evaluation:
     """Measures a run folder, or a folder of meshes, and writes ``evaluation.json`` and ``evaluation.png`` into it.
 
     Without ``prior``, ``clip`` or assets about the prompt's object the measures that need them are left out. Raises
     ValueError naming ``run``, ``prompt``, ``prior``, ``clip``, ``assets`` or ``captions`` before anything is measured.
     """
-    subjects = read_subjects(uri, settings)
-    settings = replace(settings, prior=settings.prior or subjects.prior)
+    meshes = read_meshes(uri, settings)
+    settings = replace(settings, prior=settings.prior or meshes.prior)
     backend = load_backend("auto", "cpu")
-    panel = _assemble(subjects, settings, backend)
+    panel = _assemble(meshes, settings, backend)
     tables: dict[str, Turntable] = {}
-    for subject in subjects.particles:
-        if subject.asset is not None:
-            tables[subject.name] = take_turntable(subject.asset, settings, backend, subject.name)
+    for mesh in meshes.particles:
+        if mesh.asset is not None:
+            tables[mesh.name] = take_turntable(mesh.asset, settings, backend, mesh.name)
     particles = tuple(
-        _evaluate_particle(subject, tables.get(subject.name), subjects.prompt, panel, settings, backend)
-        for subject in subjects.particles
+        _evaluate_particle(mesh, tables.get(mesh.name), meshes.prompt, panel, settings, backend)
+        for mesh in meshes.particles
     )
     evaluation = Evaluation(
-        subjects.uri,
-        subjects.label,
-        subjects.prompt,
-        subjects.method,
-        subjects.seed,
+        meshes.uri,
+        meshes.label,
+        meshes.prompt,
+        meshes.method,
+        meshes.seed,
         panel.candidates,
         particles,
         _diversity(list(tables.values()), panel.words, settings),
@@ -86,15 +86,15 @@ def evaluate_run(uri: str, settings: EvaluateSettings) -> Evaluation:
         "summary": evaluation.summary(),
         "settings": strict_json.to_json(settings),
     }
-    subjects.write(EVALUATION, json.dumps(values, indent=2, allow_nan=False).encode())
+    meshes.write(EVALUATION, json.dumps(values, indent=2, allow_nan=False).encode())
     if tables:
-        subjects.write(SHEET, contact_sheet(evaluation, tables))
+        meshes.write(SHEET, verdict_sheet(evaluation, tables))
     return evaluation
 
 
-def _assemble(subjects: Subjects, settings: EvaluateSettings, backend: Backend) -> _Panel:
-    prompt, device = subjects.prompt, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = _assets_folder(subjects, settings)
+def _assemble(meshes: RunMeshes, settings: EvaluateConfig, backend: Backend) -> _Panel:
+    prompt, device = meshes.prompt, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = asset_folder(settings.assets or (meshes.exhibit.assets if meshes.exhibit else ""))
     plain_captions = [prompt + words for words in ("", VIEW_WORDS["front"], VIEW_WORDS["back"])]
     candidates: tuple[str, ...] = ()
     judges: list[WordJudge] = []
@@ -105,8 +105,8 @@ def _assemble(subjects: Subjects, settings: EvaluateSettings, backend: Backend) 
     if settings.prior:
         judges.append(PriorJudge.load([*candidates, *plain_captions], settings, device))
     nearest = None
-    if subjects.exhibit is not None:
-        nearest = NearestAsset(prompt, subjects.exhibit, standard_cameras(settings), backend)
+    if meshes.exhibit is not None:
+        nearest = NearestAsset(prompt, meshes.exhibit, standard_cameras(settings), backend)
     references = load_references(prompt, folder, settings, backend) if folder else ()
     checks = [check_references(references)] if references else []
     checked = references[: settings.checked_assets]
@@ -115,13 +115,7 @@ def _assemble(subjects: Subjects, settings: EvaluateSettings, backend: Backend) 
     return _Panel(tuple(judges), candidates, nearest, references, tuple(checks))
 
 
-def _assets_folder(subjects: Subjects, settings: EvaluateSettings) -> Path | None:
-    """Where real assets are: the settings' folder, the exhibit's, or this machine's."""
-    named = settings.assets or (subjects.exhibit.assets if subjects.exhibit else "")
-    return find_minipack() if not named else None if named == PROCEDURAL else Path(named)
-
-
-def _wrong_captions(prompt: str, folder: Path | None, settings: EvaluateSettings) -> tuple[str, ...]:
+def _wrong_captions(prompt: str, folder: Path | None, settings: EvaluateConfig) -> tuple[str, ...]:
     """The settings' captions; else made from the prior's own nouns, or from those of the assets."""
     if settings.captions:
         wrong = tuple(dict.fromkeys(caption for caption in settings.captions if caption != prompt))
@@ -138,10 +132,10 @@ def _wrong_captions(prompt: str, folder: Path | None, settings: EvaluateSettings
 
 
 def _evaluate_particle(
-    subject: Subject, table: Turntable | None, prompt: str, panel: _Panel, settings: EvaluateSettings, backend: Backend
+    mesh: ParticleMesh, table: Turntable | None, prompt: str, panel: _Panel, settings: EvaluateConfig, backend: Backend
 ) -> ParticleEvaluation:
-    if subject.asset is None or table is None:
-        return ParticleEvaluation(subject.name, subject.note)
+    if mesh.asset is None or table is None:
+        return ParticleEvaluation(mesh.name, mesh.note)
     recognitions = [_recognise(judge, table, panel.candidates, settings) for judge in panel.words]
     if panel.nearest is not None:
         recognitions.append(panel.nearest.recognise(table))
@@ -151,23 +145,21 @@ def _evaluate_particle(
     for judge in panel.words:
         facings.append(judge_facing(judge.name, _frontness_of(judge, prompt, settings)(table)))
     return ParticleEvaluation(
-        subject.name,
-        "; ".join(subject.asset.warnings),
+        mesh.name,
+        "; ".join(mesh.asset.warnings),
         tuple(recognitions),
         tuple(facings),
         twin_ratio(table),
         ccm_agreement(table.views.ccm, table.views.alpha, table.cameras, table.box),
-        check_mesh(subject.asset, subject.file_bytes, backend),
+        check_mesh(mesh.asset, mesh.file_bytes, backend),
     )
 
 
-def _frontness_of(judge: WordJudge, prompt: str, settings: EvaluateSettings) -> Frontness:
+def _frontness_of(judge: WordJudge, prompt: str, settings: EvaluateConfig) -> Frontness:
     return lambda table: word_frontness(judge, table.images(settings.background), prompt)
 
 
-def _recognise(
-    judge: WordJudge, table: Turntable, candidates: Sequence[str], settings: EvaluateSettings
-) -> Recognition:
+def _recognise(judge: WordJudge, table: Turntable, candidates: Sequence[str], settings: EvaluateConfig) -> Recognition:
     """The candidates' mean scores over evenly spread views; the prompt is the first of them, and a tie is a loss."""
     images = table.images(settings.background)[:: NUM_VIEWS // settings.judged_views]
     scores = judge.scores(images, candidates)
@@ -179,7 +171,7 @@ def _recognise(
 
 
 def _diversity(
-    tables: Sequence[Turntable], judges: Sequence[WordJudge], settings: EvaluateSettings
+    tables: Sequence[Turntable], judges: Sequence[WordJudge], settings: EvaluateConfig
 ) -> tuple[Diversity, ...]:
     measured = [measure_diversity("picture", picture_distances([table.rgba for table in tables]))]
     for judge in judges:

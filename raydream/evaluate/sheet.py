@@ -16,7 +16,7 @@ _PAPER = 0.96
 _MAX_LABEL = 34
 
 
-def contact_sheet(evaluation: Evaluation, tables: Mapping[str, Turntable]) -> bytes:
+def verdict_sheet(evaluation: Evaluation, tables: Mapping[str, Turntable]) -> bytes:
     """PNG: each particle from four sides with its verdicts."""
     images, labels = [], []
     for particle in evaluation.particles:

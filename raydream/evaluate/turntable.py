@@ -13,7 +13,7 @@ from torch import Tensor
 from raydream.assets.asset import Asset, normalise_asset
 from raydream.assets.raster import AssetViews, render_asset
 from raydream.camera import orbit_cameras
-from raydream.config.evaluate import NUM_VIEWS, EvaluateSettings
+from raydream.config.evaluate import NUM_VIEWS, EvaluateConfig
 from raydream.coordinates import Box, tight_box
 from raydream.types import Backend, Cameras
 
@@ -41,7 +41,7 @@ class Turntable:
         return (self.views.rgb + (1 - self.views.alpha) * background).clamp(0, 1)
 
 
-def standard_cameras(settings: EvaluateSettings) -> Cameras:
+def standard_cameras(settings: EvaluateConfig) -> Cameras:
     """The cameras of every turntable."""
     azimuth = torch.tensor(AZIMUTHS_DEG)
     each = torch.ones_like(azimuth)
@@ -50,7 +50,7 @@ def standard_cameras(settings: EvaluateSettings) -> Cameras:
     )
 
 
-def take_turntable(asset: Asset, settings: EvaluateSettings, backend: Backend, name: str = "") -> Turntable:
+def take_turntable(asset: Asset, settings: EvaluateConfig, backend: Backend, name: str = "") -> Turntable:
     """Renders an asset of any size and place."""
     cameras, placed = standard_cameras(settings), normalise_asset(asset)
     views = render_asset(placed, cameras, backend, _SUPERSAMPLE)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream import seeds
-from raydream.config.evaluate import EvaluateSettings
+from raydream.config.evaluate import EvaluateConfig
 from raydream.diffusion.codec import make_codec
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import add_noise
@@ -52,12 +52,12 @@ class PriorJudge:
         denoiser: DiffusersDenoiser,
         codec: LatentCodec,
         texts: dict[str, Float[Tensor, "token width"]],
-        settings: EvaluateSettings,
+        settings: EvaluateConfig,
     ) -> None:
         self._denoiser, self._codec, self._texts, self._settings = denoiser, codec, texts, settings
 
     @classmethod
-    def load(cls, captions: Sequence[str], settings: EvaluateSettings, device: torch.device) -> "PriorJudge":
+    def load(cls, captions: Sequence[str], settings: EvaluateConfig, device: torch.device) -> "PriorJudge":
         """The prior of the settings, ready to be asked about these captions and no others."""
         folder = resolve_prior(settings.prior)
         denoiser = DiffusersDenoiser.load(folder, torch.float32, device)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raydream.assets.exhibit import available_nouns, find_minipack
+from raydream.assets.exhibit import asset_folder, available_nouns
 from raydream.assets.library import MANIFEST
 from raydream.assets.procedural import PROCEDURAL
 from raydream.backend import load_backend
@@ -124,7 +124,7 @@ class ExhibitPrior:
         return exhibit_source(prompt, self.config.exhibit.assets or None)
 
     def _modes(self, prompt: str, backend: str, device: torch.device) -> ExhibitModes:
-        source = self.config.exhibit.assets or str(find_minipack() or PROCEDURAL)
+        source = str(asset_folder(self.config.exhibit.assets) or PROCEDURAL)
         exhibit = dataclasses.replace(self.config.exhibit, assets=source)
         files = () if source == PROCEDURAL else file_stamps(Path(source), MANIFEST)  # which lists all others
         return MODES.get(

@@ -11,7 +11,7 @@ from torch import Tensor
 from raydream import seeds
 from raydream.assets.recolour import COLOURS, Palette, draw_targets, recolour
 from raydream.config.train import LookConfig, WordsConfig
-from raydream.train.captions import Draw, Lexicon, Subject, compose, side_of
+from raydream.train.captions import CaptionedObject, Draw, Lexicon, compose, side_of
 from raydream.views.view_set import ViewSet
 
 
@@ -41,7 +41,7 @@ class BatchMaker:
     ``pixels`` are albedo 3, alpha 1 and shade 1 of the subjects as bytes, on the training device.
     """
 
-    subjects: tuple[Subject, ...]
+    subjects: tuple[CaptionedObject, ...]
     weights: Float[Tensor, " subject"]
     pixels: Tensor
     azimuth_deg: Float[Tensor, "subject view"]
@@ -56,7 +56,7 @@ class BatchMaker:
     def build(
         cls,
         views: ViewSet,
-        subjects: Sequence[Subject],
+        subjects: Sequence[CaptionedObject],
         angles: Sequence[int],
         palette: Palette,
         lexicon: Lexicon,

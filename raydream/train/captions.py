@@ -58,7 +58,7 @@ class Lexicon:
 
 
 @dataclass(frozen=True)
-class Subject:
+class CaptionedObject:
     """What captions may say of one object of a view set: its noun, its natural colour word, texts of its own.
 
     ``has_sides`` means that front, side and back are known and look different.
@@ -116,20 +116,22 @@ def _vocabulary(nouns: Sequence[str], aliases: Sequence[tuple[str, str]], texts:
     return tuple(sorted(needed | own))
 
 
-def describe(views: ViewSet, palette: Palette, lexicon: Lexicon, config: WordsConfig) -> list[Subject]:
+def describe(views: ViewSet, palette: Palette, lexicon: Lexicon, config: WordsConfig) -> list[CaptionedObject]:
     """The objects that can be trained, each with one noun."""
     subjects = []
     for index, noun in assign_nouns(views.objects, lexicon.nouns, config).items():
         card = views.objects[index]
         texts = tuple(text for text in card.captions[1:2] if not COLOUR_WORDS & set(words_of(text)))
         has_sides = card.front_known and looks_different_sideways(views, index)
-        subjects.append(Subject(index, noun, palette.word(index), texts, has_sides))
+        subjects.append(CaptionedObject(index, noun, palette.word(index), texts, has_sides))
     return subjects
 
 
-def split_subjects(subjects: Sequence[Subject], views: ViewSet, share: float) -> tuple[list[Subject], list[Subject]]:
+def split_objects(
+    subjects: Sequence[CaptionedObject], views: ViewSet, share: float
+) -> tuple[list[CaptionedObject], list[CaptionedObject]]:
     """Training and held-out objects: of each noun a share, at least one, always the same ones."""
-    by_noun: dict[str, list[Subject]] = {}
+    by_noun: dict[str, list[CaptionedObject]] = {}
     for subject in subjects:
         by_noun.setdefault(subject.noun, []).append(subject)
     held_out: set[int] = set()
@@ -159,14 +161,14 @@ def split_views(num_views: int, share: float) -> tuple[list[int], list[int]]:
     return [index for index in range(num_views) if index not in held_out], held_out
 
 
-def most_typical(subjects: Sequence[Subject], views: ViewSet, count: int) -> list[Subject]:
+def most_typical(subjects: Sequence[CaptionedObject], views: ViewSet, count: int) -> list[CaptionedObject]:
     """Up to ``count`` objects of each noun: those whose silhouettes, as a mean over all views, are nearest to the
     noun's own mean. Of near copies one is taken.
     """
     index = [subject.index for subject in subjects]
     coverage = views.alpha[index].permute(0, 1, 4, 2, 3).flatten(1, 2).float().mean(1, keepdim=True) / 255
     shapes = dict(zip(index, adaptive_avg_pool2d(coverage, _SHAPE_PX).flatten(1)))
-    by_noun: dict[str, list[Subject]] = {}
+    by_noun: dict[str, list[CaptionedObject]] = {}
     for subject in subjects:
         by_noun.setdefault(subject.noun, []).append(subject)
     chosen: set[int] = set()
@@ -225,7 +227,9 @@ def _spread(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.cdist(first.flatten(1), second.flatten(1), p=1)
 
 
-def side_of(subject: Subject, azimuth_deg: float, elevation_deg: float, margin_deg: float = 0.0) -> ViewBin | None:
+def side_of(
+    subject: CaptionedObject, azimuth_deg: float, elevation_deg: float, margin_deg: float = 0.0
+) -> ViewBin | None:
     """The view word that is true of a render: overhead for anything, the others where an object has sides.
 
     None nearer than ``margin_deg`` to an azimuth at which one side becomes the other, where neither word is true.
@@ -260,7 +264,7 @@ def with_other_word(caption: str, lexicon: Lexicon, which: float, other: float) 
 
 
 def compose(
-    subject: Subject, colour: str | None, recoloured: bool, side: ViewBin | None, draw: Draw, words: WordsConfig
+    subject: CaptionedObject, colour: str | None, recoloured: bool, side: ViewBin | None, draw: Draw, words: WordsConfig
 ) -> str:
     """The caption of one training render; empty where it is dropped for classifier-free guidance.
 

@@ -1,6 +1,6 @@
-"""DeepSpeed's ZeRO as the engine of an AGP's fine-tuning, on GPUs or, with gloo, on CPUs.
+"""DeepSpeed's ZeRO as the engine of a training, on GPUs or, with gloo, on CPUs.
 
-Its own checkpoints are pickles tied to one number of workers; here its state goes through ``AgpLearner``'s slices.
+Its own checkpoints are pickles tied to one number of workers; here its state goes through ``engine``'s slices.
 """
 
 import importlib.util
@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from raydream.config.train import StageSettings
-from raydream.priors.agp import AgpDenoiser
-from raydream.train.agp.learner import KINDS, Slices, cut, join, make_optimizer
-from raydream.train.prior.learner import Team
+from raydream.train.engine import KINDS, Parameters, Slices, cut, join, make_optimizer
+from raydream.train.team import Team
 
 _OURS = ("optimizer", "scheduler")
 _REMEDY = "leave it out of the DeepSpeed config, or change the job's own setting"
@@ -85,38 +84,43 @@ class DeepSpeedMaker:
 
     config: Mapping[str, Any]
 
-    def __call__(self, denoiser: AgpDenoiser, settings: StageSettings, team: Team) -> "DeepSpeedEngine":
-        return DeepSpeedEngine(self.config, denoiser, settings, team)
+    def __call__(
+        self, module: nn.Module, parameters: Parameters, settings: StageSettings, team: Team
+    ) -> "DeepSpeedEngine":
+        return DeepSpeedEngine(self.config, module, parameters, settings, team)
 
 
 class DeepSpeedEngine:
-    """An ``agp_learner.Engine`` around ``deepspeed.initialize``; while it lives, ``denoiser.call`` runs through it."""
+    """An ``engine.Engine`` around ``deepspeed.initialize``."""
 
-    def __init__(self, config: Mapping[str, Any], denoiser: AgpDenoiser, settings: StageSettings, team: Team) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        module: nn.Module,
+        parameters: Parameters,
+        settings: StageSettings,
+        team: Team,
+    ) -> None:
         deepspeed = _import_deepspeed()
-        self._named, self._team = denoiser.trainable(), team
+        self._named, self._team = dict(parameters), team
         self._shapes = {name: parameter.shape for name, parameter in self._named.items()}
         optimizer = make_optimizer(list(self._named.values()), settings)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=denoiser.unet, optimizer=optimizer, config=dict(config), dist_init_required=False
+        self.module, self._optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=dict(config), dist_init_required=False
         )
         self._api = deepspeed.utils
-        denoiser.call = self._engine
 
     def step(self, loss: Tensor, rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._engine.backward(loss)
+        self.module.backward(loss)
         finite = torch.isfinite(loss.detach()).float()
         if self._team.size > 1:
             distributed.all_reduce(finite, distributed.ReduceOp.MIN)
         if not finite:
-            raise FloatingPointError(f"the loss is {float(loss)}")
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm}")
-        return norm
+            return math.nan
+        self.module.step()
+        return float(self.module.get_global_grad_norm() or 0.0)
 
     def values(self) -> dict[str, Tensor]:
         # ZeRO-3 leaves only ds_tensor, this worker's slice, which is cut as ours are
@@ -128,13 +132,13 @@ class DeepSpeedEngine:
         }
 
     def slices(self) -> dict[str, Tensor]:
-        return {f"{kind}/{name}": self._read(kind, name) for name in self._named for kind in KINDS[:3]}
+        return {f"{kind}/{name}": self._read(kind, name) for name in self._named for kind in KINDS}
 
     def restore(self, slices: Slices, step: int, loss_of: Callable[[], Tensor]) -> None:
         # DeepSpeed makes the moments in the first step only: one that changes nothing, as its rate is 0
         self.step(loss_of(), 0.0)
         for name in self._named:
-            for kind in KINDS[:3]:
+            for kind in KINDS:
                 self._write(kind, name, slices[f"{kind}/{name}"])
         for state in self._base_optimizer().state.values():
             state["step"].fill_(float(step))

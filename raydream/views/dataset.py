@@ -1,12 +1,8 @@
-"""Rendered views for training: rows of the shards, and random access by (object, view). Needs neither Ray nor torch."""
+"""Rendered views for training: the rows of the shards. Needs neither Ray nor torch."""
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydream.config import strict_json
-from raydream.config.render import ImageKind, RenderJobConfig, ViewConfig
+from raydream.config.render import RenderJobConfig, ViewConfig
 from raydream.store.faults import StorageError
 from raydream.store.storage import resolve
 from raydream.views.folder import PLAN, SETTINGS, VIEWS, Files, Plan, finished_shards, open_parquet, shard_name
-from raydream.views.schema import ADDED_LATER, CAMERA_FIELDS, OBJECT_FIELDS, views_schema
+from raydream.views.schema import ADDED_LATER, views_schema
 
-_INDEX = "objects.json"
 _SHARDS_AT_ONCE = 16  # a footer of an object store's file is two small requests: the wait is what it costs
 Column = np.ndarray | list[Any]
 
 
-@dataclass(frozen=True)
-class ViewDataset:
-    """Views that ``pack_views`` laid out as plain arrays, mapped into memory: processes share one copy.
-
-    ``objects[i]`` holds the uid, captions, nouns, ... of an object, ``images[kind]`` ``[object, view, h, w, channel]``
-    as stored (``decode_image`` gives floats); ``cameras`` holds ``c2w [object, view, 4, 4]`` and ``[object, view]``
-    each of ``azimuth_deg``, ``elevation_deg``, ``fov_y_deg`` and ``distance``, float32. All are read-only.
-    """
-
-    objects: tuple[Mapping[str, Any], ...]
-    images: Mapping[ImageKind, np.ndarray]
-    cameras: Mapping[str, np.ndarray]
-    config: ViewConfig
-
-    @property
-    def num_objects(self) -> int:
-        return len(self.objects)
-
-    @property
-    def num_views(self) -> int:
-        return self.config.num_views
-
-
-def open_views(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
+def open_job(uri: str) -> tuple[Files, Plan, RenderJobConfig]:
     """A finished job's folder. Raises ValueError naming ``views`` where there is none or shards are missing."""
     try:
         files = resolve(uri, None)
@@ -73,7 +45,7 @@ def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, C
     ``columns`` empty means all; what an older version did not write is None. Raises ValueError naming ``views`` or
     ``columns``.
     """
-    files, plan, _ = open_views(uri)
+    files, plan, _ = open_job(uri)
     for shard in range(plan.num_shards):
         with naming(files, shard):
             rows = open_parquet(files, shard_name(VIEWS, shard))
@@ -95,7 +67,7 @@ def iterate_cards(uri: str, columns: Sequence[str], others: Sequence[str] = ()) 
 
     Raises ValueError naming ``views`` and the file of a shard that is broken or not as its job writes it.
     """
-    files, plan, config = open_views(uri)
+    files, plan, config = open_job(uri)
 
     def read(shard: int) -> list[dict[str, Any]]:
         with naming(files, shard):
@@ -110,7 +82,7 @@ def iterate_cards(uri: str, columns: Sequence[str], others: Sequence[str] = ()) 
 
 def check_shards(uri: str, columns: Sequence[str]) -> None:
     """Reads every shard's footer; ValueError as ``iterate_cards`` raises it."""
-    files, plan, config = open_views(uri)
+    files, plan, config = open_job(uri)
 
     def check(shard: int) -> None:
         with naming(files, shard):
@@ -154,68 +126,6 @@ def naming(files: Files, shard: int) -> Iterator[None]:
             f"views: {files.path(shard_name(VIEWS, shard))} cannot be read ({' '.join(str(error).split())}); if it is "
             "broken, delete it and run its rendering job again"
         ) from error
-
-
-def pack_views(uri: str, folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:
-    """Lays views out for random access in a local folder, once; later calls open what is there.
-
-    Needs as much disk as the images without compression. Raises ValueError naming ``views``, ``columns``, or
-    ``folder`` where that holds another job's views.
-    """
-    files, plan, config = open_views(uri)
-    fingerprint = hashlib.sha256(files.read(SETTINGS) + files.read(PLAN)).hexdigest()
-    if (folder / _INDEX).is_file():
-        if json.loads((folder / _INDEX).read_text(encoding="utf-8"))["source"] != fingerprint:
-            raise ValueError(f"folder: {folder} holds the views of another job")
-        return open_packed(folder, images)
-    num_objects = sum(open_parquet(files, shard_name(VIEWS, shard)).num_row_groups for shard in range(plan.num_shards))
-    if not num_objects:
-        raise ValueError(f"views: no asset gave any in {uri!r}")
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = ("c2w", *CAMERA_FIELDS, *images)
-    about = [field.name for field in OBJECT_FIELDS]
-    arrays: dict[str, np.memmap] = {}
-    objects = []
-    for place, rows in enumerate(iterate_views(uri, ("uid", *about, *kept))):
-        for name in kept:
-            values = np.asarray(rows[name])
-            if name not in arrays:
-                shape = (num_objects, *values.shape)
-                arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
-            arrays[name][place] = values
-        objects.append({name: _plain(rows[name][0]) for name in ("uid", *about)})
-    for array in arrays.values():
-        array.flush()
-    index = {"source": fingerprint, "views": strict_json.to_json(config.views), "objects": objects}
-    temporary = folder / f"{_INDEX}.tmp"
-    temporary.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(temporary, folder / _INDEX)  # last: with it the folder is complete
-    return open_packed(folder, images)
-
-
-def open_packed(folder: Path, images: Sequence[ImageKind] = ("rgb", "alpha")) -> ViewDataset:
-    """What ``pack_views`` left in a folder, which may have come from another machine.
-
-    Raises ValueError naming ``folder``, or ``images`` where a kind was not packed.
-    """
-    try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"folder: no packed views in {folder}: {error}") from error
-    for kind in images:
-        if not (folder / f"{kind}.npy").is_file():
-            raise ValueError(f"images: {kind!r} was not packed into {folder}; pack into another folder")
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("c2w", *CAMERA_FIELDS, *images)}
-    return ViewDataset(
-        objects=tuple(index["objects"]),
-        images={kind: arrays[kind] for kind in images},
-        cameras={name: arrays[name] for name in ("c2w", *CAMERA_FIELDS)},
-        config=strict_json.from_json(ViewConfig, index["views"]),
-    )
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _values(column: pa.Array) -> Column:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydream.assets import remote_library
-from raydream.assets.exhibit import find_minipack
+from raydream.assets.exhibit import asset_folder
 from raydream.assets.library import (
     SUBSETS,
     AssetFilter,
@@ -97,7 +97,7 @@ def _library(config: LibraryConfig) -> Iterator[tuple[frozenset[str], Iterable[A
     """The uids that the subsets name, and all records of a library, one after the other."""
     if is_remote(config.source):
         with index_of(config.source) as index:
-            wanted, records = _read_library(config, index, remote_library.names_below(config.source))
+            wanted, records = _read_library(config, index, remote_library.remote_names(config.source))
             yield wanted, (as_remote(record, index, config.source) for record in records)
     else:
         folder = _library_folder(config)
@@ -164,9 +164,7 @@ def _check_reachable(config: LibraryConfig) -> None:
 
 def _library_folder(config: LibraryConfig) -> Path | None:
     """Where the assets lie; None for procedural ones."""
-    if config.source == PROCEDURAL:
-        return None
-    folder = Path(config.source).expanduser().resolve() if config.source else find_minipack()
+    folder = asset_folder(config.source)
     if folder is not None and not folder.is_dir():
         raise ValueError(f"library.source: there is no folder {folder}")
     return folder

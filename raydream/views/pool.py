@@ -23,7 +23,7 @@ from raydream.store.faults import StorageError
 from raydream.store.storage import LocalFiles, LocalLog, RemoteLog, resolve
 from raydream.views.folder import Files, Plan, finished_shards, open_notes, summary_log
 from raydream.views.plan import open_plan
-from raydream.views.report import summary_line, warning_line, write_report
+from raydream.views.report import summary_line, warning_line, write_job_report
 from raydream.views.shard import ShardWorker
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def render_library(config: RenderJobConfig, out: str) -> dict[str, object]:
         missing = sorted(set(range(plan.num_shards)) - finished_shards(files, plan).keys())
         if missing:
             _render_shards(config, files, files.uri(out), plan, missing)
-        report = write_report(files, plan, config.views)
+        report = write_job_report(files, plan, config.views)
         if line := warning_line(report):
             _log.warning(line)
         return report

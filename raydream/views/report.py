@@ -32,7 +32,7 @@ _FILES_AT_ONCE = 16
 _NAMED_OBJECTS, _TOLD_OBJECTS = 100, 3  # of each kind of warning, in the report and in the line at the end
 
 
-def write_report(files: Files, plan: Plan, config: ViewConfig) -> dict[str, object]:
+def write_job_report(files: Files, plan: Plan, config: ViewConfig) -> dict[str, object]:
     """Counts the rows that are there, writes ``report.json`` and the contact sheet, returns the report.
 
     Costs a listing and the log of summaries; only a shard that this lacks is opened. ``open_shards`` are those that

@@ -8,7 +8,7 @@ object make one row group.
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,6 @@ from raydream.config import strict_json
 from raydream.config.render import ImageKind, ViewConfig
 
 CONFIG_KEY = b"raydream.views"
-IMAGE_KINDS: tuple[ImageKind, ...] = get_args(ImageKind)
 _CHANNELS: dict[str, int] = {"rgb": 3, "lit": 3, "shade": 1, "alpha": 1, "depth": 1, "normal": 3, "ccm": 3}
 _TYPES: dict[str, pa.DataType] = {"depth": pa.float16(), "ccm": pa.float16(), "normal": pa.int8()}  # the others: uint8
 _FACTORS = {"depth": 1.0, "ccm": 1.0, "normal": 127.0}  # the others: 255

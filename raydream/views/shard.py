@@ -8,7 +8,6 @@ next command tries again. Who is in trouble for a second time, and its library a
 
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -42,7 +41,6 @@ class ShardResult:
     num_objects: int
     num_rejected: int
     num_views: int
-    duration_s: float
     rejected_json: str = "{}"
     warned_json: str = "{}"
     open_because: str = ""
@@ -69,17 +67,16 @@ class ShardWorker:
 
         ``was_open``: an earlier command left a note of it.
         """
-        begin = time.monotonic()
         try:
-            return self._render(shard, was_open, begin)
+            return self._render(shard, was_open)
         except OSError as error:  # of the plan or the output: nothing was lost, and all of it is made again
-            return ShardResult(shard, 0, 0, 0, time.monotonic() - begin, open_because=str(error))
+            return ShardResult(shard, 0, 0, 0, open_because=str(error))
 
     def close(self) -> None:
         """Ends the child process; without it the child ends with this process."""
         self._process.close()
 
-    def _render(self, shard: int, was_open: bool, begin: float) -> ShardResult:
+    def _render(self, shard: int, was_open: bool) -> ShardResult:
         views = ShardBuffer(views_schema(self._config.views))
         rejected: list[dict[str, str]] = []
         trouble: dict[str, str] = {}
@@ -91,7 +88,7 @@ class ShardWorker:
         if trouble:
             self._files.write(note_name(shard), json.dumps(sorted(suspects | trouble.keys())).encode())
             first = next(f"{uid}: {told}" for uid, told in trouble.items())
-            return ShardResult(shard, 0, 0, 0, time.monotonic() - begin, open_because=first)
+            return ShardResult(shard, 0, 0, 0, open_because=first)
         refused = ShardBuffer(REJECTED)
         refused.append(pa.Table.from_pylist(rejected, REJECTED))
         self._files.write(shard_name(REJECTED_FOLDER, shard), refused.finish())
@@ -101,7 +98,7 @@ class ShardWorker:
         num_views = len(told) * self._config.views.num_views
         reasons = json.dumps(Counter(row["reason"] for row in rejected))
         warned = json.dumps(warned_of(pa.concat_tables(told)) if told else {})
-        return ShardResult(shard, len(told), len(rejected), num_views, time.monotonic() - begin, reasons, warned)
+        return ShardResult(shard, len(told), len(rejected), num_views, reasons, warned)
 
     def _rendered(
         self, shard: int, suspects: frozenset[str], rejected: list[dict[str, str]], trouble: dict[str, str]

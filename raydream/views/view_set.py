@@ -128,7 +128,7 @@ def read_cards(source: str) -> ViewCards:
 
 def _check_images(uri: str) -> ViewConfig:
     """The settings that the views of a folder were rendered with."""
-    from raydream.views.dataset import open_views as open_job
+    from raydream.views.dataset import open_job
 
     config = open_job(uri)[2].views
     missing = [kind for kind in _IMAGES if kind not in config.images]

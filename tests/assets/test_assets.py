@@ -1,6 +1,5 @@
 """Asset files of all formats, real ones that break loaders, and the readers of asset libraries."""
 
-import gzip
 import json
 import pickle
 from collections import Counter
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from gltf_writer import GltfWriter
+from asset_cases import MINIPACK, SHARED, needs_minipack, objaverse_folder, read_objaverse_folder
 from PIL import Image
 
 from raydream.assets.asset import AssetError, normalise_asset
@@ -22,7 +21,6 @@ from raydream.assets.library import (
     filter_records,
     read_cap3d_captions,
     read_manifest_folder,
-    read_objaverse_folder,
     with_captions,
 )
 from raydream.assets.load import load_asset, load_record
@@ -30,10 +28,8 @@ from raydream.assets.raster import render_asset
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "assets"
-HARD, MINIPACK = SHARED / "hard", SHARED / "minipack"
+HARD = SHARED / "hard"
 HARD_ROWS = [json.loads(line) for line in (HARD / "hard.jsonl").open()] if (HARD / "hard.jsonl").is_file() else []
-needs_minipack = pytest.mark.skipif(not MINIPACK.is_dir(), reason=f"no asset library at {MINIPACK}")
 
 
 @pytest.mark.skipif(not HARD_ROWS, reason=f"no hard files at {HARD}")
@@ -152,25 +148,6 @@ def test_obj_size_limits(tmp_path):
 def test_an_error_survives_the_way_between_processes():
     error = pickle.loads(pickle.dumps(AssetError("too_large", "9 bytes")))
     assert (error.reason, error.detail, str(error)) == ("too_large", "9 bytes", "too_large: 9 bytes")
-
-
-def objaverse_folder(root: Path) -> Path:
-    """Two objects in the Objaverse layout, one of them in LVIS."""
-    paths = {"a" * 32: f"glbs/000-000/{'a' * 32}.glb", "Zz9" * 9: f"glbs/000-159/{'Zz9' * 9}.glb"}
-    (root / "metadata").mkdir(parents=True)
-    for uid, path in paths.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        GltfWriter().save(root / path)
-        annotation = {
-            "name": f"Model {uid[0]}", "tags": [{"name": "LowPoly"}], "categories": [{"name": "furniture-home"}],
-            "license": "by", "faceCount": 9, "archives": {"glb": {"faceCount": 1, "size": 500}},
-        }  # fmt: skip
-        with gzip.open(root / "metadata" / f"{path.split('/')[1]}.json.gz", "wt") as file:
-            json.dump({uid: annotation}, file)
-    for name, content in (("object-paths", paths), ("lvis-annotations", {"ship_(vessel)": ["a" * 32]})):
-        with gzip.open(root / f"{name}.json.gz", "wt") as file:
-            json.dump(content, file)
-    return root
 
 
 def test_objaverse_layout(tmp_path):

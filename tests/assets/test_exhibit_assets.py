@@ -5,21 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from asset_cases import MINIPACK, needs_minipack
 from gltf_writer import GltfWriter
 
 from raydream.assets.asset import normalise_asset
 from raydream.assets.exhibit import (
     PROCEDURAL,
+    asset_folder,
     available_nouns,
     exhibit_assets,
     farthest_points,
-    find_minipack,
     match_records,
 )
 from raydream.assets.library import AssetRecord
 from raydream.assets.procedural import MAKERS, NUM_VARIANTS, procedural_asset
-
-MINIPACK = Path(__file__).resolve().parents[3] / "shared" / "assets" / "minipack"
 
 
 def records(*captions: str) -> list[AssetRecord]:
@@ -112,20 +111,23 @@ def test_a_folder_of_ones_own(tmp_path, monkeypatch, caplog):
     assert {asset.caption for asset in exhibit_assets("a kite", str(tmp_path), 5)} == {"a red kite", "a blue kite"}
     assert "2 left out: empty_file" in caplog.text
     monkeypatch.setenv("RAYDREAM_ASSETS", str(tmp_path))
-    assert find_minipack() == tmp_path
+    assert asset_folder(None) == tmp_path
     assert available_nouns(None) == {"kite": 3, "stone": 1}
     monkeypatch.setenv("RAYDREAM_ASSETS", str(tmp_path / "absent"))
-    with pytest.raises(ValueError, match="RAYDREAM_ASSETS"):
-        find_minipack()
+    with pytest.raises(ValueError, match=r"^RAYDREAM_ASSETS: no manifest.jsonl in .*absent"):
+        asset_folder(None)
+    assert asset_folder(PROCEDURAL) is None
+    monkeypatch.delenv("RAYDREAM_ASSETS")
+    assert asset_folder(None) is None
+    assert set(available_nouns(None)) == set(MAKERS)
     (tmp_path / "manifest.jsonl").write_text(json.dumps(rows[2]))
     with pytest.raises(ValueError, match="prompt: none of the 1 files"):
         exhibit_assets("a kite", str(tmp_path), 5)
 
 
-@pytest.mark.skipif(not MINIPACK.is_dir(), reason=f"no asset library at {MINIPACK}")
+@needs_minipack
 def test_chairs_of_the_library(monkeypatch):
-    monkeypatch.delenv("RAYDREAM_ASSETS", raising=False)
-    assert find_minipack() == MINIPACK
+    monkeypatch.setenv("RAYDREAM_ASSETS", str(MINIPACK))
     chairs = exhibit_assets("a chair", None, 8)
     assert len({chair.uid for chair in chairs}) == 8
     assert all("chair" in chair.caption for chair in chairs)

@@ -6,10 +6,10 @@ import logging
 from pathlib import Path, PurePosixPath
 
 import pytest
+from asset_cases import objaverse_folder
 from gltf_writer import GltfWriter
 from pyarrow import fs
-from test_assets import objaverse_folder
-from test_render_pool import all_rows, render_without_ray, small_job
+from render_jobs import all_rows, render_without_ray, small_job
 
 from raydream.assets import remote_library
 from raydream.assets.library_folder import plain_name

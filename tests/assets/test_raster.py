@@ -1,12 +1,12 @@
 """Views of assets against closed forms, an independent ray caster, and the torch twin of the shading kernel."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from asset_cases import MINIPACK
 
 from raydream.assets.asset import WRAP_CLAMP, WRAP_MIRROR, WRAP_REPEAT, Asset, normalise_asset
 from raydream.assets.load import load_asset
@@ -17,8 +17,6 @@ from raydream.assets.shade_cpu import shade_samples_numba
 from raydream.backend import load_backend
 from raydream.camera import camera_rays, clip_from_world, orbit_cameras
 from raydream.types import Backend, Cameras, Rays
-
-MINIPACK = Path(__file__).resolve().parents[3] / "shared" / "assets" / "minipack"
 
 
 @pytest.fixture(params=["reference", "numba"])

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from gltf_writer import GltfWriter
 from pyarrow import fs
-from test_render_pool import render_without_ray, small_job
+from render_jobs import render_without_ray, small_job
 
 from raydream.assets import remote_library
 from raydream.assets.error import AssetError

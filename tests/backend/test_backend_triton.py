@@ -12,6 +12,8 @@ import torch
 from raydream.backend.cuda import CudaBackend
 from raydream.types import Backend
 
+pytestmark = pytest.mark.slow
+
 CHECK = """
 import torch
 from jaxtyping import install_import_hook

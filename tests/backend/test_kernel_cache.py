@@ -14,6 +14,8 @@ from numba.core import caching
 from raydream.backend import find_cache
 from raydream.cluster.ray_runtime import actor_environment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

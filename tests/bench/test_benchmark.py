@@ -13,10 +13,12 @@ from small_runs import small_config
 from raydream.bench import command, whole_run
 from raydream.bench.command import ENVIRONMENT, main
 from raydream.bench.figures import COUNTED, RunCost, Spread, spread_of
-from raydream.bench.particle_step import PARTS, StepComparison, StepCost, StepSetting, compare_steps
+from raydream.bench.particle_step import STEP_PARTS, StepComparison, StepCost, StepSetting, compare_steps
 from raydream.bench.report import verdicts
 from raydream.bench.whole_run import Clocked, ClockedRuntime, Mark, Window, covered_s, tree_cpu_s
 from raydream.cluster.runtime import ActorFailed, LocalRuntime
+
+pytestmark = pytest.mark.slow
 
 NO_SPREAD = Spread(1.0, 1.0, 1.0)
 
@@ -27,7 +29,7 @@ def test_the_whole_benchmark_in_little(tmp_path: Path, capsys: pytest.CaptureFix
     figures = json.loads(out.read_text())
     step = figures["particle_step"][0]
     assert [cost["backend"] for cost in step["costs"]] == ["reference", "numba"]
-    assert all(set(cost["parts_s"]) == set(PARTS) and cost["total_s"]["median"] > 0 for cost in step["costs"])
+    assert all(set(cost["parts_s"]) == set(STEP_PARTS) and cost["total_s"]["median"] > 0 for cost in step["costs"])
     assert step["num_samples"] > 0
     runs = figures["whole_run"]
     assert [(run["num_particles"], run["score_replicas"]) for run in runs] == [(1, 1), (2, 1), (2, 2)]

@@ -26,6 +26,8 @@ from raydream.distill.score import Score
 from raydream.priors.load import Prior
 from raydream.types import Condition, Render, Views
 
+pytestmark = pytest.mark.slow
+
 # TFLOP for one view, counted on the bare modules with nothing of raydream around them
 UNET_FORWARD, LORA_FORWARD_BACKWARD, VAE_ENCODE_TO_PIXELS = 0.804, 1.715, 2.268
 META = torch.device("meta")

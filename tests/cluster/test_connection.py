@@ -23,6 +23,8 @@ from ray.util import get_node_ip_address
 import raydream.cluster.connection
 from raydream.cluster.connection import check_address, connect
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -104,7 +106,7 @@ def test_without_an_address_nobody_is_asked(address: str, monkeypatch: pytest.Mo
     "command",
     [
         ["jobs/vsd_particles.py", "--n", "1", "--set", "prior.exhibit.assets=procedural", "--out", "{out}"],
-        ["jobs/render_ccm.py", "--source", "procedural", "--set", "library.max_objects=1", "--out", "{out}"],
+        ["jobs/render_ccm.py", "--assets", "procedural", "--set", "library.max_objects=1", "--out", "{out}"],
         ["jobs/finetune_agp.py", "--views", "{out}", "--prior", "embedded", "--out", "{out}"],
         ["-m", "serve"],
         ["-c", "import serve.app; serve.app.app({})"],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raydream import cli
-from raydream.assets.exhibit import find_minipack
+from raydream.assets.exhibit import asset_folder
 from raydream.config import strict_json
 from raydream.config.paths import absolute_folder, absolute_override
 from raydream.config.run import RunConfig
@@ -61,7 +61,7 @@ def test_a_service_keeps_its_operators_folders(here: Path) -> None:
     assert absolute_override("stages.0.geometry.agp=views") == f"stages.0.geometry.agp={here / 'views'}"
 
 
-def test_the_machines_own_assets_are_absolute(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_environment_is_absolute(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "views" / "manifest.jsonl").touch()
     monkeypatch.setenv("RAYDREAM_ASSETS", "views")
-    assert find_minipack() == here / "views"
+    assert asset_folder(None) == here / "views"

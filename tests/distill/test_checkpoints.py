@@ -12,6 +12,8 @@ from store_cases import Place, local, save
 from raydream.store import storage
 from raydream.store.run_folder import METRICS, FileDigest, RunFolder, checkpoint_file
 
+pytestmark = pytest.mark.slow
+
 # Metrics
 
 

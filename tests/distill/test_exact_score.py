@@ -38,6 +38,8 @@ from raydream.distill.score import Score
 from raydream.seeds import generator
 from raydream.types import Condition, Denoiser, Views
 
+pytestmark = pytest.mark.slow
+
 Patch = pytest.MonkeyPatch
 
 

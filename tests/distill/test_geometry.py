@@ -29,6 +29,8 @@ from raydream.priors.load import MixtureTexts
 from raydream.train.agp.samples import latents_of
 from raydream.types import Condition, Render, Views
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -42,6 +42,8 @@ from raydream.store.run_folder import (
 )
 from raydream.store.tensors import unpack
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8  # checkpoints at 3, 6 and 8
 
 

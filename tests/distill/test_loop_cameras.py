@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from small_runs import WatchedRuntime, new_run, small_config, train
 
 from raydream.config.run import particle_config
 from raydream.distill.particle import step_cameras
+
+pytestmark = pytest.mark.slow
 
 
 def test_all_azimuths_of_a_step_are_stratified_over_all_particles(tmp_path: Path) -> None:

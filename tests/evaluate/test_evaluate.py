@@ -10,20 +10,22 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from tests.test_evaluate_judges import make_tiny_clip
-from tests.tiny_prior import make_tiny_prior
+from tiny_clip import make_tiny_clip
+from tiny_prior import make_tiny_prior
 
 from raydream.assets.procedural import procedural_asset
 from raydream.config import strict_json
-from raydream.config.evaluate import EvaluateSettings
+from raydream.config.evaluate import EvaluateConfig
 from raydream.config.presets import make_preset
 from raydream.config.run import ExhibitConfig
 from raydream.evaluate.command import main
 from raydream.evaluate.facing import Facing, JudgeCheck
-from raydream.evaluate.results import Evaluation, ParticleEvaluation, Recognition, compare
+from raydream.evaluate.results import Evaluation, ParticleEvaluation, Recognition, comparison_table
 from raydream.evaluate.run import EVALUATION, SHEET, evaluate_run
 from raydream.store.faults import StorageError
 from raydream.store.run_folder import MESH, RunFolder, particle_file
+
+pytestmark = pytest.mark.slow
 
 
 def glb(noun: str, variant: int) -> bytes:
@@ -53,7 +55,7 @@ def new_run(folder: Path, meshes: list[bytes | None]) -> Path:
 def test_a_run_of_an_exhibit(tmp_path):
     """A chair is recognised; a car is not, nor is what has no mesh or a broken one."""
     run = new_run(tmp_path / "run", [glb("chair", 0), glb("car", 0), None, b"glTF but broken"])
-    evaluation = evaluate_run(str(run), EvaluateSettings())
+    evaluation = evaluate_run(str(run), EvaluateConfig())
     chair, car, absent, broken = evaluation.particles
     assert [r.judge for r in chair.recognitions] == ["nearest"]
     assert (chair.recognitions[0].right, chair.recognitions[0].rank) == (True, 1)
@@ -122,7 +124,7 @@ def test_bad_input_is_named_before_anything_loads(tmp_path, capsys):
 
 
 def test_a_storage_that_is_away_is_told_in_a_line(tmp_path, capsys, monkeypatch):
-    def away(uri: str, settings: EvaluateSettings) -> Evaluation:
+    def away(uri: str, settings: EvaluateConfig) -> Evaluation:
         raise StorageError(f"{uri}: it does not answer")
 
     monkeypatch.setattr("raydream.evaluate.run.evaluate_run", away)
@@ -149,7 +151,8 @@ def test_runs_are_compared_by_means_and_deviations():
         evaluation_of("sds", [1, 2], ["janus", "janus"]),
         evaluation_of("vsd", [1, 3], ["consistent", "consistent"]),
     ]
-    header, _, vsd, sds = ([cell.strip() for cell in line.strip("|").split("|")] for line in compare(runs).splitlines())
+    lines = comparison_table(runs).splitlines()
+    header, _, vsd, sds = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     assert header[:5] == ["", "runs", "particles", "r_precision/prior", "consistency/references"]
     assert vsd[:5] == ["vsd", "2", "4", "0.750 ± 0.354", "0.750 ± 0.354"]
     assert sds[:5] == ["sds", "1", "2", "0.500", "0.000"]
@@ -167,5 +170,5 @@ def test_only_a_judge_that_knows_the_truth_speaks_for_a_run():
 def test_settings_are_checked_without_torch():
     for field, value in (("num_candidates", 1), ("image_px", 8), ("timesteps", ()), ("background", 2.0)):
         with pytest.raises(ValueError, match=field):
-            replace(EvaluateSettings(), **{field: value})
+            replace(EvaluateConfig(), **{field: value})
     assert torch.get_num_threads() == 1

@@ -1,15 +1,15 @@
 """Captions that compete, and who judges them: against the prior's own loss and CLIP's own forward pass."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_prior import make_tiny_prior
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from tiny_clip import make_tiny_clip
+from tiny_prior import make_tiny_prior
+from transformers import CLIPModel, CLIPProcessor
 
 from raydream import seeds
-from raydream.config.evaluate import EvaluateSettings
+from raydream.config.evaluate import EvaluateConfig
 from raydream.diffusion.guidance import add_noise, v_target
 from raydream.evaluate.word_judges import ClipJudge, PriorJudge, word_frontness
 from raydream.evaluate.words import distractors
@@ -64,7 +64,7 @@ def test_a_prior_scores_by_its_own_training_loss(tmp_path, images, kind):
     """The gate's loss on the same noises is the oracle; an eps-model's error on v follows from its noise."""
     folder = make_tiny_prior(tmp_path / "prior", kind)
     (folder / "lexicon.json").write_text(Lexicon(NOUNS, ("red",), (), (), NOUNS).dumps())
-    settings = EvaluateSettings(prior=str(folder), timesteps=(300, 700), num_noises=2)
+    settings = EvaluateConfig(prior=str(folder), timesteps=(300, 700), num_noises=2)
     judge = PriorJudge.load(CAPTIONS, settings, CPU)
     scores = judge.scores(images, CAPTIONS[:2])
     models = load_models(folder, CPU)
@@ -105,27 +105,6 @@ def test_view_words_decide_what_a_front_is(images):
 
 
 # --- a CLIP ---------------------------------------------------------------------------------------------------------
-
-
-def make_tiny_clip(folder: Path) -> Path:
-    """A CLIP in transformers' layout with random weights: 32 px, letters as tokens."""
-    characters = [chr(code) for code in range(33, 127)]
-    pieces = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=64)
-    shared = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 1}
-    config = CLIPConfig(
-        text_config={**shared, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 64},
-        vision_config={**shared, "image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPProcessor(CLIPImageProcessor(**sizes), tokenizer).save_pretrained(folder)
-    return folder
 
 
 def test_a_clip_scores_by_its_cosine(tmp_path, images):

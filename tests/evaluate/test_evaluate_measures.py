@@ -2,19 +2,19 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from asset_cases import MINIPACK, needs_minipack
 
 from raydream.assets.asset import Asset, turn_front
 from raydream.assets.parts import Material, Part, build_asset
 from raydream.assets.procedural import procedural_asset
 from raydream.backend import load_backend
-from raydream.config.evaluate import EvaluateSettings
-from raydream.evaluate.agreement import ccm_agreement, own_view_error_px
+from raydream.config.evaluate import EvaluateConfig
+from raydream.evaluate.agreement import ccm_agreement
 from raydream.evaluate.around import Around, fit_same, fit_turned, judge_around
 from raydream.evaluate.diversity import feature_distances, measure_diversity, picture_distances
 from raydream.evaluate.facing import JudgeCheck, judge_facing, twin_ratio
@@ -24,8 +24,7 @@ from raydream.evaluate.references import check_references, load_references
 from raydream.evaluate.results import is_trusted
 from raydream.evaluate.turntable import Turntable, take_turntable
 
-MINIPACK = Path(__file__).resolve().parents[3] / "shared" / "assets" / "minipack"
-SETTINGS = EvaluateSettings()
+SETTINGS = EvaluateConfig()
 BACKEND = load_backend("auto", "cpu")
 
 
@@ -133,7 +132,7 @@ def test_a_glued_asset_looks_the_same_from_behind():
     assert volume.item() == pytest.approx(sphere.volume, rel=1e-5)  # outside stays outside, nothing is lost
 
 
-@pytest.mark.skipif(not (MINIPACK / "manifest.jsonl").is_file(), reason="the asset pack is not beside the checkout")
+@needs_minipack
 def test_real_assets_are_consistent_and_glued_ones_are_janus():
     references = load_references("a blue dog", MINIPACK, SETTINGS, BACKEND)
     check = check_references(references)
@@ -176,7 +175,6 @@ def test_a_judge_must_tell_both_kinds():
 def test_the_views_of_one_object_agree(chair):
     views = chair.views
     assert ccm_agreement(views.ccm, views.alpha, chair.cameras, chair.box) > 0.98
-    assert own_view_error_px(views.ccm, views.alpha, chair.cameras, chair.box) < 0.5
 
 
 def test_views_that_do_not_belong_together_contradict_each_other(chair):
@@ -188,8 +186,6 @@ def test_views_that_do_not_belong_together_contradict_each_other(chair):
     mixed_alpha = torch.where(every_second, views.alpha, other.views.alpha)
     assert shifted < 0.9
     assert ccm_agreement(mixed_ccm, mixed_alpha, cameras, box) < 0.9
-    swapped = views.ccm.flip(-1)
-    assert own_view_error_px(swapped, views.alpha, cameras, box) > 3
     with pytest.raises(ValueError, match="opacity"):
         ccm_agreement(views.ccm, torch.zeros_like(views.alpha), cameras, box)
 

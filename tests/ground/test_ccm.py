@@ -8,7 +8,6 @@ from raydream.coordinates import (
     canonical_coordinates,
     decode_ccm,
     encode_ccm,
-    pad_box,
     points_from_canonical,
     tight_box,
     unit_coordinates,
@@ -52,17 +51,6 @@ def test_flat_object_gets_the_middle_of_the_side_it_lacks():
     points = torch.tensor([[0.0, 5.0, 0.0], [2.0, 5.0, 1.0]])
     coordinates = canonical_coordinates(points, tight_box(points))
     assert torch.equal(coordinates, torch.tensor([[0.0, 0.5, 0.0], [1.0, 0.5, 1.0]]))
-
-
-def test_padding_grows_the_box_by_its_extents_wherever_it_lies():
-    box = Box(torch.tensor([2.0, -5.0, -1.0]), torch.tensor([3.0, -4.0, 1.0]))
-    padded = pad_box(box, 0.1)
-    assert torch.allclose(padded.extents, box.extents * 1.1)
-    assert torch.allclose(padded.centre, box.centre)
-    assert (padded.minimum < box.minimum).all()
-    assert (padded.maximum > box.maximum).all()
-    # the known mistake: coordinates times 1.1 cut off the side at x = 2 and the one at y = -4
-    assert not (box.minimum * 1.1 <= box.minimum).all()
 
 
 def test_latent_of_solid_empty_and_half_covered_pixels():

@@ -5,6 +5,7 @@ The table itself is ``layers.py``.
 
 import ast
 import builtins
+import re
 import subprocess
 import sys
 import tomllib
@@ -301,6 +302,12 @@ def test_everything_is_caught_only_where_a_stranger_may_fail() -> None:
         assert bool(total) == bool(inside), f"{module} catches everything outside any function"
         found |= inside
     assert found == set(MAY_CATCH_EVERYTHING)
+
+
+def test_no_test_file_imports_another() -> None:
+    """What two of them need lies in ``tests/support``."""
+    words = re.compile(r"^\s*(from|import) (test_|tests\b)", re.MULTILINE)
+    assert [path.name for path in ROOT.glob("tests/**/*.py") if words.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_undefined_names_are_found() -> None:

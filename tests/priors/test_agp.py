@@ -36,6 +36,8 @@ from raydream.types import Condition, Denoiser
 from raydream.views.dataset import iterate_views
 from raydream.views.view_set import ObjectCard
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SD21 = {
     "sample_size": 64, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280, 1280),

@@ -25,6 +25,8 @@ from raydream.train.agp.train import grid_condition, sample_maps
 from raydream.train.prior.export import MAX_BYTES
 from raydream.train.prior.models import load_models, sample_latents
 
+pytestmark = pytest.mark.slow
+
 FOLDER = find.EMBEDDED
 MAX_AGP_BYTES = 12_000_000
 CPU = torch.device("cpu")

@@ -24,6 +24,8 @@ from raydream.priors.find import resolve_prior
 from raydream.priors.load import Shelf, forget_priors, load_codec, load_prior
 from raydream.types import Condition
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 NUM_STEPS = 3
 

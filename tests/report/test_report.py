@@ -5,12 +5,12 @@ import io
 import json
 import math
 import re
-import struct
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from event_files import events
 from PIL import Image
 from pyarrow import fs
 
@@ -310,18 +310,6 @@ def test_a_damaged_picture_leaves_the_page_whole(tmp_path):
 
 
 # TensorBoard
-
-
-def events(data: bytes) -> list:
-    """The records of an event file: length, its check sum, content, its check sum."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = []
-    while data:
-        (length,) = struct.unpack_from("<Q", data)
-        found.append(Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    return found
 
 
 @pytest.mark.parametrize("remote", [False, True])

@@ -25,6 +25,8 @@ from raydream.scene.isosurface import extract_mesh
 from raydream.scene.texture import bake_texture, sample_texture
 from raydream.types import Mesh
 
+pytestmark = pytest.mark.slow
+
 TEXTURE_PX = 256
 NUMPY_TYPE = {5121: np.uint8, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 NUM_COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}

@@ -36,13 +36,13 @@ from page_visit import (
 )
 from service_fake import FakeService, serving
 
+pytestmark = [pytest.mark.browser, needs_chromium]
 __all__ = ["address", "browser", "finished", "held", "run", "service", "visit"]  # fixtures
 
 
 # --- what people come for ---------------------------------------------------------------------------------------------
 
 
-@needs_chromium
 def test_a_prompt_becomes_models_to_turn_and_to_take_away(
     visit: Visit, address: str, held: FakeService, tmp_path: Path
 ) -> None:
@@ -59,7 +59,6 @@ def test_a_prompt_becomes_models_to_turn_and_to_take_away(
     take_away(page, tmp_path, NUM_PARTICLES)
 
 
-@needs_chromium
 def test_films_stand_side_by_side_at_one_angle(visit: Visit, address: str, finished: str) -> None:
     page = visit(f"{address}/#/g/{finished}")
     page.get_by_role("button", name="Compare all").click()
@@ -73,7 +72,6 @@ def test_films_stand_side_by_side_at_one_angle(visit: Visit, address: str, finis
     assert page.get_by_role("button", name="Spin").get_attribute("aria-pressed") == "false"
 
 
-@needs_chromium
 def test_the_gallery_leads_to_what_was_made(visit: Visit, address: str, finished: str) -> None:
     page = visit(address)
     cover = page.locator(f"a[href='#/g/{finished}']")
@@ -86,7 +84,6 @@ def test_the_gallery_leads_to_what_was_made(visit: Visit, address: str, finished
     page.get_by_role("heading", name="Made here").wait_for()
 
 
-@needs_chromium
 def test_a_word_that_was_begun_is_ended(visit: Visit, address: str) -> None:
     page = visit(address)
     prompt = page.get_by_label("Prompt")
@@ -99,7 +96,6 @@ def test_a_word_that_was_begun_is_ended(visit: Visit, address: str) -> None:
     assert page.get_by_text("knows none of these words").count() == 0
 
 
-@needs_chromium
 def test_a_generation_can_be_cancelled(visit: Visit, address: str, held: FakeService) -> None:
     page = visit(address)
     page.on("dialog", lambda dialog: dialog.accept())
@@ -109,7 +105,6 @@ def test_a_generation_can_be_cancelled(visit: Visit, address: str, held: FakeSer
     assert page.get_by_role("button", name="Cancel").count() == 0
 
 
-@needs_chromium
 def test_what_was_cancelled_can_be_tried_again(visit: Visit, address: str, held: FakeService) -> None:
     """And is seen to grow again."""
     page = visit(address)
@@ -126,7 +121,6 @@ def test_what_was_cancelled_can_be_tried_again(visit: Visit, address: str, held:
     assert page.get_by_role("button", name="Try again").count() == 0
 
 
-@needs_chromium
 def test_what_has_ended_is_deleted_once_that_is_confirmed(visit: Visit, address: str) -> None:
     page, asked, answers = visit(address), [], [False, True]
 
@@ -149,7 +143,6 @@ def test_what_has_ended_is_deleted_once_that_is_confirmed(visit: Visit, address:
     assert page.evaluate("document.activeElement.tagName") == "H1"
 
 
-@needs_chromium
 @canned_only
 def test_why_the_queue_waits_is_said(visit: Visit, address: str, service: FakeService) -> None:
     service.paused = "waiting for room on the service's disk"
@@ -160,7 +153,6 @@ def test_why_the_queue_waits_is_said(visit: Visit, address: str, service: FakeSe
     first_turn_button(page).wait_for()
 
 
-@needs_chromium
 def test_without_events_the_page_asks_again(visit: Visit, address: str) -> None:
     page = visit(address, expected="net::ERR_FAILED")
     page.route("**/events", lambda route: route.abort())
@@ -190,7 +182,6 @@ def tab_to(page: Any, name: str) -> None:
     raise AssertionError(f"no Tab leads to {name!r}")
 
 
-@needs_chromium
 def test_a_keyboard_is_enough(visit: Visit, address: str, held: FakeService) -> None:
     page = visit(address)
     page.get_by_role("button", name="chair", exact=True).wait_for()
@@ -223,7 +214,6 @@ def test_a_keyboard_is_enough(visit: Visit, address: str, held: FakeService) -> 
     assert page.evaluate("document.activeElement.innerText").startswith("Turn in 3D"), "the focus is back"
 
 
-@needs_chromium
 @pytest.mark.parametrize("look", LOOKS)
 def test_axe_finds_nothing(visit: Visit, address: str, finished: str, look: str) -> None:
     """The front page with a note about a word, a finished generation, the model and the films."""
@@ -256,7 +246,6 @@ def test_axe_finds_nothing(visit: Visit, address: str, finished: str, look: str)
     check("films")
 
 
-@needs_chromium
 def test_axe_sees_what_is_missing(visit: Visit, address: str) -> None:
     axe_module = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
@@ -266,7 +255,6 @@ def test_axe_sees_what_is_missing(visit: Visit, address: str) -> None:
     assert "label" in [violation["id"] for violation in axe_module.Axe().run(page).response["violations"]]
 
 
-@needs_chromium
 def test_the_theme_is_the_systems_until_it_is_chosen(visit: Visit, address: str) -> None:
     page = visit(address, color_scheme="dark")
 
@@ -282,7 +270,6 @@ def test_the_theme_is_the_systems_until_it_is_chosen(visit: Visit, address: str)
     wait_until(lambda: lightness() > 600)
 
 
-@needs_chromium
 def test_nothing_moves_for_who_wants_stillness(visit: Visit, address: str, finished: str) -> None:
     page = visit(f"{address}/#/g/{finished}", reduced_motion="reduce")
     first_turn_button(page).click()
@@ -296,7 +283,6 @@ def test_nothing_moves_for_who_wants_stillness(visit: Visit, address: str, finis
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-@needs_chromium
 @canned_only
 def test_a_refused_order_says_which_field(visit: Visit, address: str) -> None:
     page = visit(address, expected="status of 422")
@@ -309,7 +295,6 @@ def test_a_refused_order_says_which_field(visit: Visit, address: str) -> None:
     assert page.get_by_role("alert").get_attribute("id") == preset.get_attribute("aria-describedby")
 
 
-@needs_chromium
 @canned_only
 def test_a_key_is_asked_for_and_forgotten_with_the_tab(visit: Visit, run: Path, tmp_path: Path) -> None:
     service = FakeService(run, NUM_PARTICLES, key="secret")
@@ -333,7 +318,6 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(visit: Visit, run: Path, 
         page.close()  # before its service goes
 
 
-@needs_chromium
 @canned_only
 def test_what_does_not_exist_is_said(visit: Visit, address: str) -> None:
     page = visit(f"{address}/#/g/nowhere", expected="status of 404")

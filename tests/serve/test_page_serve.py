@@ -21,7 +21,7 @@ from page_visit import (
 )
 from service_kills import running_service
 
-pytestmark = [pytest.mark.ray, needs_chromium]
+pytestmark = [pytest.mark.ray, pytest.mark.browser, needs_chromium]
 __all__ = ["browser", "visit"]  # fixtures
 NUM_STEPS = 200  # time enough to see it grow
 PIXELS = """image => {

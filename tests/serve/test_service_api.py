@@ -9,32 +9,16 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from service_cases import CHAIR, URL, assert_problem, client_of, epoch_of, finished, post, records_of, small_settings
+from service_cases import CHAIR, URL, assert_problem, client_of, epoch_of, finished, post, small_settings
 
 from raydream.store.run_folder import MESH
 from serve.api import build_api
 from serve.guard import MAX_BODY_BYTES, PAGE_POLICY
 from serve.records import Records, RecordsAway
 from serve.settings import Settings
-from serve.supervisor import Condition
+from serve.supervisor import SupervisorHealth
 
 LOCAL = ("127.0.0.1", 50000)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return small_settings(tmp_path)
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[TestClient]:
-    with client_of(settings) as client:
-        yield client
-
-
-@pytest.fixture
-def records(settings: Settings) -> Records:
-    return records_of(settings)
 
 
 # --- accepting ------------------------------------------------------------------------------------------------------
@@ -287,15 +271,15 @@ def test_health_and_readiness_are_two_things(client: TestClient) -> None:
 
 def test_what_would_not_be_run_is_not_accepted(settings: Settings) -> None:
     """Ray is gone, the record is another service's: not ready within seconds, alive, and what is there can be read."""
-    condition, gone = Condition(0.0), ""
-    with TestClient(build_api(settings, lambda: condition, lambda: gone), "http://localhost", client=LOCAL) as client:
+    health, gone = SupervisorHealth(0.0), ""
+    with TestClient(build_api(settings, lambda: health, lambda: gone), "http://localhost", client=LOCAL) as client:
         _wait_for(client, 200, "")
         path = post(client).headers["location"]
         client.delete(path)
-        for condition, gone, words in (  # noqa: B007  # the closures above look at them
-            (Condition(0.0), "Ray has ended on this machine", "Ray has ended"),
-            (Condition(0.0, refused="the record belongs to B"), "", "belongs to B"),
-            (Condition(100.0), "", "the supervisor is silent"),
+        for health, gone, words in (  # noqa: B007  # the closures above look at them
+            (SupervisorHealth(0.0), "Ray has ended on this machine", "Ray has ended"),
+            (SupervisorHealth(0.0, refused="the record belongs to B"), "", "belongs to B"),
+            (SupervisorHealth(100.0), "", "the supervisor is silent"),
         ):
             _wait_for(client, 503, words)
             refused = post(client)
@@ -304,7 +288,7 @@ def test_what_would_not_be_run_is_not_accepted(settings: Settings) -> None:
             assert_problem(client.post(f"{path}/retry"), 503, None, words)
             assert client.get("/healthz").status_code == 200
             assert client.get(path).status_code == 200
-        condition, gone = Condition(0.0, paused="waiting for room on the service's disk"), ""
+        health, gone = SupervisorHealth(0.0, paused="waiting for room on the service's disk"), ""
         _wait_for(client, 200, "waiting for room")
         assert post(client).json()["progress"]["phase"] == "waiting for room on the service's disk"
 

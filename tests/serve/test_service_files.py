@@ -3,7 +3,7 @@
 import asyncio
 import io
 import zipfile
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,13 @@ import pytest
 from fastapi import Request
 from fastapi.testclient import TestClient
 from pyarrow import fs
-from service_cases import CONTENT, URL, assert_problem, client_of, finished, records_of, small_settings
+from service_cases import CONTENT, URL, assert_problem, finished
 
 from raydream.store.run_folder import MESH, METRICS, PREVIEW, REPORT, TURNTABLE, particle_file, preview_file
 from raydream.store.storage import RemoteFiles
 from serve.artefacts import send_file
 from serve.records import Records
 from serve.settings import Settings
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return small_settings(tmp_path)
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[TestClient]:
-    with client_of(settings) as client:
-        yield client
-
-
-@pytest.fixture
-def records(settings: Settings) -> Records:
-    return records_of(settings)
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ from schemathesis.specs.openapi.checks import (
 from service_cases import CHAIR, small_settings
 
 from serve.api import build_api
-from serve.supervisor import Condition
+from serve.supervisor import SupervisorHealth
+
+pytestmark = pytest.mark.slow
 
 FEW = settings(
     max_examples=20,
@@ -36,7 +38,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 def serve(folder: Path, told: Connection) -> None:
     """The service without Ray on a port of its own, until it is terminated; tells its address when it is up."""
-    api = build_api(small_settings(folder, unfinished_per_key=5), lambda: Condition(0.0))
+    api = build_api(small_settings(folder, unfinished_per_key=5), lambda: SupervisorHealth(0.0))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         told.send(f"http://127.0.0.1:{listener.getsockname()[1]}")
         uvicorn.Server(uvicorn.Config(api, log_level="error")).run(sockets=[listener])

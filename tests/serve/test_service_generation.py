@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from service_cases import ROOMY, WISH, epoch_of, records_of, small_settings
+from service_cases import REQUEST, ROOMY, epoch_of, records_of, small_settings
 from small_runs import Fault, WatchedRuntime, assert_same_end
 
 from raydream.cluster.placement import Cluster, Nodes
@@ -17,11 +17,13 @@ from raydream.config import strict_json
 from raydream.config.presets import make_preset
 from raydream.config.run import ClusterConfig, RunConfig
 from raydream.store.run_folder import MESH, PREVIEW, REPORT, RunFolder, particle_file, preview_file
-from serve.crew import shared_cluster
+from serve.actors import shared_cluster
 from serve.generation import GenerationRun, GenerationWatch
 from serve.plan import config_of
 from serve.records import Record, Records
 from serve.settings import Settings
+
+pytestmark = pytest.mark.slow
 
 NUM_STEPS = 6
 
@@ -49,11 +51,6 @@ def settings(tmp_path: Path) -> Settings:
     return small_settings(tmp_path, keep_checkpoints=True)
 
 
-@pytest.fixture
-def records(settings: Settings) -> Records:
-    return records_of(settings)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     settings = small_settings(tmp_path_factory.mktemp("undisturbed"), keep_checkpoints=True)
@@ -68,7 +65,7 @@ def attempt_at(settings: Settings, records: Records, record: Record) -> Generati
 
 
 def generate(settings: Settings, records: Records, make: Callable[..., Runtime] = lambda *_: LocalRuntime()) -> Record:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     attempt_at(settings, records, record).run(make)
     return seen(records, record)
 
@@ -84,10 +81,10 @@ def test_it_finishes_with_all_its_files(settings: Settings, records: Records, un
     assert (record.state, record.error_title, record.step, record.phase) == ("finished", None, NUM_STEPS, "done")
     assert record.ended_at is not None
     run = RunFolder.open(settings.run_uri(record.id))
-    assert record.meshes == [i for i in range(WISH.n) if run.exists(particle_file(i, MESH))]
+    assert record.meshes == [i for i in range(REQUEST.n) if run.exists(particle_file(i, MESH))]
     assert run.exists(REPORT)
     assert run.exists(preview_file(0)), "there is something to see before the first step"
-    for index in range(WISH.n):
+    for index in range(REQUEST.n):
         with Image.open(run.local_root / particle_file(index, PREVIEW)) as picture:  # type: ignore[operator]
             assert picture.format == "PNG"
     assert_same_end(run, undisturbed)
@@ -97,7 +94,7 @@ def test_it_finishes_with_all_its_files(settings: Settings, records: Records, un
 def test_a_killed_runner_is_followed_by_another_with_the_same_result(
     settings: Settings, records: Records, undisturbed: RunFolder, step: int
 ) -> None:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     with pytest.raises(Died):
         attempt_at(settings, records, record).run(lambda *_: Deadly(step))
     assert seen(records, record).state == "running"
@@ -107,7 +104,7 @@ def test_a_killed_runner_is_followed_by_another_with_the_same_result(
 
 
 def test_a_runner_that_died_before_its_run_folder_was_one(settings: Settings, records: Records) -> None:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     folder = Path(settings.run_uri(record.id))
     folder.mkdir(parents=True)
     (folder / ".0123.tmp").write_bytes(b"{")
@@ -116,7 +113,7 @@ def test_a_runner_that_died_before_its_run_folder_was_one(settings: Settings, re
 
 
 def test_previews_come_while_it_runs(settings: Settings, records: Records) -> None:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     with pytest.raises(Died):
         attempt_at(settings, records, record).run(lambda *_: Deadly(5))
     now = seen(records, record)
@@ -134,7 +131,7 @@ def test_a_lost_actor_is_the_runs_own_affair(settings: Settings, records: Record
 
 
 def test_what_was_cancelled_comes_to_an_end_without_exports(settings: Settings, records: Records) -> None:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
 
     def make(_config: RunConfig, _watch: GenerationWatch) -> Runtime:
         records.cancel(record.id)
@@ -148,7 +145,7 @@ def test_what_was_cancelled_comes_to_an_end_without_exports(settings: Settings, 
 
 
 def test_a_stop_leaves_it_for_another_runner(settings: Settings, records: Records, undisturbed: RunFolder) -> None:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     first = attempt_at(settings, records, record)
 
     def make(_config: RunConfig, _watch: GenerationWatch) -> Runtime:
@@ -183,7 +180,7 @@ def test_a_full_disk_has_it_wait_and_go_on_from_its_checkpoint(
 ) -> None:
     """A word that only the operating system says, told by an actor's process."""
     faults = [Fault("particle", 0, "render", 4, error="OSError") for _ in range(30)]
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     full = dataclasses.replace(settings, min_free_mib=2**40)
     for _ in range(7):  # more than a run may die without coming further
         attempt = records.take_up(seen(records, record), epoch_of(records))
@@ -201,7 +198,7 @@ def test_a_full_disk_has_it_wait_and_go_on_from_its_checkpoint(
 def test_what_is_tried_again_goes_on_from_its_checkpoint(
     settings: Settings, records: Records, undisturbed: RunFolder, state: str
 ) -> None:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     with pytest.raises(Died):
         attempt_at(settings, records, record).run(lambda *_: Deadly(4))
     if state == "failed":
@@ -237,7 +234,7 @@ def test_two_runners_never_work_in_one_folder(
     settings: Settings, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve.generation._LOCK_PATIENCE_S", 0.0)
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     config = config_of(record, settings)
     run = RunFolder.create(settings.run_uri(record.id), strict_json.dumps(config))
     with run.lock():
@@ -247,7 +244,7 @@ def test_two_runners_never_work_in_one_folder(
 
 
 def test_who_still_waits_for_places_tells_it_and_can_be_stopped(settings: Settings, records: Records) -> None:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     waiting = attempt_at(settings, records, record)
 
     def make(_config: RunConfig, watch: GenerationWatch) -> Runtime:
@@ -264,7 +261,7 @@ def test_who_still_waits_for_places_tells_it_and_can_be_stopped(settings: Settin
 
 
 def test_an_older_runner_ends_when_it_learns_of_the_newer(settings: Settings, records: Records) -> None:
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     old = attempt_at(settings, records, record)
 
     def make(_config: RunConfig, _watch: GenerationWatch) -> Runtime:

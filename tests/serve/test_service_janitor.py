@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from service_cases import ROOMY, WISH, epoch_of, small_settings
+from service_cases import REQUEST, ROOMY, epoch_of, small_settings
 
 from raydream.store.run_folder import CHECKPOINTS, RunFolder, checkpoint_file
 from raydream.store.storage import LocalFiles, RemoteFiles
-from serve.files import Files, is_for_want_of_room
+from serve.files import GenerationFiles, is_for_want_of_room
 from serve.janitor import Janitor
 from serve.records import Records
 from serve.settings import Settings
@@ -45,7 +45,7 @@ def records(settings: Settings, clock: Clock) -> Records:
 
 def made(records: Records, settings: Settings, state: str = "finished", num_bytes: int = 10) -> str:
     """A generation in a state, with a run folder, a checkpoint and something in the cache."""
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     attempt = records.take_up(record, epoch_of(records))
     run = RunFolder.create(settings.run_uri(record.id), "{}")
     run.write_bytes("particles/000/mesh.glb", bytes(num_bytes))
@@ -61,7 +61,7 @@ def made(records: Records, settings: Settings, state: str = "finished", num_byte
 
 
 def janitor_of(records: Records, settings: Settings, clock: Clock) -> Janitor:
-    return Janitor(records, settings, Files(settings), clock)
+    return Janitor(records, settings, GenerationFiles(settings), clock)
 
 
 def folders(settings: Settings) -> set[str]:
@@ -167,7 +167,7 @@ def test_other_storage_is_cleared_away_too(
     generation = made(records, settings)
     storage = fs.LocalFileSystem()
     monkeypatch.setattr("serve.files.resolve", lambda uri, _filesystem: RemoteFiles(storage, uri))
-    files = Files(settings)
+    files = GenerationFiles(settings)
     files.delete_checkpoints(generation)
     assert not (Path(settings.run_uri(generation)) / CHECKPOINTS).exists()
     files.delete_checkpoints(generation)
@@ -184,13 +184,13 @@ def test_a_full_disk_can_be_cleared(records: Records, settings: Settings, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(LocalFiles, "lock", full)
-    Files(settings).delete(generation)
+    GenerationFiles(settings).delete(generation)
     assert folders(settings) == set()
 
 
 def test_room_is_told_in_words_without_paths(settings: Settings, records: Records) -> None:
-    assert Files(dataclasses.replace(settings, min_free_mib=0)).want_of_room() == ""
-    words = Files(dataclasses.replace(settings, min_free_mib=2**40)).want_of_room()
+    assert GenerationFiles(dataclasses.replace(settings, min_free_mib=0)).want_of_room() == ""
+    words = GenerationFiles(dataclasses.replace(settings, min_free_mib=2**40)).want_of_room()
     assert words.startswith("waiting for room on the service's disk: ")
     assert settings.data not in words
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from service_cases import URL, assert_problem, client_of, post, small_settings
+from service_cases import URL, assert_problem, client_of, post
 
 from raydream.store.run_folder import MESH
 from serve.api import build_api
@@ -149,11 +149,6 @@ def test_what_is_this_machine_itself(host: str, expected: bool) -> None:
 
 
 # --- who may ask ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return small_settings(tmp_path)
 
 
 def test_with_keys_everybody_sees_his_own(settings: Settings) -> None:

@@ -4,17 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from service_cases import ROOMY, WISH
-from test_service_records import url
-from test_service_records_race import SharedCrew, at_once
-from test_service_supervisor import FakeCrew, ticks
+from fake_runners import FakeRunners, SharedRunners, at_once, ticks
+from service_cases import REQUEST, ROOMY
 
 from serve.__main__ import main
 from serve.lease import TTL_S, Leases, Tenure, take_or_refuse
 from serve.records import Records
-from serve.supervisor import Hand, Supervisor
-
-__all__ = ["url"]  # fixture
+from serve.supervisor import RunnerStatus, Supervisor
 
 
 class Clock:
@@ -140,7 +136,7 @@ def test_whoever_lost_it_takes_nothing_up(records: Records, clock: Clock) -> Non
     """Even where it has not learned of its loss: it was asleep for a while, as a machine that was paused is."""
     first, second = (Tenure(records.leases, name, f"service {name}") for name in "ab")
     first.beat()
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     clock.now_s += TTL_S + 1
     second.beat()
     assert (first.epoch, second.epoch) == (1, 2)
@@ -152,55 +148,55 @@ def test_whoever_lost_it_takes_nothing_up(records: Records, clock: Clock) -> Non
 def test_a_service_that_was_taken_over_stops_its_runners(records: Records, clock: Clock) -> None:
     """And the next one goes on with what they were at, once."""
     tenures = [Tenure(records.leases, name, f"service {name}") for name in "ab"]
-    crews = [FakeCrew() for _ in tenures]
+    pools = [FakeRunners() for _ in tenures]
     old, new = (
-        Supervisor(records, crew, 1, lambda tenure=tenure: tenure.epoch, clock=clock)
-        for tenure, crew in zip(tenures, crews)
+        Supervisor(records, runners, 1, lambda tenure=tenure: tenure.epoch, clock=clock)
+        for tenure, runners in zip(tenures, pools)
     )
     tenures[0].beat()
-    first = records.add("ada", WISH, None, ROOMY)[0]
+    first = records.add("ada", REQUEST, None, ROOMY)[0]
     clock.now_s += 1
-    waiting = records.add("ada", WISH, None, ROOMY)[0]
-    ticks(old, crews[0])
-    ticks(new, crews[1])
-    assert (crews[0].started, crews[1].runners) == ([(first.id, 1)], {}), "the other one only waits"
+    waiting = records.add("ada", REQUEST, None, ROOMY)[0]
+    ticks(old, pools[0])
+    ticks(new, pools[1])
+    assert (pools[0].started, pools[1].by_slot) == ([(first.id, 1)], {}), "the other one only waits"
     tenures[1].beat(by_force=True)
     tenures[0].beat()
-    ticks(new, crews[1])
-    ticks(old, crews[0])
-    assert crews[1].started == [(first.id, 2)]
-    assert crews[0].stopped == [0]
+    ticks(new, pools[1])
+    ticks(old, pools[0])
+    assert pools[1].started == [(first.id, 2)]
+    assert pools[0].stopped == [0]
     assert not records.progress(first.id, 1, {"step": 3})
     assert not records.end(first.id, 1, "finished", {})
     clock.now_s += 31
-    ticks(old, crews[0])
-    assert crews[0].runners == {}, "what does not stop is killed"
+    ticks(old, pools[0])
+    assert pools[0].by_slot == {}, "what does not stop is killed"
     records.end(first.id, 2, "finished", {})
-    crews[1].finish(0)
-    ticks(new, crews[1])
-    ticks(old, crews[0])
-    assert crews[1].started == [(first.id, 2), (waiting.id, 1)]
-    assert crews[0].started == [(first.id, 1)]
+    pools[1].finish(0)
+    ticks(new, pools[1])
+    ticks(old, pools[0])
+    assert pools[1].started == [(first.id, 2), (waiting.id, 1)]
+    assert pools[0].started == [(first.id, 1)]
 
 
 def test_two_services_on_one_record_steal_nothing(url: str) -> None:
     """Each with runners of its own; without the lease each took for an orphan what the other's runner was at."""
     first, ended, attempts = Records(url), [], []
-    ids = [first.add("ada", WISH, None, ROOMY)[0].id for _ in range(4)]
+    ids = [first.add("ada", REQUEST, None, ROOMY)[0].id for _ in range(4)]
 
     def serve(place: int) -> None:
-        records, crew = Records(url), SharedCrew()
+        records, runners = Records(url), SharedRunners()
         tenure = Tenure(Leases(records._engine), f"service {place}", f"service {place}")
-        supervisor = Supervisor(records, crew, 2, lambda: tenure.epoch)
+        supervisor = Supervisor(records, runners, 2, lambda: tenure.epoch)
         for _ in range(500):
             tenure.beat()
             supervisor.tick()
-            for hand in crew.hands().values():
-                if hand.job is not None:
-                    attempts.append(hand.job)
-                    if records.end(*hand.job, "finished", {}):
-                        ended.append(hand.job[0])
-                    crew.finish(hand.job)
+            for status in runners.statuses().values():
+                if status.job is not None:
+                    attempts.append(status.job)
+                    if records.end(*status.job, "finished", {}):
+                        ended.append(status.job[0])
+                    runners.finish(status.job)
             if records.counts() == {"finished": len(ids)}:
                 break
         records.close()
@@ -213,28 +209,28 @@ def test_two_services_on_one_record_steal_nothing(url: str) -> None:
 
 def test_what_a_dismissed_runner_still_holds_is_started_nowhere_else(records: Records) -> None:
     records.leases.take("a", "a")
-    crew = FakeCrew()
-    supervisor = Supervisor(records, crew, 2, lambda: 1)
-    record = records.add("ada", WISH, None, ROOMY)[0]
-    ticks(supervisor, crew)
+    runners = FakeRunners()
+    supervisor = Supervisor(records, runners, 2, lambda: 1)
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
+    ticks(supervisor, runners)
     records.cancel(record.id)
-    ticks(supervisor, crew)
+    ticks(supervisor, runners)
     records.retry(record.id, ROOMY)
-    crew.runners[1] = Hand(None, is_ready=True)
-    ticks(supervisor, crew)
-    assert (crew.stopped, crew.started) == ([0], [(record.id, 1)])
-    crew.finish(0)
-    ticks(supervisor, crew)
-    assert crew.started == [(record.id, 1), (record.id, 2)]
+    runners.by_slot[1] = RunnerStatus(None, is_ready=True)
+    ticks(supervisor, runners)
+    assert (runners.stopped, runners.started) == ([0], [(record.id, 1)])
+    runners.finish(0)
+    ticks(supervisor, runners)
+    assert runners.started == [(record.id, 1), (record.id, 2)]
 
 
 def test_while_the_disk_is_full_nothing_is_started_and_nothing_fails(records: Records) -> None:
     records.leases.take("a", "a")
-    crew, full = FakeCrew(), "waiting for room on the service's disk"
-    supervisor = Supervisor(records, crew, 1, lambda: 1, pause=lambda: full)
-    record = records.add("ada", WISH, None, ROOMY)[0]
-    ticks(supervisor, crew, 5)
-    assert (crew.started, supervisor.paused, records.counts()) == ([], full, {"queued": 1})
+    runners, full = FakeRunners(), "waiting for room on the service's disk"
+    supervisor = Supervisor(records, runners, 1, lambda: 1, pause=lambda: full)
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
+    ticks(supervisor, runners, 5)
+    assert (runners.started, supervisor.paused, records.counts()) == ([], full, {"queued": 1})
     full = ""
-    ticks(supervisor, crew)
-    assert (crew.started, supervisor.paused) == ([(record.id, 1)], "")
+    ticks(supervisor, runners)
+    assert (runners.started, supervisor.paused) == ([(record.id, 1)], "")

@@ -12,14 +12,14 @@ import pytest
 from service_cases import small_settings
 
 from serve.__main__ import main
-from serve.listener import Listener, open_door
+from serve.listener import Listener, open_socket
 from serve.settings import Settings
-from serve.supervisor import Condition
+from serve.supervisor import SupervisorHealth
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr("serve.listener.look_after_supervisor", lambda settings, owner: Condition(0.0))
+    monkeypatch.setattr("serve.listener.look_after_supervisor", lambda settings, owner: SupervisorHealth(0.0))
     monkeypatch.setattr("serve.pulse.end_with_node", lambda grace_s: None)
     monkeypatch.setattr("serve.pulse.of_worker", lambda: lambda: "")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -60,7 +60,7 @@ def test_another_replica_takes_over_at_the_same_address(settings: Settings) -> N
 @pytest.mark.usefixtures("listener")
 def test_another_service_finds_the_address_taken(settings: Settings) -> None:
     with pytest.raises(ValueError, match=f"^RAYDREAM_SERVE_PORT: cannot listen at 127.0.0.1, port {settings.port}: "):
-        open_door(settings, is_shared=False)
+        open_socket(settings, is_shared=False)
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts(
@@ -68,6 +68,6 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(
 ) -> None:
     monkeypatch.setenv("RAYDREAM_SERVE_DATA", settings.data)
     monkeypatch.setenv("RAYDREAM_SERVE_PORT", str(settings.port))
-    with open_door(settings, is_shared=False):
+    with open_socket(settings, is_shared=False):
         assert main([]) == 2
     assert "end what listens there, or choose another port" in capsys.readouterr().err

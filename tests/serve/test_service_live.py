@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from service_cases import ROOMY, WISH, epoch_of, records_of, small_settings
+from service_cases import REQUEST, ROOMY, epoch_of, records_of, small_settings
 
 from serve.live import Live
 from serve.records import Record, Records
@@ -49,7 +49,7 @@ def records(tmp_path: Path) -> Records:
 
 @pytest.fixture
 def record(records: Records) -> Record:
-    return records.add("ada", WISH, None, ROOMY)[0]
+    return records.add("ada", REQUEST, None, ROOMY)[0]
 
 
 @pytest.mark.parametrize(("num_streams", "pause_s"), [(1, 1.0), (50, 1.0), (100, 2.0), (10_000, 15.0)])
@@ -121,7 +121,7 @@ def test_one_reading_is_for_all_who_ask(records: Records, record: Record, monkey
     live = Live(records, lambda: now_s)
 
     async def ask() -> set[int]:
-        return {id(sight) for sight in await asyncio.gather(*(live.get(record.id) for _ in range(50)))}
+        return {id(found) for found in await asyncio.gather(*(live.get(record.id) for _ in range(50)))}
 
     async def main() -> None:
         nonlocal now_s

@@ -1,18 +1,13 @@
 """The record: nothing is accepted twice, no state changes but by its owner of the moment, owners take turns."""
 
 import dataclasses
-import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import sqlalchemy
-from service_cases import ROOMY, WISH, epoch_of
+from service_cases import REQUEST, ROOMY, epoch_of
 
 from serve.records import KeyUsedForOther, Quota, QuotaUsedUp, Record, Records
-
-POSTGRES = "RAYDREAM_TEST_POSTGRES"  # a SQLAlchemy URL of an empty database, where there is one
 
 
 class Clock:
@@ -29,20 +24,6 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'records.sqlite3'}"
-    if POSTGRES not in os.environ:
-        pytest.skip(f"{POSTGRES} names no database")
-    engine = sqlalchemy.create_engine(os.environ[POSTGRES])
-    with engine.begin() as connection:
-        for table in ("generations", "owners", "leases"):
-            connection.execute(sqlalchemy.text(f"DROP TABLE IF EXISTS {table}"))
-    engine.dispose()
-    return os.environ[POSTGRES]
-
-
 @pytest.fixture
 def records(url: str, clock: Clock) -> Iterator[Records]:
     found = Records(url, clock)
@@ -51,7 +32,7 @@ def records(url: str, clock: Clock) -> Iterator[Records]:
 
 
 def add(records: Records, owner: str = "ada", key: str | None = None, quota: Quota = ROOMY) -> Record:
-    return records.add(owner, WISH, key, quota)[0]
+    return records.add(owner, REQUEST, key, quota)[0]
 
 
 def started(records: Records, record: Record) -> int:
@@ -72,8 +53,8 @@ def test_what_is_accepted_survives_the_process(url: str, records: Records) -> No
 
 
 def test_an_idempotency_key_means_one_generation(records: Records) -> None:
-    first, is_new = records.add("ada", WISH, "k", ROOMY)
-    same, is_new_again = records.add("ada", WISH, "k", ROOMY)
+    first, is_new = records.add("ada", REQUEST, "k", ROOMY)
+    same, is_new_again = records.add("ada", REQUEST, "k", ROOMY)
     assert (is_new, is_new_again, same.id) == (True, False, first.id)
     assert add(records, "bob", "k").id != first.id
     assert add(records, "ada", None).id != add(records, "ada", None).id
@@ -82,7 +63,7 @@ def test_an_idempotency_key_means_one_generation(records: Records) -> None:
 def test_an_idempotency_key_with_another_request_is_refused(records: Records) -> None:
     first = add(records, key="k")
     with pytest.raises(KeyUsedForOther, match=first.id):
-        records.add("ada", dataclasses.replace(WISH, seed=1), "k", ROOMY)
+        records.add("ada", dataclasses.replace(REQUEST, seed=1), "k", ROOMY)
     assert len(records.queue()) == 1
 
 

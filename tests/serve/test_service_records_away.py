@@ -1,22 +1,16 @@
 """A database that does not answer for a while, and what only other databases than SQLite mind."""
 
 import base64
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
-from service_cases import ROOMY, URL, WISH, assert_problem, client_of, epoch_of, post, records_of, small_settings
+from service_cases import REQUEST, ROOMY, URL, assert_problem, client_of, epoch_of, post, records_of
 
 from raydream.cluster.runtime import LocalRuntime
 from serve.generation import GenerationRun
 from serve.records import RecordsAway
 from serve.settings import Settings
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return small_settings(tmp_path)
 
 
 def test_whoever_asks_a_database_that_is_not_there_knows_it() -> None:
@@ -41,7 +35,7 @@ def test_a_record_that_is_away_for_a_while_fails_no_generation(
         return tell(*args)
 
     monkeypatch.setattr(records, method, told)
-    record = records.add("ada", WISH, None, ROOMY)[0]
+    record = records.add("ada", REQUEST, None, ROOMY)[0]
     attempts = 0
     while (now := records.get(record.id)) is not None and now.ended_at is None:
         assert now.error_title is None

@@ -6,34 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from service_cases import WISH, epoch_of
-from test_service_records import url
+from fake_runners import NUM_AT_ONCE, SharedRunners, at_once
+from service_cases import REQUEST, epoch_of
 
 from serve.records import Quota, QuotaUsedUp, Record, Records
-from serve.supervisor import Hand, Job, Supervisor
-
-__all__ = ["url"]  # fixture
-NUM_AT_ONCE = 8
-
-
-def at_once(deed: Callable[[int], None], times: int = NUM_AT_ONCE) -> None:
-    """Does it that many times at the same moment; raises what any of them raised."""
-    barrier, errors = threading.Barrier(times), []
-
-    def run(place: int) -> None:
-        barrier.wait()
-        try:
-            deed(place)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(times)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+from serve.supervisor import Supervisor
 
 
 def in_replicas(url: str, deed: Callable[[int, Records], None], times: int = NUM_AT_ONCE) -> None:
@@ -74,7 +51,7 @@ def test_all_posts_keep_to_the_limit_of_the_queue(url: str, num_owners: int) -> 
 
     def post(place: int, records: Records) -> None:
         try:
-            accepted.append(records.add(f"owner {place % num_owners}", WISH, None, Quota(3, 100, 100))[0])
+            accepted.append(records.add(f"owner {place % num_owners}", REQUEST, None, Quota(3, 100, 100))[0])
         except QuotaUsedUp as error:
             refused.append(error)
 
@@ -84,14 +61,14 @@ def test_all_posts_keep_to_the_limit_of_the_queue(url: str, num_owners: int) -> 
 
 def test_a_key_that_comes_to_all_replicas_means_one_generation(url: str) -> None:
     found: list[tuple[Record, bool]] = []
-    in_replicas(url, lambda _, records: found.append(records.add("ada", WISH, "k", Quota(100, 100, 100))))
+    in_replicas(url, lambda _, records: found.append(records.add("ada", REQUEST, "k", Quota(100, 100, 100))))
     assert len({record.id for record, _ in found}) == 1
     assert [is_new for _, is_new in found].count(True) == 1
 
 
 def test_what_all_would_take_up_one_does(url: str) -> None:
     first = Records(url)
-    waiting = [first.add("ada", WISH, None, Quota(100, 100, 100))[0] for _ in range(5)]
+    waiting = [first.add("ada", REQUEST, None, Quota(100, 100, 100))[0] for _ in range(5)]
     taken: list[str] = []
 
     def take_all(_place: int, records: Records) -> None:
@@ -103,58 +80,20 @@ def test_what_all_would_take_up_one_does(url: str) -> None:
     first.close()
 
 
-class SharedCrew:
-    """Runners that two supervisors command; each works on what it took until ``finish``."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._jobs: dict[int, Job | None] = {}
-
-    def hands(self) -> dict[int, Hand]:
-        with self._lock:
-            return {slot: Hand(job, job is None) for slot, job in self._jobs.items()}
-
-    def open(self, slot: int) -> None:
-        with self._lock:
-            self._jobs.setdefault(slot, None)
-
-    def has_room(self, slot: int, record: Record) -> bool:
-        return True
-
-    def start(self, slot: int, job: Job) -> bool:
-        with self._lock:
-            if self._jobs.get(slot, job) is not None:
-                return False
-            self._jobs[slot] = job
-            return True
-
-    def stop(self, slot: int) -> None:
-        with self._lock:
-            self._jobs[slot] = None
-
-    def kill(self, slot: int) -> None:
-        with self._lock:
-            self._jobs.pop(slot, None)
-
-    def finish(self, job: Job) -> None:
-        with self._lock:
-            self._jobs = {slot: None if at == job else at for slot, at in self._jobs.items()}
-
-
 def test_two_supervisors_end_every_generation_once(url: str) -> None:
     """They act on the same runners with stale looks; whoever comes second finds the fence of the attempt."""
-    first, crew, ended = Records(url), SharedCrew(), []
-    ids = [first.add("ada", WISH, None, Quota(100, 100, 100))[0].id for _ in range(6)]
+    first, runners, ended = Records(url), SharedRunners(), []
+    ids = [first.add("ada", REQUEST, None, Quota(100, 100, 100))[0].id for _ in range(6)]
 
     def supervise(_place: int, records: Records) -> None:
-        supervisor = Supervisor(records, crew, num_slots=2, epoch=lambda: epoch_of(records))
+        supervisor = Supervisor(records, runners, num_slots=2, epoch=lambda: epoch_of(records))
         for _ in range(500):
             supervisor.tick()
-            for hand in crew.hands().values():
-                if hand.job is not None:
-                    if records.end(*hand.job, "finished", {}):
-                        ended.append(hand.job[0])
-                    crew.finish(hand.job)
+            for status in runners.statuses().values():
+                if status.job is not None:
+                    if records.end(*status.job, "finished", {}):
+                        ended.append(status.job[0])
+                    runners.finish(status.job)
             if records.counts() == {"finished": len(ids)}:
                 return
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from event_files import events
 from small_runs import SMALL, Watch, assert_same_end, new_run, small_config, train
-from test_report import events
 
 from raydream.cluster.runtime import LocalRuntime
 from raydream.distill.loop import RunFailed
@@ -24,6 +24,8 @@ from raydream.report.tensorboard import TensorboardLog
 from raydream.report.terminal import LastingStream
 from raydream.store.run_folder import RunFolder
 from raydream.store.storage import LocalFiles, LocalLog
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6

@@ -11,7 +11,7 @@ from small_runs import SMALL
 
 from raydream.store.run_folder import MESH, PREVIEW, REPORT, TURNTABLE, RunFolder, particle_file, preview_file
 from serve.api import build_api
-from serve.records import Quota, Records, Wish
+from serve.records import CheckedRequest, Quota, Records
 from serve.settings import Settings
 
 URL = "/v1/generations"
@@ -20,7 +20,7 @@ OVERRIDES = tuple(setting for setting in SMALL if not setting.startswith(OWN))
 CHAIR = {"prompt": "a chair", "n": 2, "steps": 6}
 CONTENT = {MESH: b"glTF" + bytes(500), TURNTABLE: bytes(range(256)), PREVIEW: b"\x89PNG picture"}
 ROOMY = Quota(max_queued=1000, unfinished=1000, daily=1000)
-WISH = Wish("a chair", 2, "exhibit", "vsd", 0, 6, 6)
+REQUEST = CheckedRequest("a chair", 2, "exhibit", "vsd", 0, 6, 6)
 
 
 def small_settings(folder: Path, **changes: Any) -> Settings:

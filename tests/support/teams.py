@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as distributed
 
-from raydream.train.prior.learner import Team
+from raydream.train.team import Team
 
 
 def together(size: int, store: Path, work: Callable[[Team], object]) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from raydream.train.agp import job as agp_job
 from raydream.train.agp.job import AgpRequest
 from raydream.train.agp.samples import MemorySamples, check_views
 from raydream.train.agp.stream import StreamSamples, open_stream
+from raydream.train.loop import Worker
 
 NUM_STEPS, DIES_AFTER = 12, 5
 
@@ -45,7 +46,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--views", views, "--prior", str(prior), "--config", config, "--device", "cpu"]
 
 
-def _die_once(settings: Mapping[str, object] | None = None, *, request: AgpRequest) -> None:
+def _die_once(worker: Worker, *, request: AgpRequest) -> bool:
     """A worker that is killed, hard, once the run folder tells of enough steps."""
     from raydream.train.agp.job import _work  # here, as the driver's has given way to this function
 
@@ -59,7 +60,7 @@ def _die_once(settings: Mapping[str, object] | None = None, *, request: AgpReque
 
     if not (Path(request.out) / "killed").exists():
         threading.Thread(target=watch, daemon=True).start()
-    _work(settings, request=request)
+    return _work(worker, request=request)
 
 
 @pytest.mark.ray
@@ -67,8 +68,9 @@ def test_a_killed_worker_is_not_seen_in_the_losses(
     cluster: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "shutdown", lambda: None)  # the job would end the cluster that the tests share
-    monkeypatch.setattr(agp_job, "_work", _die_once)
-    assert agp_job.main("test", [*words, "--out", str(tmp_path / "killed")]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(agp_job, "_work", _die_once)
+        assert agp_job.main("test", [*words, "--out", str(tmp_path / "killed")]) == 0
     assert agp_job.main("test", [*words, "--out", str(tmp_path / "plain"), "--no-ray"]) == 0
     assert (tmp_path / "killed" / "killed").exists()
     plain, killed = (

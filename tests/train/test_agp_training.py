@@ -1,5 +1,6 @@
 """Fine-tuning of the aligned geometric prior: it learns, resumes exactly on any number of workers, and refuses."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,13 +16,16 @@ from raydream.config import strict_json
 from raydream.config.agp import AgpConfig
 from raydream.priors.agp import AgpDenoiser, read_facts
 from raydream.store.run_folder import RunFolder
+from raydream.train.agp import checkpoint
 from raydream.train.agp import job as agp_job
 from raydream.train.agp import throughput as agp_benchmark
-from raydream.train.agp.learner import AgpLearner, EngineMaker, PlainEngine, cut, join, slice_length
 from raydream.train.agp.samples import MemorySamples, check_views
 from raydream.train.agp.train import AGP, SAMPLES, AgpSession, finetune_agp
 from raydream.train.deepspeed import DeepSpeedMaker, read_deepspeed
-from raydream.train.prior.learner import Team
+from raydream.train.engine import EngineMaker, PlainEngine, cut, join, slice_length
+from raydream.train.team import Team
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 
@@ -114,16 +118,18 @@ def test_shards_are_restored_on_another_number_of_workers(inputs: Inputs, tmp_pa
     assert len(shards) == 2
     run = RunFolder.open(str(out))
     denoiser = AgpDenoiser.from_prior(inputs.prior, config.model.rank, 99, CPU)
-    learner = AgpLearner(denoiser, config.stage, Team())
-    learner.load(run, 4)
-    learner.start(PlainEngine, lambda: torch.zeros(()))
+    begin = functools.partial(
+        checkpoint.begin, settings=config.stage, team=Team(), make_engine=PlainEngine, run=run, step=4,
+        loss_of=lambda: torch.zeros(()),
+    )  # fmt: skip
+    learner = begin(denoiser)
     exported = load_file(out / AGP / "agp.safetensors")
     assert all(torch.equal(value.half(), exported[name]) for name, value in learner.averaged().items())
-    learner.save(run)  # the same state in one shard
+    checkpoint.save(learner, run, denoiser.facts.prior_sha256)  # the same state in one shard
     assert len(list((out / "checkpoints" / "step_00000004").glob("shard-*"))) == 2
-    again = AgpLearner(AgpDenoiser.from_prior(inputs.prior, config.model.rank, 98, CPU), config.stage, Team())
-    again.load(run, 4)
-    for name, value in again.denoiser.trainable().items():
+    again = AgpDenoiser.from_prior(inputs.prior, config.model.rank, 98, CPU)
+    begin(again)
+    for name, value in again.trainable().items():
         assert torch.equal(value, denoiser.trainable()[name])
     longer = replace(config, stage=replace(config.stage, num_steps=6))
     together(2, tmp_path / "b", lambda team: _train(inputs, longer, out, team))

@@ -24,9 +24,9 @@ from raydream.assets.recolour import (
 from raydream.config.train import WordsConfig
 from raydream.train.batches import BatchMaker, Shot
 from raydream.train.captions import (
+    CaptionedObject,
     Draw,
     Lexicon,
-    Subject,
     compose,
     describe,
     make_lexicon,
@@ -34,7 +34,7 @@ from raydream.train.captions import (
     object_palette,
     phrase,
     side_of,
-    split_subjects,
+    split_objects,
     split_views,
     with_other_word,
 )
@@ -120,7 +120,7 @@ def test_palette_names_the_larger_part_and_stays_silent_about_a_mixture() -> Non
 
 def test_captions_say_what_was_drawn() -> None:
     words = WordsConfig(aliases=(("box", "crate"),))
-    crate = Subject(0, "crate", "brown", ("an old crate",), has_sides=True)
+    crate = CaptionedObject(0, "crate", "brown", ("an old crate",), has_sides=True)
     assert compose(crate, "red", True, "front", NEVER, words) == "a red crate"
     assert compose(crate, "brown", False, None, NEVER, words) == "a crate"
     assert compose(crate, "brown", False, None, replace(NEVER, colour=0.1), words) == "a brown crate"
@@ -225,7 +225,7 @@ def test_split_holds_out_some_of_every_noun() -> None:
     config = WordsConfig(min_assets=5)
     palette = object_palette(views)
     subjects = describe(views, palette, make_lexicon(views, palette, config), config)
-    train, held_out = split_subjects(subjects, views, 0.2)
+    train, held_out = split_objects(subjects, views, 0.2)
     assert [sum(s.noun == noun for s in held_out) for noun in SHAPES] == [2, 2, 2]
     assert {s.index for s in train} | {s.index for s in held_out} == set(range(30))
     assert not {s.index for s in train} & {s.index for s in held_out}
@@ -278,12 +278,12 @@ def test_unknown_words_never_pass_for_known_ones() -> None:
 def test_the_most_typical_objects_of_a_noun_have_the_mean_size_and_no_copies() -> None:
     """Balls of sizes 9, 10, 11, two of each: the middle ones are nearest to the mean, and the second is a copy."""
     views = small_views()
-    balls = [Subject(i, "ball", None, (), False) for i in range(6)]
+    balls = [CaptionedObject(i, "ball", None, (), False) for i in range(6)]
     assert [views.objects[i].uid for i in range(6)] == [f"ball-{i}" for i in range(6)]
     assert [subject.index for subject in most_typical(balls, views, 1)] == [1]
     three = [subject.index for subject in most_typical(balls, views, 6)]
     assert three == [0, 1, 2]
-    others = [Subject(i, "crate", None, (), False) for i in range(6, 12)]
+    others = [CaptionedObject(i, "crate", None, (), False) for i in range(6, 12)]
     both = most_typical([*balls, *others], views, 2)
     assert Counter(subject.noun for subject in both) == {"ball": 2, "crate": 2}
 

@@ -21,11 +21,16 @@ from raydream.diffusion.text import encode_prompts
 from raydream.priors.find import check_prior
 from raydream.train import gate
 from raydream.train.captions import Lexicon
+from raydream.train.learner import Learner, learning_rate, progress
 from raydream.train.prior import job as train_job
-from raydream.train.prior.learner import Learner, Team, learning_rate, progress, read_tensors, stratified_timesteps
+from raydream.train.prior.checkpoint import read_tensors
 from raydream.train.prior.models import build_vae, load_models, normalise_latents, sample_latents
 from raydream.train.prior.train import METRICS, PRIOR, contrast_loss, make_sets, train_prior
+from raydream.train.sampling import stratified_timesteps
+from raydream.train.team import Team
 from raydream.views.view_set import pack, unpack
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 VAE_STEPS, UNET_STEPS = 40, 30

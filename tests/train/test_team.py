@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from raydream.camera import orbit_cameras
 from raydream.config.train import StageSettings
 from raydream.priors.agp import AgpDenoiser
-from raydream.train.agp.learner import AgpLearner, PlainEngine
-from raydream.train.prior.learner import Learner, MeanGradients, Team, read_tensors
+from raydream.train.learner import Learner
+from raydream.train.prior import checkpoint
+from raydream.train.team import MeanGradients, Team
 from raydream.types import Condition
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 SETTINGS = StageSettings(num_steps=6, batch_size=4, lr=1e-2, warm_up_steps=1, gradient_clip=0.05, ema_decay=0.9)
@@ -95,10 +98,8 @@ def test_gradients_are_sent_while_backward_runs(tmp_path: Path, monkeypatch: pyt
     together(2, tmp_path / "store", work)
 
 
-def _trained(team: Team, steps: range, checkpoint: Path | None = None) -> Learner[Net]:
-    learner = Learner(_net(), SETTINGS, team)
-    if checkpoint is not None:
-        learner.restore(checkpoint)
+def _trained(team: Team, steps: range, begin: Path) -> Learner[Net]:
+    learner = checkpoint.begin(_net(), SETTINGS, team, begin, lambda: torch.zeros(()))
 
     def loss() -> Tensor:
         return learner.module(_part(_data(2, learner.step), team), True).square().mean()
@@ -110,25 +111,24 @@ def _trained(team: Team, steps: range, checkpoint: Path | None = None) -> Learne
 
 
 def test_two_workers_step_like_one_with_the_joined_batch_and_resume_exactly(tmp_path: Path) -> None:
-    _trained(Team(), range(6)).save(tmp_path / "one")
+    nothing = tmp_path / "nothing"
+    checkpoint.save(_trained(Team(), range(6), nothing), tmp_path / "one")
 
     def work(team: Team) -> bool:
-        own = tmp_path / f"{team.rank}"
-        own.mkdir()
-        _trained(team, range(6)).save(own / "whole")
-        _trained(team, range(3)).save(own / "half")
-        _trained(team, range(3, 6), own / "half").save(own / "resumed")
+        checkpoint.save(_trained(team, range(6), nothing), tmp_path / "whole")
+        checkpoint.save(_trained(team, range(3), nothing), tmp_path / "half")
+        distributed.barrier()  # rank 0 writes
+        checkpoint.save(_trained(team, range(3, 6), tmp_path / "half"), tmp_path / "resumed")
         return True
 
     together(2, tmp_path / "store", work)
-    one, _ = read_tensors(tmp_path / "one")
+    one, _ = checkpoint.read_tensors(tmp_path / "one")
     start = {f"module.{name}": value for name, value in _net().state_dict().items()}
     assert not torch.allclose(one["module.first.weight"], start["module.first.weight"], atol=1e-2)
-    for rank in "01":
-        whole, _ = read_tensors(tmp_path / rank / "whole")
-        resumed, _ = read_tensors(tmp_path / rank / "resumed")
-        torch.testing.assert_close(whole, one)
-        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    whole, _ = checkpoint.read_tensors(tmp_path / "whole")
+    resumed, _ = checkpoint.read_tensors(tmp_path / "resumed")
+    torch.testing.assert_close(whole, one)
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -145,7 +145,7 @@ def test_two_workers_fine_tune_like_one_with_the_joined_batch(tmp_path: Path, ra
 
     def trained(team: Team) -> dict[str, Tensor]:
         denoiser = AgpDenoiser.from_prior(prior, rank, 0, CPU)
-        learner = AgpLearner(denoiser, SETTINGS, team)
+        learner = Learner(denoiser.unet, SETTINGS, team, denoiser.trainable())
         given = (text, cameras.c2w, cameras.fov_y_deg, seen)
 
         def loss() -> Tensor:
@@ -153,7 +153,6 @@ def test_two_workers_fine_tune_like_one_with_the_joined_batch(tmp_path: Path, ra
             answer = denoiser.predict(_part(noised, team), _part(t, team), cond)
             return (answer - _part(target, team)).square().mean()
 
-        learner.start(PlainEngine, loss)
         for _ in range(3):
             learner.update(loss)
         return {name: value.detach() for name, value in denoiser.trainable().items()} | learner.averaged()

@@ -21,6 +21,8 @@ from raydream.views.child import _AWAY, ChildKilled, RenderProcess, _last_words
 from raydream.views.render import render_record
 from raydream.views.schema import record_from_json, record_to_json
 
+pytestmark = pytest.mark.slow
+
 SMALL = ViewConfig(num_views=3, image_px=16, distance=(1.5, 1.9))
 BACKEND = load_backend("auto", "cpu")
 CHAIR = next(record for record in procedural_records() if record.uid == "chair-0")

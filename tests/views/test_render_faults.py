@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_s3 import FakeS3, fake_s3
 from gltf_writer import GltfWriter
-from test_render_job import job_command, run_here
-from test_render_pool import SMALL, InThisProcess, render_without_ray, small_job
+from render_jobs import SMALL, InThisProcess, job_command, render_without_ray, run_here, small_job
 
 from raydream.assets import remote_library
 from raydream.assets.library import AssetRecord
@@ -27,8 +26,10 @@ from raydream.views.child import ChildKilled
 from raydream.views.folder import finished_shards, open_notes, read_shard_records
 from raydream.views.plan import open_plan
 from raydream.views.plan_rows import plan_rows
-from raydream.views.report import write_report
+from raydream.views.report import write_job_report
 from raydream.views.shard import ShardResult, ShardWorker
+
+pytestmark = pytest.mark.slow
 
 BUSY = 425  # passes, and pyarrow's client does not try it again itself, which takes it six seconds
 UIDS = [f"box-{number}" for number in range(6)]
@@ -70,7 +71,7 @@ class Run:
         noted = open_notes(self.files, plan)
         missing = set(range(plan.num_shards)) - finished_shards(self.files, plan).keys()
         results = {shard: worker.render(shard, shard in noted) for shard in sorted(missing)}
-        self.report = write_report(self.files, plan, SMALL)
+        self.report = write_job_report(self.files, plan, SMALL)
         return results
 
     def render(self, record: AssetRecord) -> pa.Table:
@@ -103,7 +104,7 @@ def test_a_library_that_is_away_leaves_shards_open_and_the_next_command_makes_th
         assert "does not answer" in worker.render(shard).open_because
     assert not (tmp_path / "out" / "rejected").exists()
     assert not (tmp_path / "out" / "views").exists()
-    report = write_report(run.files, plan, SMALL)
+    report = write_job_report(run.files, plan, SMALL)
     assert (report["objects"], report["open_shards"], report["rejected"]) == (0, 2, {})
     # still away the second time: the library does not answer either, so nobody is rejected
     assert all(worker.render(shard, was_open=True).open_because for shard in (0, 1))
@@ -225,7 +226,7 @@ def test_a_report_costs_no_request_for_each_shard(s3: FakeS3, tmp_path: Path, mo
         plan = render_without_ray(job, tmp_path / "unused", files)
         before = json.loads(files.read("report.json"))
         s3.requests.clear()
-        reports[number] = write_report(files, plan, SMALL)
+        reports[number] = write_job_report(files, plan, SMALL)
         costs[number] = s3.requests.total()
         assert reports[number] == before
     assert reports[6]["objects"] == 6
@@ -291,7 +292,7 @@ def test_plan_keeps_the_first_by_uid_and_refuses_twins(tmp_path: Path) -> None:
 
 def results(*told: str) -> Iterator[dict[str, object]]:
     for shard, because in enumerate(told):
-        row = ShardResult(shard, 1, 0, 3, 0.1, open_because=because)
+        row = ShardResult(shard, 1, 0, 3, open_because=because)
         yield {name: getattr(row, name) for name in ShardResult.__dataclass_fields__}
 
 

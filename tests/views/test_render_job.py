@@ -1,17 +1,15 @@
 """The rendering job as a command: killed and taken up again, and what it says of bad input."""
 
-import importlib.util
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_render_pool import ROOT, all_rows, render_without_ray, small_job
+from render_jobs import ROOT, all_rows, job_command, render_without_ray, run_here, small_job
 
 
 def descendants(words: str) -> list[int]:
@@ -39,13 +37,6 @@ def wait_for(condition: Callable[[], object], limit_s: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.02)
-
-
-def job_command(out: Path, *more: str) -> list[str]:
-    settings = ["views.image_px=16", "views.num_views=3", "views.distance=[1.5, 1.9]", "pool.objects_per_shard=6"]
-    words = [word for setting in (*settings, *more) for word in ("--set", setting)]
-    job = [sys.executable, str(ROOT / "jobs" / "render_ccm.py"), "--source", "procedural", "--workers", "2"]
-    return [*job, "--out", str(out), *words]
 
 
 @pytest.mark.ray
@@ -80,19 +71,10 @@ def test_killed_driver_and_killed_worker_leave_no_trace_in_the_rows(tmp_path, mo
 
 
 def test_job_says_in_one_line_what_is_wrong(tmp_path, monkeypatch, capsys):
-    for words in (["--set", "views.sed=1"], ["--source", "/nonexistent"], ["--recipe", "cmc"], ["--subset", "x"]):
+    for words in (["--set", "views.sed=1"], ["--assets", "/nonexistent"], ["--recipe", "cmc"], ["--subset", "x"]):
         assert run_here(monkeypatch, [*job_command(tmp_path / "out"), *words]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.startswith("error: ")
         assert printed.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def run_here(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> int:
-    """The job's exit code, without a process of its own."""
-    monkeypatch.setattr(sys, "argv", command[1:])
-    spec = importlib.util.spec_from_file_location("render_ccm", command[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main()

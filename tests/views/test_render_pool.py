@@ -13,64 +13,23 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import torch
+from asset_cases import MINIPACK, needs_minipack
 from gltf_writer import GltfWriter
 from PIL import Image
+from render_jobs import BACKEND, ROOT, SMALL, all_rows, render_without_ray, small_job
 
-from raydream.assets.library import AssetRecord
 from raydream.assets.procedural import procedural_records
-from raydream.backend import load_backend
 from raydream.bench.rendering import format_figures, measure
 from raydream.camera import camera_rays
 from raydream.config import strict_json
-from raydream.config.render import LibraryConfig, PoolConfig, RenderJobConfig, ViewConfig, ccm_recipe, make_recipe
+from raydream.config.render import LibraryConfig, RenderJobConfig, ViewConfig, ccm_recipe, make_recipe
 from raydream.store.storage import LocalFiles, RemoteFiles, resolve
-from raydream.views.dataset import iterate_views, open_packed, pack_views
-from raydream.views.folder import Plan
+from raydream.views.dataset import iterate_views
 from raydream.views.plan import library_records, open_plan
 from raydream.views.render import draw_cameras, render_record
-from raydream.views.report import write_report
 from raydream.views.schema import decode_image
-from raydream.views.shard import ShardWorker
 
-ROOT = Path(__file__).resolve().parents[2]
-MINIPACK = ROOT.parent / "shared" / "assets" / "minipack"
-SMALL = ViewConfig(num_views=3, image_px=16, distance=(1.5, 1.9))
-BACKEND = load_backend("auto", "cpu")
 CHAIR = next(record for record in procedural_records() if record.uid == "chair-0")
-
-
-def small_job(source: str = "procedural", **library: object) -> RenderJobConfig:
-    return RenderJobConfig(SMALL, LibraryConfig(source, **library), PoolConfig(workers=2, objects_per_shard=3))
-
-
-class InThisProcess:
-    """Stands for a ``RenderProcess`` where the child itself is not what is tested: starting one takes seconds."""
-
-    def render(self, record: AssetRecord) -> pa.Table:
-        return render_record(record, SMALL, BACKEND)
-
-    def close(self) -> None:
-        pass
-
-
-def render_without_ray(config: RenderJobConfig, out: Path, files=None, child: bool = False) -> Plan:
-    files = files or resolve(str(out), None)
-    plan = open_plan(files, config)
-    worker = ShardWorker(str(out), plan, strict_json.dumps(config))
-    worker._files = files
-    if not child:
-        worker._process = InThisProcess()
-    try:
-        for shard in range(plan.num_shards):
-            worker({"shard": shard, "was_open": 0})
-    finally:
-        worker.close()
-    write_report(files, plan, config.views)
-    return plan
-
-
-def all_rows(out: Path) -> pa.Table:
-    return pq.read_table(out / "views")
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +221,7 @@ def test_unknown_subsets_are_named(tmp_path):
         library_records(LibraryConfig(library, subsets=("most", "none")))
 
 
-@pytest.mark.skipif(not MINIPACK.is_dir(), reason=f"no asset library at {MINIPACK}")
+@needs_minipack
 def test_objaverse_layout_gives_the_same_pictures_as_the_manifest(tmp_path):
     by_manifest, _ = library_records(LibraryConfig(str(MINIPACK), subsets=("tiny_24",)))
     captions = MINIPACK / "Cap3D_automated_Objaverse_full.csv"
@@ -276,33 +235,10 @@ def test_objaverse_layout_gives_the_same_pictures_as_the_manifest(tmp_path):
         assert first.select(same).equals(second.select(same))
 
 
-def test_packed_views_are_the_rows(eight, tmp_path):
-    dataset = pack_views(str(eight), tmp_path / "packed", ("rgb", "ccm"))
-    assert (dataset.num_objects, dataset.num_views) == (8, 3)
-    assert dataset.images["rgb"].dtype == np.uint8
-    for place, rows in enumerate(iterate_views(str(eight), ("uid", "captions", "rgb", "ccm", "azimuth_deg", "c2w"))):
-        assert dataset.objects[place]["uid"] == rows["uid"][0]
-        assert dataset.objects[place]["captions"] == rows["captions"][0]
-        assert np.array_equal(dataset.images["rgb"][place], rows["rgb"])
-        assert np.array_equal(dataset.images["ccm"][place, 1], rows["ccm"][1])
-        assert np.array_equal(dataset.cameras["azimuth_deg"][place], rows["azimuth_deg"])
-        assert np.array_equal(dataset.cameras["c2w"][place], rows["c2w"])
-    again = pack_views(str(eight), tmp_path / "packed", ("rgb",))
-    assert np.array_equal(again.images["rgb"], dataset.images["rgb"])
-    with pytest.raises(ValueError, match=r"^images: 'depth' was not packed"):
-        open_packed(tmp_path / "packed", ("depth",))
-    with pytest.raises(ValueError, match=r"^folder: no packed views"):
-        open_packed(tmp_path)
+def test_reader_refuses_unfinished_jobs_and_unknown_columns(eight, tmp_path):
     with pytest.raises(ValueError, match=r"^columns: no 'lux'"):
         next(iterate_views(str(eight), ("lux",)))
-
-
-def test_pack_refuses_other_views_and_unfinished_jobs(eight, tmp_path):
-    pack_views(str(eight), tmp_path / "packed")
-    config = small_job(max_objects=1)
-    render_without_ray(config, tmp_path / "other")
-    with pytest.raises(ValueError, match="holds the views of another job"):
-        pack_views(str(tmp_path / "other"), tmp_path / "packed")
+    render_without_ray(small_job(max_objects=1), tmp_path / "other")
     (tmp_path / "other" / "views" / "shard-00000.parquet").unlink()
     with pytest.raises(ValueError, match=r"^views: 1 of 1 shards are missing"):
         next(iterate_views(str(tmp_path / "other")))
@@ -343,6 +279,3 @@ def test_benchmark_measures_pictures_that_agree(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "embreex" or None)
     with pytest.raises(AssertionError, match="embreex"):
         measure(procedural_records()[:1], SMALL)
-
-
-# --- with Ray

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gltf_writer import GltfWriter
-from test_render_pool import SMALL, all_rows, render_without_ray, small_job
+from render_jobs import SMALL, all_rows, render_without_ray, small_job
 
 from raydream.store.storage import resolve
-from raydream.views.dataset import iterate_views, pack_views
+from raydream.views.dataset import iterate_views
 from raydream.views.folder import REPORT, SUMMARIES
-from raydream.views.report import warning_line, write_report
+from raydream.views.report import warning_line, write_job_report
 
 BROKEN = {"b": "texture_missing: skin.png", "c": "texture_compression_unsupported: bark"}
 
@@ -57,7 +57,7 @@ def test_warnings_reach_the_rows_the_report_and_the_line_at_the_end(library, tmp
     assert warning_line(report | {"warnings": {}}) == ""
     many = {"texture_missing": {"objects": 5, "first": list("abcde")}}
     assert warning_line(report | {"warnings": many}).endswith("texture_missing 5 (a, b, c, ...)")
-    assert write_report(resolve(str(out), None), plan, SMALL) == report  # also by the log of summaries
+    assert write_job_report(resolve(str(out), None), plan, SMALL) == report  # also by the log of summaries
     assert '"warned"' in (out / SUMMARIES).read_text()
 
 
@@ -82,7 +82,6 @@ def test_shards_of_an_older_version_are_read_and_counted(library, tmp_path):
     rows = list(iterate_views(str(out), ("uid", "warnings")))
     assert [row["uid"][0] for row in rows] == list("abcd")
     assert [row["warnings"][0] for row in rows] == [None, None, None, ["points_or_lines_skipped"]]
-    assert pack_views(str(out), tmp_path / "packed").objects[3]["warnings"] == ["points_or_lines_skipped"]
-    report = write_report(resolve(str(out), None), plan, SMALL)
+    report = write_job_report(resolve(str(out), None), plan, SMALL)
     assert list(report["warnings"]) == ["points_or_lines_skipped"]
     assert report["objects"] == 4

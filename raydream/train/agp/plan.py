@@ -46,7 +46,7 @@ class CostPlan:
 def zero_memory(num_parameters: int, num_gpus: int, stage: int, num_trained: int | None = None) -> ZeroMemory:
     """Mixed precision with Adam: weights and gradients 2 bytes a parameter each, optimiser 12; stage 1 shares out the
     optimiser, stage 2 the gradients too, stage 3 the weights too (ZeRO, arXiv 1910.02054, section 3 and figure 1). The
-    average is 4 bytes a trained parameter, always shared out (``agp_learner``). ``num_trained`` is less with LoRA.
+    average is 4 bytes a trained parameter, always shared out (``learner``). ``num_trained`` is less with LoRA.
     """
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"stage: must be 0, 1, 2 or 3, got {stage}")

@@ -22,7 +22,7 @@ from raydream.coordinates import encode_ccm
 from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.train.captions import phrase
 from raydream.train.prior.word_choice import object_nouns
-from raydream.views.dataset import Column, check_shards, iterate_cards, iterate_views, open_views
+from raydream.views.dataset import Column, check_shards, iterate_cards, iterate_views, open_job
 from raydream.views.schema import decode_image
 from raydream.views.view_set import ObjectCard
 
@@ -85,7 +85,7 @@ def check_views(uri: str, latent_px: int) -> ViewConfig:
     """The settings of a rendering job whose views can be trained on; ValueError naming ``views`` and the remedy."""
     if PurePath(uri).suffix == ".zip":
         raise ValueError(f"views: {uri} is a packed set of colours; give the folder of jobs/render_ccm.py")
-    _, plan, config = open_views(uri)
+    _, plan, config = open_job(uri)
     views = config.views
     if not plan.num_shards:
         raise ValueError(f"views: the rendering job in {uri} has no objects")

@@ -14,7 +14,7 @@ from raydream.config.render import ViewConfig
 from raydream.store.faults import PASSING_MESSAGES
 from raydream.store.storage import LocalFiles
 from raydream.train.agp.samples import COLUMNS, Samples, kept, noun_of, samples_of
-from raydream.views.dataset import Column, open_views
+from raydream.views.dataset import Column, open_job
 from raydream.views.folder import VIEWS, shard_name
 
 _ROWS_AT_ONCE = 256
@@ -23,7 +23,7 @@ _SHUFFLED_ROWS = 4096
 
 def open_stream(uri: str) -> Dataset:
     """The rows of all shards, files in random order."""
-    files, plan, _ = open_views(uri)
+    files, plan, _ = open_job(uri)
     paths = [files.path(shard_name(VIEWS, shard)) for shard in range(plan.num_shards)]
     context = DataContext.get_current()
     # its newer reader starts a pool of actors for the files' footers: 12 s and more even for a few

@@ -13,10 +13,11 @@ from raydream import seeds
 from raydream.config.agp import AgpConfig
 from raydream.priors.agp import AgpDenoiser
 from raydream.priors.agp_texts import AgpTexts
-from raydream.train.agp.learner import AgpLearner, PlainEngine, make_optimizer
 from raydream.train.agp.samples import SampleSource
 from raydream.train.agp.train import AgpBatch, agp_loss, make_batch
-from raydream.train.prior.learner import Team
+from raydream.train.engine import make_optimizer
+from raydream.train.learner import Learner
+from raydream.train.team import Team
 
 _ROLE = "agp batch"
 
@@ -40,7 +41,7 @@ def compare_throughput(
     """Steps of the job (draw samples, captions, noise; texts; update; running average) and of the bare model (forward,
     backward, clipping, AdamW on the very same batches, made before), block by block in turns, after one of each.
     """
-    batch_size, team = config.stage.batch_size, Team()
+    batch_size = config.stage.batch_size
     texts = AgpTexts.load(prior, device)
     denoiser, twin = (AgpDenoiser.from_prior(prior, config.model.rank, config.seed, device) for _ in range(2))
 
@@ -48,8 +49,7 @@ def compare_throughput(
         draw = seeds.generator(config.seed, _ROLE, 0, step)
         return make_batch(denoiser, texts, source.samples(batch_size, draw), config.data, draw)
 
-    learner = AgpLearner(denoiser, config.stage, team)
-    learner.start(PlainEngine, lambda: agp_loss(denoiser, batch(0), config.bfloat16))
+    learner = Learner(denoiser.unet, config.stage, Team(), denoiser.trainable())
     parameters = list(twin.trainable().values())
     optimizer = make_optimizer(parameters, config.stage)
     batches = [batch(step) for step in range(num_steps)]

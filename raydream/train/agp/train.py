@@ -4,9 +4,9 @@ A run folder holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``sampl
 column for each camera) and ``agp/``, the averaged model as ``AgpDenoiser.load`` reads it.
 """
 
+import functools
 import io
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from raydream import seeds
 from raydream.camera import orbit_cameras
@@ -29,16 +29,18 @@ from raydream.priors.agp import AgpDenoiser, AgpFacts
 from raydream.priors.agp_texts import AgpTexts
 from raydream.priors.find import resolve_prior
 from raydream.store.run_folder import CONFIG, RunFolder
-from raydream.train.agp.learner import AgpLearner, EngineMaker
+from raydream.train.agp import checkpoint
 from raydream.train.agp.samples import SCENE_UNITS, Samples, SampleSource, camera_weights, draw_captions
 from raydream.train.captions import phrase
-from raydream.train.prior.learner import Team, stratified_timesteps
+from raydream.train.engine import EngineMaker
+from raydream.train.learner import Learner
+from raydream.train.loop import Every, MetricsSink, Stage, Worker, train
+from raydream.train.sampling import stratified_timesteps
+from raydream.train.team import Team
 from raydream.types import Condition
 
 AGP, SAMPLES = "agp", "samples"
 _GRID_PROMPTS = 8
-
-Report = Callable[[Mapping[str, float | int | str]], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class AgpSession:
     device: torch.device
     team: Team
     make_engine: EngineMaker
-    report: Report
+    report: MetricsSink
     should_stop: Callable[[], bool]
 
 
@@ -82,22 +84,33 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
         denoiser = AgpDenoiser.from_prior(session.prior, config.model.rank, config.seed, session.device)
         facts = replace(denoiser.facts, distance=_scene_distance(session.views), fov_y_deg=session.views.fov_y_deg)
         texts = AgpTexts.load(session.prior, session.device)
-        checkpoint = session.run.latest_checkpoint() if team.rank == 0 else None
-        step = int(team.largest([float(checkpoint.step if checkpoint else -1)], session.device)[0])
+        found = session.run.latest_checkpoint() if team.rank == 0 else None
+        step = int(team.largest([float(found.step if found else -1)], session.device)[0])
         if config.start and step < 0:
             begin_from(denoiser, config)
         if config.model.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
         denoiser.unet.train()
-        learner = AgpLearner(denoiser, config.stage, team)
-        if step >= 0:
-            learner.load(session.run, step)
+        loss = functools.partial(_loss, config, session, denoiser, texts)
+        learner = checkpoint.begin(
+            denoiser, config.stage, team, session.make_engine, session.run, step if step >= 0 else None, lambda: loss(0)
+        )
         if team.rank == 0:
             session.run.truncate_metrics(learner.step + 1)
             session.run.write_text(CONFIG, strict_json.dumps(config) + "\n")
-        trainer = _Trainer(config, session, learner, texts, facts)
-        learner.start(session.make_engine, trainer.loss)
-        done = trainer.train()
+        shown = _Shown(config, session, texts, facts)
+        stage = Stage(
+            loss=lambda: loss(learner.step),
+            save=lambda: _save(learner, facts.prior_sha256, config, session),
+            show=lambda: shown.write(learner),
+            row=lambda row: row,
+            record=lambda row: session.run.append_metrics([row]),
+            log_every_steps=config.log_every_steps,
+            save_every=Every(steps=config.save_every_steps),
+            show_every=Every(steps=config.sample_every_steps),
+            shows_when_stopped=True,
+        )
+        done = train(learner, stage, Worker(session.device, team, session.report, session.should_stop))
         session.run.close()
         return done
 
@@ -196,84 +209,42 @@ def picture(latents: Float[Tensor, "view 4 h w"], columns: int, zoom: int = 4) -
     return buffer.getvalue()
 
 
-class _Trainer:
-    """The loop of one worker."""
+def _loss(config: AgpConfig, session: AgpSession, denoiser: AgpDenoiser, texts: AgpTexts, step: int) -> Tensor:
+    """The loss of this worker's batch at a step."""
+    draw = seeds.generator(config.seed, "agp batch", session.team.rank, step)
+    samples = session.source.samples(config.stage.batch_size, draw)
+    return agp_loss(denoiser, make_batch(denoiser, texts, samples, config.data, draw), config.bfloat16)
 
-    def __init__(
-        self, config: AgpConfig, session: AgpSession, learner: AgpLearner, texts: AgpTexts, facts: AgpFacts
-    ) -> None:
-        self._config, self._session, self._learner = config, session, learner
-        self._texts, self._facts = texts, facts
-        self._shown: AgpDenoiser | None = None
 
-    def loss(self) -> Tensor:
-        """The loss of this worker's next batch."""
-        rank, step, config = self._session.team.rank, self._learner.step, self._config
-        draw = seeds.generator(config.seed, "agp batch", rank, step)
-        samples = self._session.source.samples(config.stage.batch_size, draw)
-        batch = make_batch(self._learner.denoiser, self._texts, samples, config.data, draw)
-        return agp_loss(self._learner.denoiser, batch, config.bfloat16)
+def _save(learner: Learner[nn.Module], prior_sha256: str, config: AgpConfig, session: AgpSession) -> None:
+    checkpoint.save(learner, session.run, prior_sha256)
+    if session.team.rank == 0:
+        session.run.prune_checkpoints(config.keep_checkpoints)
 
-    def train(self) -> bool:
-        """Steps until the stage is done (True) or the session must stop (False); a checkpoint is left either way."""
-        learner, config, team = self._learner, self._config, self._session.team
-        before_s, started = learner.elapsed_s, time.monotonic()
-        first = saved = logged_step = learner.step
-        logged, stop = started, False
-        while learner.progress < 1 and not stop:
-            loss = learner.update(self.loss)
-            now = time.monotonic()
-            agreed = [before_s + now - started, float(self._session.should_stop())]
-            agreed = team.largest(agreed, self._session.device)
-            learner.elapsed_s, stop = agreed[0], agreed[1] > 0
-            if learner.step % config.log_every_steps == 0:
-                num_samples = (learner.step - logged_step) * config.stage.batch_size * team.size
-                self._log(loss, num_samples / (now - logged))
-                logged, logged_step = now, learner.step
-            if learner.step % config.save_every_steps == 0:
-                self._save()
-                saved = learner.step
-            if learner.step % config.sample_every_steps == 0:
-                self._show()
-        if learner.step > saved:
-            self._save()
-        if learner.step > first and learner.step % config.sample_every_steps:
-            self._show()
-        return not stop
 
-    def _log(self, loss: float, samples_per_s: float) -> None:
-        row: dict[str, float | int | str] = {
-            "step": self._learner.step,
-            "progress": round(self._learner.progress, 4),
-            "loss": loss,
-            "samples_per_s": round(samples_per_s, 2),
-            "elapsed_s": round(self._learner.elapsed_s, 1),
-        }
-        if self._session.team.rank == 0:
-            self._session.run.append_metrics([row])
-        self._session.report(row)
+class _Shown:
+    """The averaged model as the run folder shows it: its files, and a grid of its samples."""
 
-    def _save(self) -> None:
-        self._learner.save(self._session.run)
-        if self._session.team.rank == 0:
-            self._session.run.prune_checkpoints(self._config.keep_checkpoints)
+    def __init__(self, config: AgpConfig, session: AgpSession, texts: AgpTexts, facts: AgpFacts) -> None:
+        self._config, self._session, self._texts, self._facts = config, session, texts, facts
+        self._denoiser: AgpDenoiser | None = None
 
-    def _show(self) -> None:
-        """Writes the averaged model and a grid of its samples."""
-        averaged = self._learner.averaged()
+    def write(self, learner: Learner[nn.Module]) -> None:
+        """Writes both, in rank 0; all workers call it together."""
+        averaged = learner.averaged()
         if self._session.team.rank:
             return
-        run, config, device = self._session.run, self._config, self._session.device
+        run, config = self._session.run, self._config
         rank = config.model.export_rank or config.model.rank
-        if self._shown is None:
-            self._shown = AgpDenoiser.from_prior(self._session.prior, rank, config.seed, device)
-            self._shown.unet.eval()
+        if self._denoiser is None:
+            self._denoiser = AgpDenoiser.from_prior(self._session.prior, rank, config.seed, self._session.device)
+            self._denoiser.unet.eval()
         if config.model.export_rank:
-            self._shown.load_nearest(averaged)
+            self._denoiser.load_nearest(averaged)
         else:
-            self._shown.load_state(averaged)
-        facts = replace(self._facts, num_steps=self._learner.step, rank=rank)
-        for name, content in self._shown.files(facts).items():
+            self._denoiser.load_state(averaged)
+        facts = replace(self._facts, num_steps=learner.step, rank=rank)
+        for name, content in self._denoiser.files(facts).items():
             run.write_bytes(f"{AGP}/{name}", content)
         grid = config.grid
         prompts = grid.prompts or tuple(phrase(noun) for noun in self._session.source.nouns()[:_GRID_PROMPTS])
@@ -282,7 +253,7 @@ class _Trainer:
             cond = grid_condition(self._texts, prompts, grid, distance, fov)
             generator = seeds.generator(config.seed, "agp grid", 0, 0)
             empty = self._texts.encode([""])[0]
-            maps = sample_maps(self._shown, cond, empty, grid.cfg_scale, grid.sample_steps, generator)
+            maps = sample_maps(self._denoiser, cond, empty, grid.cfg_scale, grid.sample_steps, generator)
             run.write_bytes(f"{SAMPLES}/step_{facts.num_steps:07d}.png", picture(maps, len(grid.azimuths_deg)))
 
 

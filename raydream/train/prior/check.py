@@ -17,10 +17,11 @@ from raydream.views.view_set import read_cards
 CONFIG = "config.json"
 
 
-def check_training(views: str, config: TrainConfig, out: Path) -> TrainConfig:
+def check_training(views: str, config: TrainConfig, out: Path | None) -> TrainConfig:
     """The settings as a worker in any folder can use them, after a look at all that they and the command name.
 
-    ValueError naming ``views``, ``start``, ``out`` or a setting. A folder ``out`` is made where there is none.
+    ValueError naming ``views``, ``start``, ``out`` or a setting. A folder ``out`` is made where there is none; without
+    one, only the others are looked at.
     """
     start = _check_start(config.start) if config.start else None
     cards = read_cards(views)
@@ -33,7 +34,8 @@ def check_training(views: str, config: TrainConfig, out: Path) -> TrainConfig:
             f"views: images of {cards.image_px} px; a VAE of {len(config.vae.channels)} levels (vae.channels) needs a "
             f"multiple of {smallest_px}"
         )
-    _check_out(out, config)
+    if out is not None:
+        _check_out(out, config)
     return config if start is None else replace(config, start=str(start))
 
 

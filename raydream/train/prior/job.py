@@ -1,25 +1,32 @@
-"""From a command line to a trained or measured prior: in this process, or by Ray Train on several workers."""
+"""From a command line to a trained or measured prior."""
 
 import argparse
 import functools
 import json
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from raydream.config import strict_json
-from raydream.config.train import StageSettings, TrainConfig
-from raydream.store.faults import StorageError
+from raydream.config.train import TrainConfig
+from raydream.train.job import (
+    DeviceName,
+    absolute,
+    device_here,
+    is_first,
+    make_parser,
+    ray_on_gpu,
+    read_settings,
+    run_job,
+    timed,
+    train_here,
+    train_on_ray,
+)
 
-_FAILED, _BAD_INPUT, _STOPPED = 1, 2, 130
+if TYPE_CHECKING:
+    from raydream.train.loop import Worker
+
 _VAE_SHARE = 0.15
-_NEVER_STOP: Callable[[], bool] = lambda: False  # noqa: E731
-DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -34,66 +41,42 @@ class TrainRequest:
 
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
-    """The job: its exit code is 0 when done, 2 for bad input, 1 where a storage is away and 130 when stopped; with the
-    last two run it again to go on.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    args = _parser(description).parse_args(words)
-    try:
-        request = TrainRequest(args.views, Path(args.out), _config(args), args.device, args.workers)
-        if args.pack:
-            return _pack(request.views, Path(args.pack))
-        if args.evaluate:
-            return evaluate_prior(request)
-        from raydream.train.prior.check import check_training  # torch only for what can be done
+    """The job; its exit code is ``run_job``'s."""
+    return run_job(_parser(description), words, _run)
 
-        request = replace(request, config=check_training(request.views, request.config, request.out))
-        return _train_here(request) if args.no_ray else _train_on_ray(request)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _BAD_INPUT
-    except StorageError as error:
-        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
-        return _FAILED
+
+def _run(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    config = read_settings(args, TrainConfig, lambda: _saved(out), with_minutes)
+    request = TrainRequest(args.views, out, config, args.device, args.workers)
+    if args.pack:
+        return _pack(request.views, Path(args.pack))
+    if args.evaluate:
+        return evaluate_prior(request)
+    from raydream.train.prior.check import check_training  # torch only for what can be done
+
+    request = replace(request, config=check_training(request.views, config, out if is_first() else None))
+    if not args.no_ray:
+        return _train_on_ray(request)
+    return train_here(functools.partial(_work, request=request), device_here(request.device))
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
+    parser = make_parser(description, TrainConfig, out="outputs/prior")
     parser.add_argument("--views", required=True, help="folder or URI of jobs/render_ccm.py, or a packed .zip")
-    parser.add_argument("--out", default="outputs/prior", help="folder of this training; the same one again resumes it")
-    parser.add_argument("--config", help="JSON file of settings; without it those in --out, else the defaults")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, e.g. seed=1")
-    parser.add_argument("--minutes", type=float, help="length of the whole training instead of numbers of steps")
-    parser.add_argument("--workers", type=int, default=1, help="processes of one Ray Train run")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--no-ray", action="store_true", help="train in this process; Ray need not be installed")
     parser.add_argument("--evaluate", action="store_true", help="measure OUT/prior and write its model card")
     parser.add_argument("--pack", metavar="FILE.zip", help="write the views as one small file and stop")
     return parser
 
 
-def _config(args: argparse.Namespace) -> TrainConfig:
-    saved = Path(args.out) / "config.json"
-    source = Path(args.config) if args.config else saved if saved.is_file() else None
-    try:
-        text = source.read_text(encoding="utf-8") if source else "{}"
-    except OSError as error:
-        raise ValueError(f"config: cannot be read ({error})") from error
-    config = strict_json.apply_overrides(strict_json.loads(TrainConfig, text), args.set)
-    if args.workers < 1:
-        raise ValueError(f"workers: must be positive, got {args.workers}")
-    return config if args.minutes is None else with_minutes(config, args.minutes)
+def _saved(out: Path) -> str:
+    path = out / "config.json"
+    return path.read_text(encoding="utf-8") if path.is_file() else "{}"
 
 
 def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
     """The settings for a training of so many minutes: a part for the VAE, at most 12, the rest for the UNet."""
-    if minutes <= 0:
-        raise ValueError(f"minutes: must be positive, got {minutes}")
     vae_minutes = min(12.0, _VAE_SHARE * minutes)
-
-    def timed(stage: StageSettings, share: float) -> StageSettings:
-        return replace(stage, minutes=share, num_steps=10**9)
-
     return replace(
         config,
         vae=replace(config.vae, stage=timed(config.vae.stage, vae_minutes)),
@@ -107,8 +90,8 @@ def evaluate_prior(request: TrainRequest) -> int:
     """
     from raydream.train import gate
     from raydream.train.model_card import write_card
+    from raydream.train.prior.checkpoint import read_tensors
     from raydream.train.prior.export import SHEET, save_sheet
-    from raydream.train.prior.learner import read_tensors
     from raydream.train.prior.models import load_models
     from raydream.train.prior.train import PRIOR, make_sets
     from raydream.views.view_set import open_views
@@ -116,7 +99,7 @@ def evaluate_prior(request: TrainRequest) -> int:
     folder = request.out / PRIOR
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"out: {request.out} has no {PRIOR}/ yet; train first")
-    device, views = _device(request.device), open_views(request.views)
+    device, views = device_here(request.device), open_views(request.views)
     models = load_models(folder, device)
     sets = make_sets(views, request.config, device, models.lexicon)
     results = gate.evaluate(models, sets.held_out_views, sets.held_out, request.config.gate)
@@ -135,60 +118,22 @@ def evaluate_prior(request: TrainRequest) -> int:
     return 0 if all(passed.values()) else 1
 
 
-def _train_here(request: TrainRequest) -> int:
-    from raydream.train.prior.learner import Team
-    from raydream.train.prior.train import train_prior
-    from raydream.views.view_set import open_views
-
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    done = train_prior(
-        open_views(request.views), request.config, request.out, _device(request.device), Team(), _print, stop.is_set
-    )
-    print("done" if done else "stopped; the same command goes on", file=sys.stderr)
-    return 0 if done else _STOPPED
-
-
 def _train_on_ray(request: TrainRequest) -> int:
-    from raydream.cluster.connection import connect
-    from raydream.cluster.placement import Cluster, workers_on_gpu
-    from raydream.train.workers import run_workers
-
-    # absolute: a worker has another working directory
-    views = request.views if "://" in request.views else str(Path(request.views).resolve())
-    out = str(request.out.resolve())
-    connect()
-    on_gpu = workers_on_gpu(request.device, request.workers, Cluster.now())
-    work = functools.partial(_work, views=views, out=out, config=strict_json.dumps(request.config))
-    run_workers(work, out, request.workers, on_gpu)
-    print("done", file=sys.stderr)
-    return 0
+    on_gpu = ray_on_gpu(request.device, request.workers)
+    out = request.out.resolve()
+    work = functools.partial(_work, request=replace(request, views=absolute(request.views), out=out))
+    return train_on_ray(work, str(out), request.workers, on_gpu)
 
 
-def _work(_settings: Mapping[str, object] | None = None, *, views: str, out: str, config: str) -> None:
-    """One Ray Train worker; ``out`` must be a path that all workers share."""
-    import ray.train
-    import ray.train.torch
-
-    from raydream.train.prior.learner import Team
+def _work(worker: "Worker", *, request: TrainRequest) -> bool:
+    """One worker's training; ``out`` must be a path that all workers share."""
     from raydream.train.prior.train import train_prior
     from raydream.views.view_set import open_views
 
-    context = ray.train.get_context()
-    team = Team(context.get_world_rank(), context.get_world_size())
-    settings, device = strict_json.loads(TrainConfig, config), ray.train.torch.get_device()
-    train_prior(
-        open_views(views), settings, Path(out), device, team, lambda row: ray.train.report(dict(row)), _NEVER_STOP
+    views = open_views(request.views)
+    return train_prior(
+        views, request.config, request.out, worker.device, worker.team, worker.report, worker.should_stop
     )
-
-
-def _device(name: DeviceName):  # type: ignore[no-untyped-def]
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: torch sees no CUDA device here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _pack(source: str, path: Path) -> int:
@@ -200,12 +145,3 @@ def _pack(source: str, path: Path) -> int:
         raise ValueError(f"pack: there is no folder {path.parent}")
     print(f"{pack(open_views(source), path)} bytes in {path}")
     return 0
-
-
-def _print(row: Mapping[str, float | str]) -> None:
-    print(
-        " ".join(
-            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in row.items()
-        ),
-        flush=True,
-    )

@@ -4,12 +4,14 @@ Everything lies in one folder: ``config.json``, ``lexicon.json``, a checkpoint o
 ``samples/*.png`` and, from the first save of the second stage on, ``prior/``: the finished Stable Diffusion folder.
 """
 
+import copy
+import functools
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,20 +30,23 @@ from raydream.precision import arithmetic
 from raydream.priors.find import resolve_prior
 from raydream.train.batches import BatchMaker
 from raydream.train.captions import (
+    CaptionedObject,
     Lexicon,
-    Subject,
     describe,
     make_lexicon,
     most_typical,
     object_palette,
-    split_subjects,
+    split_objects,
     split_views,
     with_other_word,
 )
+from raydream.train.learner import ModuleT, set_parameters
+from raydream.train.loop import Every, MetricsRow, MetricsSink, Stage, Worker
+from raydream.train.loop import train as train_stage
 from raydream.train.prefetch import Prefetch
+from raydream.train.prior import checkpoint
 from raydream.train.prior.check import CONFIG, check_same_training, training_lock
 from raydream.train.prior.export import export_prior, save_grid
-from raydream.train.prior.learner import Learner, ModuleT, Team, stratified_timesteps
 from raydream.train.prior.models import (
     PriorModels,
     build_models,
@@ -52,14 +57,14 @@ from raydream.train.prior.models import (
     sample_latents,
     start_vae,
 )
+from raydream.train.sampling import stratified_timesteps
+from raydream.train.team import Team
 from raydream.views.view_set import ViewSet
 
 METRICS, SAMPLES, PRIOR = "metrics.jsonl", "samples", "prior"
 _LATENT_IMAGES = 512
 _GRID_COLUMNS = 10
 _CONTRAST_MARGIN = 0.2  # relative, about twice what side words change in a loss at t = 800
-
-Report = Callable[[Mapping[str, float | str]], None]
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,11 @@ class TrainSets:
 
 @dataclass(frozen=True)
 class Session:
-    """Where one process trains and whom it tells; ``should_stop`` is asked between steps."""
+    """One worker's part of a training: its settings and its folder."""
 
+    config: TrainConfig
     out: Path
-    device: torch.device
-    team: Team
-    report: Report
-    should_stop: Callable[[], bool]
+    worker: Worker
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,12 @@ def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon
     palette = object_palette(views)
     lexicon = lexicon or make_lexicon(views, palette, config.words)
     subjects = describe(views, palette, lexicon, config.words)
-    train, held_out = split_subjects(subjects, views, config.words.held_out_assets)
+    train, held_out = split_objects(subjects, views, config.words.held_out_assets)
     if config.words.assets_per_noun:
         train = most_typical(train, views, config.words.assets_per_noun)
     kept, spare = split_views(views.num_views, config.words.held_out_views)
 
-    def maker(chosen: list[Subject], angles: list[int]) -> BatchMaker:
+    def maker(chosen: list[CaptionedObject], angles: list[int]) -> BatchMaker:
         return BatchMaker.build(views, chosen, angles, palette, lexicon, config.look, config.words, config.seed, device)
 
     return TrainSets(maker(train, kept), maker(train, spare or kept), maker(held_out, kept + spare))
@@ -121,7 +124,7 @@ def train_prior(
     out: Path,
     device: torch.device,
     team: Team,
-    report: Report,
+    report: MetricsSink,
     should_stop: Callable[[], bool],
 ) -> bool:
     """Trains, or goes on training, the prior in folder ``out``; True when both stages are finished.
@@ -135,31 +138,32 @@ def train_prior(
         if team.rank == 0:
             check_same_training(config, out)
             (out / CONFIG).write_text(strict_json.dumps(config) + "\n", encoding="utf-8")
-        session = Session(out, device, team, report, should_stop)
+        session = Session(config, out, Worker(device, team, report, should_stop))
         given = load_models(resolve_prior(config.start), device) if config.start else None
         sets = make_sets(views, config, device, given.lexicon if given else None)
         if team.rank == 0:
             _check_lexicon(sets.train.lexicon, out)
-        vae = given.vae if given else _train_vae(sets, config, session)
-        return vae is not None and _train_unet(vae, sets, config, session, given)
+        vae = given.vae if given else _train_vae(sets, session)
+        return vae is not None and _train_unet(vae, sets, session, given)
 
 
-def _train_vae(sets: TrainSets, config: TrainConfig, session: Session) -> AutoencoderKL | None:
+def _train_vae(sets: TrainSets, session: Session) -> AutoencoderKL | None:
     """The finished VAE with normalised latents; None if the session had to stop before."""
+    config, device = session.config, session.worker.device
     with _same_start(config.seed):
         vae = build_vae(config.vae)
-        vae.to(session.device)  # type: ignore[arg-type]
+        vae.to(device)  # type: ignore[arg-type]
     if config.vae.start:
         start_vae(vae, resolve_prior(config.vae.start))
-    learner = Learner(vae, config.vae.stage, session.team)
+    averaged = _frozen_copy(vae)
 
-    def loss(step: int) -> Tensor:
-        return _vae_loss(vae, sets, config, session, step)
+    def show(step: int) -> None:
+        _show_vae(averaged, step, sets, session)
 
-    if not _train_stage("vae", learner, loss, config, session, lambda: _show_vae(learner, sets, session)):
+    if not _train("vae", vae, averaged, lambda step: _vae_loss(vae, sets, session, step), show, session):
         return None
-    normalise_latents(learner.ema, sets.train.batch(_LATENT_IMAGES, "latent statistics", 0, 0).images)
-    return learner.ema
+    normalise_latents(averaged, sets.train.batch(_LATENT_IMAGES, "latent statistics", 0, 0).images)
+    return averaged
 
 
 @contextmanager
@@ -170,36 +174,34 @@ def _same_start(seed: int) -> Iterator[None]:
         yield
 
 
-def _train_unet(
-    vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, session: Session, given: PriorModels | None
-) -> bool:
+def _train_unet(vae: AutoencoderKL, sets: TrainSets, session: Session, given: PriorModels | None) -> bool:
+    config, device = session.config, session.worker.device
     image_px = sets.train.pixels.shape[2]
     with _same_start(config.seed):
         models = build_models(config.unet, vae, image_px, sets.train.lexicon)
     if given is not None:
         copy_weights(given, models)
-    suit_attention(models.unet, session.device)
-    parts = nn.ModuleDict({"unet": models.unet, "text_encoder": models.text_encoder}).to(session.device)
-    learner = Learner(parts, config.unet.stage, session.team)
-    unet, text_encoder = learner.ema["unet"], learner.ema["text_encoder"]
+    suit_attention(models.unet, device)
+    parts = nn.ModuleDict({"unet": models.unet, "text_encoder": models.text_encoder}).to(device)
+    averaged_parts = _frozen_copy(parts)
+    unet, text_encoder = averaged_parts["unet"], averaged_parts["text_encoder"]
     assert isinstance(unet, UNet2DConditionModel)
     assert isinstance(text_encoder, CLIPTextModel)
     averaged = replace(models, unet=unet, text_encoder=text_encoder)
 
-    def show() -> None:
+    def show(step: int) -> None:
         export_prior(averaged, session.out / PRIOR)
-        prompts = grid_prompts(averaged)
         generator = seeds.generator(config.seed, "grid", 0, 0)
-        latents = sample_latents(averaged, prompts, config.gate.cfg_scale, config.gate.sample_steps, generator)
-        save_grid(averaged.decode(latents), session.out / SAMPLES / f"unet_{learner.step:07d}.png", _GRID_COLUMNS)
+        latents = sample_latents(
+            averaged, grid_prompts(averaged), config.gate.cfg_scale, config.gate.sample_steps, generator
+        )
+        save_grid(averaged.decode(latents), session.out / SAMPLES / f"unet_{step:07d}.png", _GRID_COLUMNS)
 
-    with Prefetch(lambda step: _noised(models, sets, config, session, step)) as batches:
-
-        def loss(step: int) -> Tensor:
-            return _unet_loss(models, batches.get(step), config, session)
-
-        done = _train_stage("unet", learner, loss, config, session, show)
-    if session.team.rank == 0 and not done and learner.step > 0:
+    with Prefetch(lambda step: _noised(models, sets, session, step)) as batches:
+        done = _train(
+            "unet", parts, averaged_parts, lambda step: _unet_loss(models, batches.get(step), session), show, session
+        )
+    if session.worker.team.rank == 0 and not done:
         export_prior(averaged, session.out / PRIOR)
     return done
 
@@ -213,67 +215,62 @@ def grid_prompts(models: PriorModels) -> list[str]:
     return plain + coloured
 
 
-def _train_stage(
-    name: str,
-    learner: Learner[ModuleT],
+def _train(
+    name: Literal["vae", "unet"],
+    module: nn.Module,
+    averaged: nn.Module,
     loss: Callable[[int], Tensor],
-    config: TrainConfig,
+    show: Callable[[int], None],
     session: Session,
-    show: Callable[[], None],
 ) -> bool:
-    """Steps until the stage is done (True) or the session must stop (False); a checkpoint is left either way."""
-    checkpoint = session.out / f"{name}.safetensors"
-    if checkpoint.is_file():
-        learner.restore(checkpoint)
-    leads = session.team.rank == 0
-    before_s, started = learner.elapsed_s, time.monotonic()
-    saved = shown = logged = started
-    logged_step = learner.step
-    stop = False
-    while learner.progress < 1 and not stop:
-        value = learner.update(lambda: loss(learner.step))
-        now = time.monotonic()
-        elapsed = before_s + now - started
-        agreed = session.team.largest([elapsed, float(session.should_stop())], session.device)
-        learner.elapsed_s, stop = agreed[0], agreed[1] > 0
-        if learner.step % config.log_every_steps == 0:
-            speed = (learner.step - logged_step) * learner.settings.batch_size * session.team.size / (now - logged)
-            logged, logged_step = now, learner.step
-            _log(name, learner, value, speed, session)
-        if leads and now - saved > config.save_every_s:
-            learner.save(checkpoint)
-            saved = time.monotonic()
-        if leads and now - shown > config.sample_every_s:
-            show()
-            shown = time.monotonic()
-    if leads and learner.step > 0:
-        learner.save(checkpoint)
-    if leads and not stop and before_s < learner.elapsed_s:
-        show()
-    return not stop
+    """Trains a stage to its end (True) or until it must stop (False); ``averaged``, a copy of the module, has its
+    running average then and whenever it is shown, which rank 0 does.
+    """
+    config, team, path = session.config, session.worker.team, session.out / f"{name}.safetensors"
+
+    def take_average() -> None:
+        set_parameters(averaged, learner.averaged())
+
+    def show_average() -> None:
+        take_average()
+        if team.rank == 0:
+            show(learner.step)
+
+    def row(plain: MetricsRow) -> MetricsRow:
+        return {"stage": name, **plain, "lr": learner.rate}
+
+    settings = config.vae.stage if name == "vae" else config.unet.stage
+    learner = checkpoint.begin(module, settings, team, path, lambda: loss(0))
+    stage = Stage(
+        loss=lambda: loss(learner.step),
+        save=lambda: checkpoint.save(learner, path),
+        show=show_average,
+        row=row,
+        record=functools.partial(_record, session.out),
+        log_every_steps=config.log_every_steps,
+        save_every=Every(seconds=config.save_every_s),
+        show_every=Every(seconds=config.sample_every_s),
+        shows_when_stopped=False,
+    )
+    done = train_stage(learner, stage, session.worker)
+    take_average()
+    return done
 
 
-def _log(name: str, learner: Learner[ModuleT], loss: float, samples_per_s: float, session: Session) -> None:
-    row: dict[str, float | str] = {
-        "stage": name,
-        "step": learner.step,
-        "progress": round(learner.progress, 4),
-        "loss": loss,
-        "lr": learner.optimizer.param_groups[0]["lr"],
-        "samples_per_s": round(samples_per_s, 2),
-        "elapsed_s": round(learner.elapsed_s, 1),
-    }
-    if session.team.rank == 0:
-        with (session.out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    session.report(row)
+def _frozen_copy(module: ModuleT) -> ModuleT:
+    return copy.deepcopy(module).eval().requires_grad_(False)
 
 
-def _vae_loss(vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, session: Session, step: int) -> Tensor:
-    settings, rank = config.vae, session.team.rank
+def _record(out: Path, row: MetricsRow) -> None:
+    with (out / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(row)) + "\n")
+
+
+def _vae_loss(vae: AutoencoderKL, sets: TrainSets, session: Session, step: int) -> Tensor:
+    config, settings, rank = session.config, session.config.vae, session.worker.team.rank
     images = sets.train.batch(settings.stage.batch_size, "vae batch", rank, step).images
     noise = seeds.generator(config.seed, "vae noise", rank, step)
-    with arithmetic(config.bfloat16, session.device):
+    with arithmetic(config.bfloat16, session.worker.device):
         posterior = vae.encode(images).latent_dist
         draw = torch.randn(posterior.mean.shape, generator=noise).to(images)
         answer = vae.decode(posterior.mean + posterior.std * draw).sample
@@ -283,12 +280,13 @@ def _vae_loss(vae: AutoencoderKL, sets: TrainSets, config: TrainConfig, session:
     return difference.square().mean() + settings.l1_weight * difference.abs().mean() + settings.kl_weight * divergence
 
 
-def _noised(models: PriorModels, sets: TrainSets, config: TrainConfig, session: Session, step: int) -> NoisedBatch:
-    size, rank = config.unet.stage.batch_size, session.team.rank
+def _noised(models: PriorModels, sets: TrainSets, session: Session, step: int) -> NoisedBatch:
+    config, rank = session.config, session.worker.team.rank
+    size = config.unet.stage.batch_size
     batch = sets.train.batch(size, "unet batch", rank, step)
     generator = seeds.generator(config.seed, "unet noise", rank, step)
     t = stratified_timesteps(size, generator, config.unet.t_logit_mean, config.unet.t_logit_std)
-    with arithmetic(config.bfloat16, session.device):
+    with arithmetic(config.bfloat16, session.worker.device):
         latents = models.encode_images(batch.images)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     wrong: dict[int, str] = {}
@@ -298,12 +296,13 @@ def _noised(models: PriorModels, sets: TrainSets, config: TrainConfig, session: 
             other = with_other_word(caption, sets.train.lexicon, draws[0][index], draws[1][index])
             if other is not None:
                 wrong[index] = other
-    return NoisedBatch(latents, batch.captions, t.to(session.device), noise, wrong)
+    return NoisedBatch(latents, batch.captions, t.to(session.worker.device), noise, wrong)
 
 
-def _unet_loss(models: PriorModels, batch: NoisedBatch, config: TrainConfig, session: Session) -> Tensor:
+def _unet_loss(models: PriorModels, batch: NoisedBatch, session: Session) -> Tensor:
+    config = session.config
     chosen = [*range(len(batch.captions)), *batch.wrong]
-    with arithmetic(config.bfloat16, session.device):
+    with arithmetic(config.bfloat16, session.worker.device):
         text = models.encode_text([*batch.captions, *batch.wrong.values()])
         losses = models.v_loss(batch.latents[chosen], text, batch.t[chosen], batch.noise[chosen])
     right, wrong = losses.split([len(batch.captions), len(batch.wrong)])
@@ -321,17 +320,16 @@ def contrast_loss(right: Float[Tensor, " view"], wrong: Float[Tensor, " view"]) 
     return unit * F.softplus((right - wrong) / unit)
 
 
-def _show_vae(learner: Learner[AutoencoderKL], sets: TrainSets, session: Session) -> None:
+def _show_vae(averaged: AutoencoderKL, step: int, sets: TrainSets, session: Session) -> None:
     """Held-out images above their reconstructions, and the PSNR in the metrics."""
     images = sets.held_out.batch(2 * _GRID_COLUMNS, "vae grid", 0, 0).images
     with torch.no_grad():
-        answer = learner.ema.encode(images).latent_dist.mean
-        answer = learner.ema.decode(answer).sample.clamp(-1, 1)
+        answer = averaged.encode(images).latent_dist.mean
+        answer = averaged.decode(answer).sample.clamp(-1, 1)
     psnr_db = float(-10 * torch.log10(F.mse_loss(answer / 2, images / 2)))
-    with (session.out / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"stage": "vae", "step": learner.step, "held_out_psnr_db": round(psnr_db, 2)}) + "\n")
+    _record(session.out, {"stage": "vae", "step": step, "held_out_psnr_db": round(psnr_db, 2)})
     pairs = torch.cat([part for rows in zip(images.split(_GRID_COLUMNS), answer.split(_GRID_COLUMNS)) for part in rows])
-    save_grid(pairs, session.out / SAMPLES / f"vae_{learner.step:07d}.png", _GRID_COLUMNS)
+    save_grid(pairs, session.out / SAMPLES / f"vae_{step:07d}.png", _GRID_COLUMNS)
 
 
 def _check_lexicon(lexicon: Lexicon, out: Path) -> None:

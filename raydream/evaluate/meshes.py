@@ -8,7 +8,7 @@ from raydream.assets.asset import Asset, AssetError
 from raydream.assets.formats import SUFFIXES
 from raydream.assets.load import load_asset
 from raydream.config import strict_json
-from raydream.config.evaluate import EvaluateSettings
+from raydream.config.evaluate import EvaluateConfig
 from raydream.config.prior import ExhibitConfig
 from raydream.config.run import RunConfig
 from raydream.store.run_folder import CONFIG, MESH, RunFolder, particle_file
@@ -16,7 +16,7 @@ from raydream.store.storage import LocalFiles
 
 
 @dataclass(frozen=True)
-class Subject:
+class ParticleMesh:
     """A mesh, or the reason why there is none."""
 
     name: str
@@ -26,7 +26,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Subjects:
+class RunMeshes:
     """All particles of a run. ``prior`` is what made them, a diffusers folder or alias; ``exhibit`` the other kind."""
 
     uri: str
@@ -36,7 +36,7 @@ class Subjects:
     seed: int
     prior: str
     exhibit: ExhibitConfig | None
-    particles: tuple[Subject, ...]
+    particles: tuple[ParticleMesh, ...]
     output: RunFolder | LocalFiles
 
     def write(self, name: str, data: bytes) -> None:
@@ -48,7 +48,7 @@ class Subjects:
                 self.output.write(name, data)
 
 
-def read_subjects(uri: str, settings: EvaluateSettings) -> Subjects:
+def read_meshes(uri: str, settings: EvaluateConfig) -> RunMeshes:
     """The particles of a run folder (a path or URI), or, where there is no run, the mesh files right in a local folder.
 
     Raises ValueError naming ``run`` where there are neither, and ``prompt`` where a folder of meshes comes without.
@@ -60,24 +60,23 @@ def read_subjects(uri: str, settings: EvaluateSettings) -> Subjects:
         return _mesh_folder(path.resolve(), settings)
     run = RunFolder.open(uri)
     config = strict_json.loads(RunConfig, run.read_config())
-    is_exhibit = config.prior.kind == "exhibit"
-    return Subjects(
+    return RunMeshes(
         run.uri,
         settings.label or f"{config.preset} {config.method}",
         settings.prompt or config.prompt,
         config.method,
         config.seed,
-        "" if is_exhibit else config.prior.source,
-        config.prior.exhibit if is_exhibit else None,
+        config.prior.source,
+        config.prior.mixture,
         tuple(_particle(run, index) for index in range(config.n)),
         run,
     )
 
 
-def _particle(run: RunFolder, index: int) -> Subject:
+def _particle(run: RunFolder, index: int) -> ParticleMesh:
     name = particle_file(index, MESH)
     if not run.exists(name):
-        return Subject(f"{index:03d}", None, 0, "no mesh was exported")
+        return ParticleMesh(f"{index:03d}", None, 0, "no mesh was exported")
     data = run.read_bytes(name)
     with tempfile.TemporaryDirectory() as folder:  # the run may lie in an object store
         path = Path(folder) / MESH
@@ -85,20 +84,20 @@ def _particle(run: RunFolder, index: int) -> Subject:
         return _load(path, f"{index:03d}")
 
 
-def _mesh_folder(folder: Path, settings: EvaluateSettings) -> Subjects:
+def _mesh_folder(folder: Path, settings: EvaluateConfig) -> RunMeshes:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"run: {str(folder)!r} has neither {CONFIG} nor mesh files ({', '.join(SUFFIXES)})")
     if not settings.prompt:
         raise ValueError("prompt: a folder of meshes does not say what they should be; give --prompt")
     particles = tuple(_load(path, path.stem) for path in paths)
-    return Subjects(
+    return RunMeshes(
         str(folder), settings.label or folder.name, settings.prompt, "", 0, "", None, particles, LocalFiles(folder)
     )
 
 
-def _load(path: Path, name: str) -> Subject:
+def _load(path: Path, name: str) -> ParticleMesh:
     try:
-        return Subject(name, load_asset(path, name), path.stat().st_size)
+        return ParticleMesh(name, load_asset(path, name), path.stat().st_size)
     except AssetError as error:
-        return Subject(name, None, 0, str(error))
+        return ParticleMesh(name, None, 0, str(error))

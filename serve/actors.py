@@ -16,13 +16,13 @@ from raydream.cluster.runtime import Runtime
 from raydream.config.cluster import ClusterConfig
 from raydream.config.run import RunConfig, cluster_config
 from serve import pulse
-from serve.files import Files
+from serve.files import GenerationFiles
 from serve.generation import GenerationRun, GenerationWatch
 from serve.janitor import Janitor
 from serve.lease import BEAT_EVERY_S, Tenure, holder_at
 from serve.records import Record, Records
 from serve.settings import Settings
-from serve.supervisor import Condition, Hand, Job, Supervisor
+from serve.supervisor import Job, RunnerStatus, Supervisor, SupervisorHealth
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
@@ -51,11 +51,11 @@ class Runner:
         self._is_new = False  # it has a job that has yet to ask for places
         threading.Thread(target=self._begin, daemon=True).start()
 
-    def hand(self, settings: Settings) -> Hand:
+    def status(self, settings: Settings) -> RunnerStatus:
         """What it is at."""
         with self._lock:
             is_ready = self._is_ready and self._job is None
-            return Hand(self._job, is_ready, settings != self._settings, self._is_new)
+            return RunnerStatus(self._job, is_ready, settings != self._settings, self._is_new)
 
     def num_warm(self, bundle: dict[str, float]) -> int:
         """For how many particles that ask for this much there are processes."""
@@ -106,35 +106,35 @@ class Runner:
                 self._is_new = False
 
     def _make_runtime(self, config: RunConfig, watch: GenerationWatch) -> Runtime:
-        def tell(message: str) -> None:  # it waits, so it has asked
+        def on_phase(message: str) -> None:  # it waits, so it has asked
             self._is_new = False
             watch.phase(message)
 
         cluster = shared_cluster(config, self._settings, Cluster.now())
         try:
-            return RayRuntime(cluster, config.n, self._pool, tell, watch.stop)
+            return RayRuntime(cluster, config.n, self._pool, on_phase, watch.stop)
         finally:
             self._is_new = False
 
 
-class RayCrew:
+class RayRunners:
     """The runners by their names."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def hands(self) -> dict[int, Hand]:
+    def statuses(self) -> dict[int, RunnerStatus]:
         asked = {}
         for slot in range(self._settings.max_running):
             runner = self._runner(slot)
             if runner is not None:
-                asked[slot] = runner.hand.remote(self._settings)
+                asked[slot] = runner.status.remote(self._settings)
         found = {}
         for slot, reference in asked.items():
             try:
                 found[slot] = ray.get(reference, timeout=_ANSWER_S)
             except GetTimeoutError:
-                found[slot] = Hand(("unknown", 0), is_ready=False)
+                found[slot] = RunnerStatus(("unknown", 0), is_ready=False)
             except RayError:
                 _log.warning("the runner in slot %d is gone", slot)
         return found
@@ -182,22 +182,22 @@ class SupervisorActor:
     def __init__(self, settings: Settings, owner: str) -> None:
         logging.basicConfig(level=logging.INFO)
         pulse.end_with_node()
-        self._settings, records, files = settings, Records(settings.database_url), Files(settings)
+        self._settings, records, files = settings, Records(settings.database_url), GenerationFiles(settings)
         self._tenure = Tenure(records.leases, owner, holder_at(settings.address))
-        crew = RayCrew(settings)
+        runners = RayRunners(settings)
         self._supervisor = Supervisor(
-            records, crew, settings.max_running, lambda: self._tenure.epoch, pause=files.want_of_room
+            records, runners, settings.max_running, lambda: self._tenure.epoch, pause=files.want_of_room
         )
         self._janitor = Janitor(records, settings, files)
         self._ticked_at, self._refused = time.monotonic(), ""
-        for deed, pause_s in ((self._beat, BEAT_EVERY_S), (self._tick, _TICK_S), (self._sweep, _SWEEP_EVERY_S)):
-            threading.Thread(target=self._forever, args=(deed, pause_s), daemon=True).start()
+        for work, pause_s in ((self._beat, BEAT_EVERY_S), (self._tick, _TICK_S), (self._sweep, _SWEEP_EVERY_S)):
+            threading.Thread(target=self._forever, args=(work, pause_s), daemon=True).start()
 
-    def health(self, settings: Settings, owner: str) -> Condition | None:
+    def health(self, settings: Settings, owner: str) -> SupervisorHealth | None:
         """How it is; None where it was started for another service or with other settings."""
         if (settings, owner) != (self._settings, self._tenure.owner):
             return None
-        return Condition(time.monotonic() - self._ticked_at, self._refused, self._supervisor.paused)
+        return SupervisorHealth(time.monotonic() - self._ticked_at, self._refused, self._supervisor.paused)
 
     def _beat(self) -> None:
         is_ours = self._tenure.beat()
@@ -211,29 +211,29 @@ class SupervisorActor:
         if self._tenure.epoch is not None and self._supervisor.busy is not None:
             self._janitor.sweep(self._supervisor.busy)
 
-    def _forever(self, deed: Callable[[], None], pause_s: float) -> None:
+    def _forever(self, work: Callable[[], None], pause_s: float) -> None:
         while True:
             try:
-                deed()
+                work()
             except Exception:  # a database or a cluster that is away for a moment; health() tells if it stays so
-                _log.exception("%s failed", deed.__name__)
+                _log.exception("%s failed", work.__name__)
             time.sleep(pause_s)
 
 
-def look_after_supervisor(settings: Settings, owner: str) -> Condition:
+def look_after_supervisor(settings: Settings, owner: str) -> SupervisorHealth:
     """Starts the supervisor where there is none or another's; how it is. ``owner`` is who holds the record's lease,
     empty where that is whoever runs in this cluster.
     """
     owner = owner or _owner_of_cluster()
     supervisor = _start(SupervisorActor, _SUPERVISOR, settings, -1, settings, owner)
-    condition = ray.get(supervisor.health.remote(settings, owner), timeout=_ANSWER_S)
-    if condition is None:
+    health = ray.get(supervisor.health.remote(settings, owner), timeout=_ANSWER_S)
+    if health is None:
         ray.kill(supervisor, no_restart=True)
-        return Condition(float("inf"))
-    return condition
+        return SupervisorHealth(float("inf"))
+    return health
 
 
-def end_crew(settings: Settings) -> None:
+def end_actors(settings: Settings) -> None:
     """Ends supervisor and runners; what they were at is taken up again by the next service."""
     for name in (_SUPERVISOR, *(_runner_name(slot) for slot in range(settings.max_running))):
         actor = _find(settings, name)

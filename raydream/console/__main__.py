@@ -1,0 +1,82 @@
+"""``raydream COMMAND``, also as ``python -m raydream.console``: what the files in ``jobs/`` do, and ``doctor``."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+from raydream import __version__
+
+COMMANDS = {
+    "run": "Text to n different 3D assets: n NeRF particles under one shared score model (VSD).",
+    "render": "An asset library to Parquet shards of views: colours, depth, normals, coordinate maps, captions.",
+    "train-prior": "Trains the embedded text-to-image prior on rendered views: VAE, then text encoder and UNet.",
+    "finetune-agp": "Fine-tunes a prior to draw canonical coordinate maps for a given camera (the geometric prior).",
+    "evaluate": "Measures finished runs: does the prompt win, do particles differ, have they one front.",
+    "serve": "The service with its page and API, on one machine or as a job of a cluster.",
+    "doctor": "What this machine has and lacks for all of these.",
+}
+_BAD_INPUT = 2
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Hands the words after a command's name to it and returns its exit code; imports only what that command needs."""
+    name, *rest = list(sys.argv[1:] if words is None else words) or ["--help"]
+    if name in ("--help", "-h"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"raydream {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        print(f"error: {name!r} is no command; {hint}", file=sys.stderr)
+        return _BAD_INPUT
+    sys.argv = [f"raydream {name}", *rest]  # what argparse calls a program
+    return _start(name, rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: raydream COMMAND ...\n\nOne prompt, several different 3D assets.\n\n"
+        f"{commands}\n\nraydream COMMAND --help teaches its flags; raydream --version says which raydream this is."
+    )
+
+
+def _start(name: str, words: Sequence[str]) -> int:
+    description = COMMANDS[name]
+    match name:
+        case "run":
+            from raydream import launch
+
+            return launch.main(description, words)
+        case "render":
+            from raydream.views import command as render
+
+            return render.main(description, words)
+        case "train-prior":
+            from raydream.train.prior import job as train_prior
+
+            return train_prior.main(description, words)
+        case "finetune-agp":
+            from raydream.train.agp import job as finetune_agp
+
+            return finetune_agp.main(description, words)
+        case "evaluate":
+            from raydream.evaluate import command as evaluate
+
+            return evaluate.main(description, words)
+        case "serve":
+            from serve import __main__ as service
+
+            return service.main(words)
+        case _:
+            from raydream.console import doctor
+
+            return doctor.main(description, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""What this machine has for raydream, what it lacks, and what to do about that: ``raydream doctor``."""
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from raydream import __version__
+
+_MIN_PYTHON = (3, 11)
+_MIN_FREE_GIB = 2.0  # a run of eight particles with its checkpoints, and a compiler's cache
+_GIB = 2**30
+# what each is for, and how it is had
+OPTIONAL = {
+    "triton": ("kernels on NVIDIA GPUs", "pip install 'raydream[cuda]'"),
+    "deepspeed": ("ZeRO in finetune-agp", "DS_BUILD_OPS=0 pip install 'raydream[deepspeed]'"),
+    "psycopg": ("the service's record in PostgreSQL", "pip install 'raydream[postgres]'"),
+    "pxr": ("USDZ assets", "pip install 'raydream[usd]'"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; ``remedy`` is empty where nothing is amiss, ``is_broken`` where runs would fail."""
+
+    name: str
+    text: str
+    remedy: str = ""
+    is_broken: bool = False
+
+
+def main(description: str, words: Sequence[str] | None = None) -> int:
+    """Prints a line for each finding and one for each remedy; 1 if something that every run needs is broken."""
+    argparse.ArgumentParser(description=description).parse_args(words)
+    logging.disable(logging.WARNING)  # what libraries say while they are looked at is told below in our words
+    findings = examine()
+    width = max(len(finding.name) for finding in findings) + 2
+    for finding in findings:
+        mark = "!!" if finding.is_broken else "- " if finding.remedy else "  "
+        print(f"{mark} {finding.name:{width}}{finding.text}")
+        if finding.remedy:
+            print(f"   {'':{width}}-> {finding.remedy}")
+    broken = [finding.name for finding in findings if finding.is_broken]
+    print(f"broken: {', '.join(broken)}" if broken else "all that every run needs is here")
+    return 1 if broken else 0
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which a person would look; nothing is started and nothing is written."""
+    lacking = missing_packages()
+    if lacking is not None:
+        return [_python(), lacking]
+    looks: list[Callable[[], Finding]] = [_torch, _processor, _gpu, _kernels, _film, _priors, _assets, _disk, _ray]
+    return [_python(), *(look() for look in looks), *_extras()]
+
+
+def missing_packages() -> Finding | None:
+    """What the project says that it needs and this Python cannot find; None where all is there."""
+    try:
+        needed = importlib.metadata.requires("raydream") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        needed = []
+    names = [re.split(r"[\s\[<>=!~;(]", line, maxsplit=1)[0] for line in needed if "extra ==" not in line]
+    missing = [name for name in names if not _is_installed(name)]
+    if not missing:
+        return None
+    return Finding("packages", f"{', '.join(missing)} not found", f"pip install {' '.join(missing)}", is_broken=True)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _python() -> Finding:
+    ok = sys.version_info >= _MIN_PYTHON
+    remedy = "" if ok else f"use Python {'.'.join(map(str, _MIN_PYTHON))} or newer"
+    text = f"{platform.python_version()} ({sys.executable}), raydream {__version__}"
+    return Finding("python", text, remedy, is_broken=not ok)
+
+
+def _torch() -> Finding:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a build for another machine, a library that is missing
+        return Finding("torch", f"cannot be imported: {error}", "install it again, see pytorch.org", is_broken=True)
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    return Finding("torch", f"{torch.__version__} ({build})")
+
+
+def _processor() -> Finding:
+    import torch
+
+    from raydream.precision import has_fast_bfloat16
+
+    fast = has_fast_bfloat16(torch.device("cpu"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    words = "bfloat16 in hardware" if fast else "bfloat16 not in hardware: float32 is used"
+    return Finding("processor", f"{cores} cores ({platform.machine()}), {words}")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return Finding("GPU", ", ".join(names))
+    if shutil.which("nvidia-smi") is None:
+        return Finding("GPU", "none; the exhibit and embedded presets need none")
+    remedy = "install a torch build for CUDA that this driver knows (pytorch.org), or unset CUDA_VISIBLE_DEVICES"
+    return Finding("GPU", "there is a driver, but torch sees no GPU", remedy)
+
+
+def _kernels() -> Finding:
+    import torch
+
+    from raydream.backend import load_backend
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        name = load_backend("auto", device).name
+    except (ValueError, ImportError, OSError) as error:
+        return Finding("kernels", f"cannot be loaded: {error}", "pip install --force-reinstall numba", is_broken=True)
+    slow = name == "reference"
+    remedy = "pip install 'raydream[cuda]'" if device == "cuda" else "pip install numba"
+    return Finding("kernels", f"{name} on {device}", remedy if slow else "")
+
+
+def _film() -> Finding:
+    try:
+        import imageio_ffmpeg
+
+        return Finding("ffmpeg", imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        remedy = "install ffmpeg, or name one by IMAGEIO_FFMPEG_EXE; runs leave meshes and pictures meanwhile"
+        return Finding("ffmpeg", "none: no films", remedy)
+
+
+def _priors() -> Finding:
+    from raydream.priors import find
+
+    try:
+        find.resolve_prior(find.EMBEDDED.name)
+        find.resolve_agp(find.EMBEDDED.name)
+    except ValueError as error:
+        remedy = "install raydream again; in a checkout: git checkout raydream/priors"
+        return Finding("priors", f"what ships is damaged: {error}", remedy, is_broken=True)
+    return Finding("priors", "those that ship are whole")
+
+
+def _assets() -> Finding:
+    from raydream.assets.exhibit import ASSETS_VARIABLE, find_minipack
+
+    try:
+        folder = find_minipack()
+    except ValueError as error:
+        remedy = f"name a folder of assets that has one, or unset {ASSETS_VARIABLE}"
+        return Finding("assets", str(error), remedy, is_broken=True)
+    if folder is None:
+        remedy = f"name a folder of 3D files by --assets or {ASSETS_VARIABLE} for an exhibit of real ones"
+        return Finding("assets", "those that raydream makes itself", remedy)
+    return Finding("assets", str(folder))
+
+
+def _disk() -> Finding:
+    free_gib = shutil.disk_usage(Path.cwd()).free / _GIB
+    remedy = "" if free_gib >= _MIN_FREE_GIB else f"a run wants {_MIN_FREE_GIB:g} GiB; give --out on another disk"
+    return Finding("disk", f"{free_gib:.1f} GiB free in {Path.cwd()}", remedy)
+
+
+def _ray() -> Finding:
+    try:
+        from raydream.cluster.connection import ADDRESS, check_address
+    except ImportError as error:
+        remedy = "pip install 'ray[train,serve]', or run with --runtime local"
+        return Finding("ray", f"cannot be imported: {error}", remedy, is_broken=True)
+    version = importlib.metadata.version("ray")
+    try:
+        address = check_address()
+    except ValueError as error:
+        what, _, remedy = str(error).partition("; ")
+        return Finding("ray", f"{version}; {what}", remedy, is_broken=True)
+    where = f"a cluster answers at {ADDRESS}={address}" if address else "runs start one of their own here"
+    return Finding("ray", f"{version}; {where}")
+
+
+def _extras() -> list[Finding]:
+    found = []
+    for package, (what, remedy) in OPTIONAL.items():
+        is_there = find_spec(package) is not None
+        found.append(Finding(package, f"{'' if is_there else 'not installed: '}{what}", "" if is_there else remedy))
+    return found
