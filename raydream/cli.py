@@ -1,16 +1,17 @@
 """From the words on the command line to a checked ``RunConfig``. No torch: ``--dry-run`` answers at once."""
 
 import argparse
-import dataclasses
 import difflib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydream.config import strict_json
+from raydream.config.cluster import OutputConfig
+from raydream.config.names import LEARNING_METHODS, METHOD_NAMES
 from raydream.config.paths import with_absolute_folders
 from raydream.config.presets import DEFAULT_PRESET, PRESETS, make_preset
-from raydream.config.run import OutputConfig, RunConfig
+from raydream.config.run import RunConfig
 from raydream.store.run_folder import RunFolder
 
 _EPILOG = """\
@@ -46,7 +47,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--negative-prompt", help="what to move away from (diffusers priors)")
     parser.add_argument("--n", type=int, help="number of particles: different assets from one prompt (default 8)")
     parser.add_argument(
-        "--method", choices=["vsd", "sds", "sjc"], help="vsd learns a reference score, sds and sjc do not"
+        "--method",
+        choices=METHOD_NAMES,
+        help=f"{', '.join(LEARNING_METHODS)} learns a reference score, the others do not",
     )
     presets = ", ".join(PRESETS)
     parser.add_argument("--preset", help=f"a named starting point: {presets} (default {DEFAULT_PRESET})")
@@ -72,9 +75,8 @@ def parse(description: str, words: Sequence[str] | None = None) -> Request:
     if args.resume is not None:
         return _resumed(args)
     preset = args.preset or ("diffusers" if args.prior else DEFAULT_PRESET)
-    config = strict_json.apply_overrides(make_preset(preset, args.steps), _flags(args) + args.set)
-    config = with_absolute_folders(config)
-    if config.prior.kind == "diffusers" and not config.prior.source:
+    config = with_absolute_folders(_changed(make_preset(preset, args.steps), args))
+    if config.prior.lacks_source:
         raise ValueError("prior: the preset needs one; give --prior FOLDER")
     out = args.out or config.output.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.preset}"
     return Request(config, out, resume=False, dry_run=args.dry_run)
@@ -105,7 +107,7 @@ def _resumed(args: argparse.Namespace) -> Request:
     for name in ("preset", "steps", "out"):
         if getattr(args, name) is not None:
             raise ValueError(f"{name}: cannot be given with --resume; the run folder says it already")
-    saved, config = _with_changes(RunFolder.open(args.resume).read_config(), _flags(args) + args.set)
+    saved, config = _with_changes(RunFolder.open(args.resume).read_config(), args)
     changed = changed_fields(saved, config)
     if changed:
         raise ValueError(
@@ -115,19 +117,19 @@ def _resumed(args: argparse.Namespace) -> Request:
     return Request(config, args.resume, resume=True, dry_run=args.dry_run)
 
 
-def _with_changes(text: str, overrides: list[str]) -> tuple[RunConfig, RunConfig]:
-    """A run's saved settings without and with the overrides. What it is to leave behind counts as changed in both, and
+def _with_changes(text: str, args: argparse.Namespace) -> tuple[RunConfig, RunConfig]:
+    """A run's saved settings without and with what the words change. What it is to leave behind counts as changed in both, and
     before anything is checked: an earlier release took settings that no export can use.
     """
     raw = strict_json.parse(text)
     output = raw.get("output")
     if isinstance(output, dict):
-        for override in overrides:
+        for override in args.set:
             name, _, value = override.removeprefix("output.").partition("=")
             if override.startswith("output.") and name in output and name != "out":
                 output[name] = strict_json.parse_value(OutputConfig, name, value)
     saved = with_absolute_folders(strict_json.from_json(RunConfig, raw))
-    return saved, with_absolute_folders(strict_json.apply_overrides(saved, overrides))
+    return saved, with_absolute_folders(_changed(saved, args))
 
 
 def _flags(args: argparse.Namespace) -> list[str]:
@@ -135,17 +137,24 @@ def _flags(args: argparse.Namespace) -> list[str]:
         "prompt": args.prompt,
         "negative_prompt": args.negative_prompt,
         "n": args.n,
-        "method": args.method,
         "seed": args.seed,
         "cluster.runtime": args.runtime,
         "prior.source": args.prior,
-        "stages.0.geometry.agp": args.agp,
     }
     overrides = [f"{name}={value}" for name, value in named.items() if value is not None]
-    if args.prior is None:
-        return overrides
+    return overrides if args.prior is None else ["prior.kind=diffusers", *overrides]
+
+
+def _changed(config: RunConfig, args: argparse.Namespace) -> RunConfig:
+    """The settings with all that the flags say, and then with those of ``--set``."""
     # a preset's AGP is one of its own prior, which knows other words
-    return ["prior.kind=diffusers", "stages.0.geometry.agp=off", *overrides]
+    geometric_prior = args.agp or ("off" if args.prior is not None else None)
+    if geometric_prior is not None:
+        config = config.with_geometric_prior(geometric_prior)
+    config = strict_json.apply_overrides(config, _flags(args))
+    if args.method is not None:
+        config = config.with_method(args.method)
+    return strict_json.apply_overrides(config, args.set)
 
 
 def _differences(old: object, new: object, path: str) -> list[tuple[str, object, object]]:
@@ -161,11 +170,3 @@ def _differences(old: object, new: object, path: str) -> list[tuple[str, object,
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [entry for i, (a, b) in enumerate(zip(old, new)) for entry in _differences(a, b, f"{path}.{i}")]
     return [(path, old, new)]
-
-
-def with_assets(config: RunConfig, assets: str) -> RunConfig:
-    """The config with its exhibit's assets named outright, so that every machine and every resume means the same
-    ones.
-    """
-    exhibit = dataclasses.replace(config.prior.exhibit, assets=assets)
-    return dataclasses.replace(config, prior=dataclasses.replace(config.prior, exhibit=exhibit))

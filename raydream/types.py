@@ -1,7 +1,7 @@
 """The types that cross module borders: cameras, rays, renders, views, meshes, and the Protocols behind them.
 
-Conventions: renders are ``[view, h, w, channel]`` with colours in [0, 1]; latents are ``[view, latent, h, w]``. The world is
-right-handed with +y up, a camera looks down its own -z (see ``camera.py``), and an object lies in [-1, 1]^3.
+Conventions: renders are ``[view, h, w, channel]`` with colours in [0, 1]; latents are ``[view, latent, h, w]``. The
+world is right-handed with +y up, a camera looks down its own -z (see ``camera.py``), and an object lies in [-1, 1]^3.
 """
 
 from dataclasses import dataclass
@@ -92,8 +92,8 @@ class Render:
     """Differentiable images of a scene. ``rgb`` includes the background; ``foreground`` is premultiplied and has none.
 
     ``normal`` is a unit vector in world space weighted by opacity (zero where there is nothing); ``ccm`` the canonical
-    coordinate in [0, 1]^3 weighted by opacity. Both are None where nobody asked for them, ``volume`` where no volume was
-    rendered.
+    coordinate in [0, 1]^3 weighted by opacity. Both are None where nobody asked for them, ``volume`` where no volume
+    was rendered.
     """
 
     rgb: Float[Tensor, "view h w 3"]

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from raydream.cluster.placement import Cluster, find_cpu_share, find_gpu_shares, free_room, plan_bundles
-from raydream.cluster.ray_runtime import HostPool, RayRuntime
+from raydream.cluster.ray_runtime import ProcessPool, RayRuntime
 from raydream.cluster.runtime import Runtime
 from raydream.config.cluster import ClusterConfig
 from raydream.config.run import RunConfig, cluster_config
@@ -43,7 +43,7 @@ class Runner:
         logging.basicConfig(level=logging.INFO)
         pulse.end_with_node()
         self._settings, self._records = settings, Records(settings.database_url)
-        self._pool: HostPool | None = None
+        self._pool: ProcessPool | None = None
         self._lock = threading.Lock()
         self._job: Job | None = None
         self._run: GenerationRun | None = None
@@ -86,14 +86,15 @@ class Runner:
                 self._is_ready = True
 
     def _warm_up(self) -> None:
-        from raydream.distill.particle import Particle
-        from raydream.distill.score import Score
+        from raydream.distill.particle import import_particle
+        from raydream.distill.score import import_score
 
         if self._settings.warm_particles:
             base = self._settings.base_config(self._settings.presets[0], None)
             cluster = shared_cluster(base, self._settings, Cluster.now())
             try:
-                self._pool = HostPool(cluster, self._settings.warm_particles, {"particle": Particle, "score": Score})
+                imports = {"particle": import_particle, "score": import_score}
+                self._pool = ProcessPool(cluster, self._settings.warm_particles, imports)
             except ValueError as error:  # each generation starts its own processes then
                 _log.warning("no processes are kept warm: %s", error)
 

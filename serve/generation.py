@@ -17,10 +17,9 @@ from raydream.config import strict_json
 from raydream.config.run import RunConfig
 from raydream.distill.artefacts import on_paper
 from raydream.distill.loop import RunFailed
-from raydream.distill.pipeline import run_pipeline
 from raydream.distill.watch import RunWatch
+from raydream.generate import advance
 from raydream.report.progress import Progress, seconds_per_step
-from raydream.report.tensorboard import TensorboardLog
 from raydream.scene.export import write_png
 from raydream.store.run_folder import MESH, PREVIEW, RunFolder, particle_file
 from raydream.store.storage import LocalFiles, resolve
@@ -40,9 +39,14 @@ class GenerationWatch:
     """
 
     def __init__(
-        self, run: RunFolder, inner: RunWatch, progress: Progress, report: Callable[[dict[str, object]], bool]
+        self,
+        run: RunFolder,
+        inner: RunWatch,
+        progress: Progress,
+        report: Callable[[dict[str, object]], bool],
+        stop: threading.Event,
     ) -> None:
-        self.stop = threading.Event()
+        self.stop = stop
         self._run, self._inner, self._progress, self._report = run, inner, progress, report
         self._reported_at = float("-inf")
 
@@ -85,14 +89,11 @@ class GenerationRun:
         self._records, self._settings = records, settings
         self._files = GenerationFiles(settings)
         self._id, self._attempt = generation_id, attempt
-        self._watch: GenerationWatch | None = None
-        self._is_stopped = False
+        self._stop = threading.Event()
 
     def stop(self) -> None:
         """Asks for an end at the next checkpoint."""
-        self._is_stopped = True
-        if self._watch is not None:
-            self._watch.stop.set()
+        self._stop.set()
 
     def run(self, make_runtime: MakeRuntime) -> None:
         """Runs or resumes it and writes how it ended into the record. Raises nothing."""
@@ -103,7 +104,7 @@ class GenerationRun:
                 stack.callback(run.close)
                 if self._pipeline(config, run, make_runtime):
                     meshes = [i for i in range(config.n) if run.exists(particle_file(i, MESH))]
-                    num_steps = config.stages[0].num_steps
+                    num_steps = config.num_steps
                     last = {"phase": "done", "meshes": meshes, "step": num_steps, "preview_step": num_steps}
                     self._records.end(self._id, self._attempt, "finished", last)
             if not self._settings.keep_checkpoints and self._has_finished():
@@ -148,18 +149,15 @@ class GenerationRun:
         return dataclasses.replace(saved, cluster=wanted.cluster), run
 
     def _pipeline(self, config: RunConfig, run: RunFolder, make_runtime: MakeRuntime) -> bool:
-        checkpoint = run.latest_checkpoint()
-        start = checkpoint.step if checkpoint else 0
-        with ExitStack() as stack:
-            progress = stack.enter_context(Progress(config.stages[0].num_steps, start))
-            inner = RunWatch(run, progress, TensorboardLog(run, start), config.n)
-            stack.callback(inner.close)
-            self._watch = GenerationWatch(run, inner, progress, self._report)
-            if self._is_stopped:
-                return False
-            watch = self._watch
-            reached = run_pipeline(config, run, lambda: make_runtime(config, watch), watch, watch.stop)
-        return reached == config.stages[0].num_steps and not watch.stop.is_set()
+        def watched_by(inner: RunWatch, progress: Progress) -> GenerationWatch:
+            watches.append(GenerationWatch(run, inner, progress, self._report, self._stop))
+            return watches[0]
+
+        watches: list[GenerationWatch] = []
+        if self._stop.is_set():
+            return False
+        reached = advance(config, run, lambda _: make_runtime(config, watches[0]), self._stop, watched_by)
+        return reached == config.num_steps and not self._stop.is_set()
 
     def _report(self, values: dict[str, object]) -> bool:
         try:

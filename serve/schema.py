@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raydream.config.run import MAX_PROMPT_CHARACTERS, Method
+from raydream.config.names import MethodName
+from raydream.config.run import MAX_PROMPT_CHARACTERS
 
 State = Literal["queued", "running", "finished", "failed", "cancelled"]
 FINAL_STATES: frozenset[str] = frozenset(("finished", "failed", "cancelled"))
@@ -23,7 +24,7 @@ class GenerationRequest(BaseModel):
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS, pattern=_TEXT)]
     n: Annotated[int, Field(ge=1, le=1024, description="number of particles; the service's own limit may be lower")] = 4
     preset: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
-    method: Method = "vsd"
+    method: MethodName = "vsd"
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
 
@@ -71,7 +72,7 @@ class Generation(BaseModel):
     prompt: str
     n: int
     preset: str
-    method: Method
+    method: MethodName
     seed: int
     steps: int | None
     state: State

@@ -18,7 +18,7 @@ from raydream.camera import orbit_cameras
 from raydream.config.presets import exhibit
 from raydream.config.run import StageConfig
 from raydream.diffusion.latent import RgbaCodec
-from raydream.scene.nerf import NerfScene, draw_look
+from raydream.scene.nerf import NerfScene
 from raydream.seeds import generator
 
 STEP_PARTS = ("render", "backward", "adam")
@@ -88,13 +88,13 @@ class Stepper:
 
     def __init__(self, setting: StepSetting, backend: str, device: torch.device) -> None:
         self._stage, self._device, self._setting = stage_of(setting), device, setting
-        draws, kernels = generator(0, "scene", 0, 0), load_backend(backend, device.type)
-        self.scene = NerfScene(self._stage.scene, self._stage.shading, kernels, device, draws)
+        kernels = load_backend(backend, device.type)
+        self.scene = NerfScene(self._stage.scene, self._stage.shading, self._stage.losses, kernels, device, _draws)
         self.num_samples = 0
         if setting.grid == "full":
             self.scene.occupancy.values.fill_(1.0)
         else:
-            self.scene.update_occupancy(generator(0, "occupancy", 0, 0))
+            self.scene.after_step(0)
         self._optimizer = torch.optim.Adam(self.scene.param_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
         self._codec = RgbaCodec(setting.image_px)
         shape = (setting.num_views, 4, setting.image_px, setting.image_px)
@@ -107,17 +107,21 @@ class Stepper:
         azimuth = torch.arange(view) * (360.0 / view) + 40.0 * step
         level, distance, fov = (torch.full((view,), value) for value in (15.0, 2.6, 42.0))
         cameras = orbit_cameras(azimuth, level, distance, fov, px, px)
-        look = draw_look(self._stage.shading, self._stage.scene, cameras, step, generator(0, "look", 0, step))
-        nerf = self.scene.render(cameras, look, generator(0, "march", 0, step))
-        latents = self._codec.encode(nerf.render, generator(0, "codec", 0, step))
+        render = self.scene.render(cameras, step)
+        latents = self._codec.encode(render, _draws("codec", step))
         marks.append(clock())
         self._optimizer.zero_grad(set_to_none=True)
         (latents * self._gradient).sum().backward()
         marks.append(clock())
         self._optimizer.step()
         marks.append(clock())
-        self.num_samples = len(nerf.weights)
+        assert render.volume is not None
+        self.num_samples = len(render.volume.weights)
         return {part: end - start for part, start, end in zip(STEP_PARTS, marks, marks[1:])}
+
+
+def _draws(purpose: str, step: int) -> torch.Generator:
+    return generator(0, purpose, 0, step)
 
 
 def stage_of(setting: StepSetting) -> StageConfig:

@@ -10,7 +10,7 @@ from raydream.cluster.runtime import LocalRuntime, Runtime
 from raydream.config import strict_json
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig, cluster_config
-from raydream.launch import check_prior
+from raydream.generate import check_run
 
 _WARM_STEPS = 10
 _NEVER = 10**9
@@ -42,7 +42,7 @@ def run_config(n: int, replicas: int, num_steps: int, runtime: str, overrides: S
         f"output.preview_every={_NEVER}",
     ]
     steps = _WARM_STEPS + num_steps + LOOK_AHEAD + 1
-    return check_prior(strict_json.apply_overrides(exhibit(steps), [*settings, *overrides]))
+    return check_run(strict_json.apply_overrides(exhibit(steps), [*settings, *overrides]))
 
 
 def make_runtime(config: RunConfig) -> Runtime:

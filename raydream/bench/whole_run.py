@@ -26,7 +26,7 @@ from raydream.bench.figures import COUNTED, RunCost
 from raydream.cluster.runtime import Actor, Reference, Runtime
 from raydream.config import strict_json
 from raydream.config.run import RunConfig
-from raydream.distill.loop import Row, StageLoop
+from raydream.distill.loop import Row, RunLoop
 from raydream.store.run_folder import RunFolder
 
 WORK = frozenset({"render", "apply", "guide", "fit", "fit_gradients", "fit_update"})
@@ -37,12 +37,12 @@ Span = tuple[str, float, float]  # method, start and end by the machine's monoto
 
 def measure_run(config: RunConfig, make_runtime: Callable[[RunConfig], Runtime], warm_steps: int) -> RunCost:
     """Runs the stage of ``config`` once and looks at its steps from ``warm_steps`` on, the last few left out."""
-    window = Window(warm_steps, config.stages[0].num_steps - LOOK_AHEAD - 1)
+    window = Window(warm_steps, config.num_steps - LOOK_AHEAD - 1)
     with TemporaryDirectory() as folder:
         run = RunFolder.create(str(Path(folder) / "run"), strict_json.dumps(config))
         runtime = ClockedRuntime(make_runtime(config))
         try:
-            loop = StageLoop(runtime, run, config, window)
+            loop = RunLoop(runtime, run, config, window)
             loop.start(0)
             loop.train(0, threading.Event())
             calls = [runtime.call(actor, "spans") for actor in loop.actors]
@@ -165,8 +165,11 @@ class ClockedRuntime:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
-        return self._runtime.spawn(role, index, partial(Clocked, factory))
+    def spawn(self, role: str, index: int) -> Actor:
+        return self._runtime.spawn(role, index)
+
+    def build(self, actor: Actor, factory: Callable[[], object]) -> Reference:
+        return self._runtime.build(actor, partial(Clocked, factory))
 
     def respawn(self, actor: Actor) -> None:
         self._runtime.respawn(actor)

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydream.backend import load_backend
 from raydream.cluster.connection import connect
 from raydream.cluster.placement import Cluster, Key, plan_bundles, reserve
-from raydream.cluster.runtime import Actor, ActorFailed, Reference
+from raydream.cluster.runtime import BUILD, Actor, ActorFailed, Place, Reference
 from raydream.config.cluster import ClusterConfig
 
 _log = logging.getLogger(__name__)
@@ -41,28 +41,25 @@ class CallError(Exception):
         self.label, self.error_type, self.message = label, error_type, message
 
 
-class _Host:
+class ActorProcess:
     """The process around one actor's object: work in one lane, questions about its health in another."""
 
-    def __init__(self, label: str, factory: Callable[[], object]) -> None:
-        self._label, self._target = label, factory()
+    def __init__(self, label: str) -> None:
+        self._label, self._place = label, Place()
         self._busy_since: float | None = None
         self._lock = threading.Lock()
 
     def call(self, method: str, *args: Any) -> Any:
+        """A method of the actor's object, or "build" with a factory of it."""
         with self._lock:
             self._busy_since = time.monotonic()
         try:
-            return getattr(self._target, method)(*args)
+            return self._place.build(*args) if method == BUILD else self._place.call(method, *args)
         except Exception as error:  # told in words: an exception's own class may not survive the way to the driver
             raise CallError(self._label, type(error).__name__, str(error)) from error
         finally:
             with self._lock:
                 self._busy_since = None
-
-    def renew(self, factory: Callable[[], object]) -> None:
-        """Another object in the old process, which has imported everything already."""
-        self._target = factory()
 
     @ray.method(concurrency_group="ctl")
     def busy_s(self) -> float:
@@ -71,7 +68,7 @@ class _Host:
             return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
 
-class _Room:
+class ReservedPlaces:
     """Reserved places for actors, by role and index; each actor that is started in one is a process of its own."""
 
     def __init__(
@@ -88,10 +85,10 @@ class _Room:
     def __contains__(self, key: Key) -> bool:
         return key in self.bundles
 
-    def start(self, key: Key, factory: Callable[[], object]) -> Any:
+    def start(self, key: Key) -> Any:
         assert self._group is not None
         resources = self.bundles[key]
-        host = ray.remote(**_LANES)(_Host).options(
+        process = ray.remote(**_LANES)(ActorProcess).options(
             num_cpus=resources.get("CPU", 0),
             num_gpus=resources.get("GPU", 0),
             max_restarts=0,
@@ -99,68 +96,63 @@ class _Room:
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._order.index(key)),
             runtime_env={"env_vars": actor_environment(resources)},
         )
-        return host.remote(str(Actor(*key)), factory)
+        return process.remote(str(Actor(*key)))
 
     def close(self) -> None:
         if self._group is not None:
             remove_placement_group(self._group)
 
 
-class HostPool:
+class ProcessPool:
     """Places whose processes stay loaded between runs: what one run gives back, empty, the next one takes.
 
     Lives in the process that makes it, and ends with it. One run uses it at a time.
     """
 
-    def __init__(
-        self, config: ClusterConfig, num_particles: int, factories: Mapping[str, Callable[[], object]]
-    ) -> None:
-        """``factories`` by role say what to import beforehand. Starts no nodes: they would stay for as long as it does.
+    def __init__(self, config: ClusterConfig, num_particles: int, imports: Mapping[str, Callable[[], None]]) -> None:
+        """``imports`` by role are functions of the modules to import beforehand. Starts no nodes: they would stay for as
+        long as it does.
 
         Raises ``ValueError`` as ``RayRuntime`` does, and where the places are taken.
         """
         connect()
         _warm_up(config.backend)
         cluster = Cluster(Cluster.now().there)
-        self._factories, bundles = factories, _plan(config, num_particles, cluster)
+        self._imports, bundles = imports, _plan(config, num_particles, cluster)
         at_once = dataclasses.replace(config, placement_timeout_s=_POOL_TIMEOUT_S)
-        self._room = _Room(bundles, at_once, cluster, _log.info, threading.Event())
-        self._places = {key: self._room.start(key, factories[key[0]]) for key in bundles}
+        self._reserved = ReservedPlaces(bundles, at_once, cluster, _log.info, threading.Event())
+        self._places = {key: self._reserved.start(key) for key in bundles}
         try:
-            ray.get([place.busy_s.remote() for place in self._places.values()])
+            ray.get([place.call.remote(BUILD, imports[key[0]]) for key, place in self._places.items()])
         except RayError as error:
             self.close()
             raise ValueError(f"warm_particles: a process could not be started: {error}") from error
 
     def has(self, key: Key, bundle: Mapping[str, float]) -> bool:
         """Whether there is such a place, with a share of a GPU where one is asked for and none where not."""
-        return key in self._room and ("GPU" in self._room.bundles[key]) == ("GPU" in bundle)
+        return key in self._reserved and ("GPU" in self._reserved.bundles[key]) == ("GPU" in bundle)
 
-    def take(self, key: Key, factory: Callable[[], object]) -> Any:
-        """The place's process with a new object in it; whatever is still under way there comes first."""
-        self._places[key].renew.remote(factory)
+    def take(self, key: Key) -> Any:
+        """The place's process; whatever is still under way there comes before anything that it is asked now."""
         return self._places[key]
 
-    def restart(self, key: Key, factory: Callable[[], object]) -> Any:
+    def restart(self, key: Key) -> Any:
         """Ends the place's process and starts a new one."""
         ray.kill(self._places[key], no_restart=True)
-        self._places[key] = self._room.start(key, factory)
+        self._places[key] = self._reserved.start(key)
         return self._places[key]
 
     def settle(self) -> None:
         """Frees what the last run left in the processes, and replaces those that died or do not come to an end."""
         for (key, place), busy_s in zip(list(self._places.items()), _ask(list(self._places.values()))):
-            factory = self._factories[key[0]]
-            if busy_s == 0:
-                place.renew.remote(factory)
-            else:
-                self.restart(key, factory)
+            idle = place if busy_s == 0 else self.restart(key)
+            idle.call.remote(BUILD, self._imports[key[0]])
 
     def close(self) -> None:
         """Ends all processes."""
         for place in self._places.values():
             ray.kill(place, no_restart=True)
-        self._room.close()
+        self._reserved.close()
 
 
 class RayRuntime:
@@ -174,7 +166,7 @@ class RayRuntime:
         self,
         config: ClusterConfig,
         num_particles: int,
-        pool: HostPool | None = None,
+        pool: ProcessPool | None = None,
         tell: Callable[[str], None] = _log.info,
         stop: threading.Event | None = None,
     ) -> None:
@@ -193,27 +185,28 @@ class RayRuntime:
         bundles = _plan(config, num_particles, cluster)
         self._pooled = {key for key in bundles if pool is not None and pool.has(key, bundles[key])}
         missing = {key: bundles[key] for key in bundles if key not in self._pooled}
-        self._room = _Room(missing, config, cluster, tell, stop or threading.Event())
-        self._factories: dict[Actor, Callable[[], object]] = {}
+        self._reserved = ReservedPlaces(missing, config, cluster, tell, stop or threading.Event())
         self._started: dict[Actor, Reference] = {}  # answered once the actor's process is up, or has failed to be
 
-    def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
+    def spawn(self, role: str, index: int) -> Actor:
         actor, key = Actor(role, index), (role, index)
-        self._factories[actor] = factory
         if self._pool is not None and key in self._pooled:
-            actor.place = self._pool.take(key, factory)
+            actor.place = self._pool.take(key)
         else:
-            actor.place = self._room.start(key, factory)
+            actor.place = self._reserved.start(key)
         self._started[actor] = actor.place.busy_s.remote()
         return actor
 
+    def build(self, actor: Actor, factory: Callable[[], object]) -> Reference:
+        return actor.place.call.remote(BUILD, factory)
+
     def respawn(self, actor: Actor) -> None:
-        key, factory = (actor.role, actor.index), self._factories[actor]
+        key = (actor.role, actor.index)
         if self._pool is not None and key in self._pooled:
-            actor.place = self._pool.restart(key, factory)
+            actor.place = self._pool.restart(key)
         else:
             ray.kill(actor.place, no_restart=True)
-            actor.place = self._room.start(key, factory)
+            actor.place = self._reserved.start(key)
         self._started[actor] = actor.place.busy_s.remote()
 
     def call(self, actor: Actor, method: str, *args: Any, num_returns: int = 1) -> Any:
@@ -227,7 +220,7 @@ class RayRuntime:
         except RayTaskError as error:
             cause = error.cause  # the first one's, however many calls it was an argument of
             if isinstance(cause, CallError):
-                actor = next((a for a in self._factories if str(a) == cause.label), None)
+                actor = next((a for a in self._started if str(a) == cause.label), None)
                 message = f"{cause.label}: {cause.message}"
                 raise ActorFailed("application_error", message, cause.error_type, actor) from error
             raise ActorFailed("actor_died", str(cause)) from error  # an argument was lost with the actor that made it
@@ -242,11 +235,11 @@ class RayRuntime:
         return [actor for actor, seconds in zip(actors, busy_s) if seconds is None or seconds > busy_limit_s]
 
     def close(self) -> None:
-        for actor in self._factories:
-            if (actor.role, actor.index) in self._room:
+        for actor in self._started:
+            if (actor.role, actor.index) in self._reserved:
                 ray.kill(actor.place, no_restart=True)
-        self._factories.clear()
-        self._room.close()
+        self._started.clear()
+        self._reserved.close()
         if self._pool is not None:
             self._pool.settle()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 Reference = Any
+BUILD = "build"  # the call that puts an object into an actor
 
 
 @dataclass(eq=False)
@@ -44,8 +45,12 @@ class Withdrawn(Exception):
 class Runtime(Protocol):
     """What the loop asks of a cluster."""
 
-    def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
-        """A new actor around ``factory()``, which must be light: heavy work belongs into a method."""
+    def spawn(self, role: str, index: int) -> Actor:
+        """A new actor in a place of its own, with nothing in it yet."""
+        ...
+
+    def build(self, actor: Actor, factory: Callable[[], object]) -> Reference:
+        """Puts ``factory()``, made where the actor is, in place of whatever it held; the reference says when."""
         ...
 
     def respawn(self, actor: Actor) -> None:
@@ -69,19 +74,33 @@ class Runtime(Protocol):
         ...
 
 
+class Place:
+    """What an actor holds: one object, once it is built."""
+
+    def __init__(self) -> None:
+        self._target: object = None
+
+    def build(self, factory: Callable[[], object]) -> None:
+        """What was there before is let go first: two may not fit."""
+        self._target = None
+        self._target = factory()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """A method of the object."""
+        return getattr(self._target, method)(*args)
+
+
 class LocalRuntime:
     """Everything in this process, at once and in order; bitwise equal to ``RayRuntime`` on a CPU."""
 
-    def __init__(self) -> None:
-        self._factories: dict[Actor, Callable[[], object]] = {}
+    def spawn(self, role: str, index: int) -> Actor:
+        return Actor(role, index, Place())
 
-    def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
-        actor = Actor(role, index, factory())
-        self._factories[actor] = factory
-        return actor
+    def build(self, actor: Actor, factory: Callable[[], object]) -> Reference:
+        return self._run(actor, BUILD, (factory,))
 
     def respawn(self, actor: Actor) -> None:
-        actor.place = self._factories[actor]()
+        actor.place = Place()
 
     def kill(self, actor: Actor) -> None:
         """What a crash does to an actor: its state is gone and its calls fail."""
@@ -103,7 +122,7 @@ class LocalRuntime:
         return [actor for actor in actors if actor.place is None]
 
     def close(self) -> None:
-        self._factories.clear()
+        """Nothing outlives this process anyway."""
 
     def _run(self, actor: Actor, method: str, args: tuple[Any, ...]) -> Any:
         failed = next((arg for arg in args if isinstance(arg, ActorFailed)), None)
@@ -112,7 +131,7 @@ class LocalRuntime:
         if actor.place is None:
             return ActorFailed("actor_died", f"{actor} is gone", actor=actor)
         try:
-            return getattr(actor.place, method)(*args)
+            return actor.place.build(*args) if method == BUILD else actor.place.call(method, *args)
         except Exception as error:  # what a process boundary would do: the caller learns of it from the reference
             failure = ActorFailed("application_error", f"{actor}: {error}", type(error).__name__, actor)
             failure.__cause__ = error

@@ -125,6 +125,14 @@ class RunConfig:
         """The methods of its stages, for people: "vsd", or "vsd, sds"."""
         return ", ".join(dict.fromkeys(branch.method for stage in self.stages for branch in stage.branches[:1]))
 
+    def with_method(self, method: MethodName) -> "RunConfig":
+        """The run with another method on the pictures of all its stages."""
+        return replace(self, stages=tuple(stage.with_method(method) for stage in self.stages))
+
+    def with_geometric_prior(self, source: str) -> "RunConfig":
+        """The run with another aligned geometric prior in all its stages; "off" is none."""
+        return replace(self, stages=tuple(stage.with_geometric_prior(source) for stage in self.stages))
+
     def stage_at(self, step: int) -> int:
         """The index of the stage that takes a step; the last one's where the run is over."""
         return next((i for i in range(len(self.stages)) if step < self.first_step(i + 1)), len(self.stages) - 1)

@@ -160,10 +160,10 @@ def _priors() -> Finding:
 
 
 def _assets() -> Finding:
-    from raydream.assets.exhibit import ASSETS_VARIABLE, find_minipack
+    from raydream.assets.exhibit import ASSETS_VARIABLE, asset_folder
 
     try:
-        folder = find_minipack()
+        folder = asset_folder(None)
     except ValueError as error:
         remedy = f"name a folder of assets that has one, or unset {ASSETS_VARIABLE}"
         return Finding("assets", str(error), remedy, is_broken=True)

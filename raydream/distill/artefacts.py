@@ -38,7 +38,9 @@ class Viewer:
     look_at: LookAt
 
 
-def export_particle(scene: Scene, viewer: Viewer, index: int, output: OutputConfig, unlit: bool, uri: str) -> ExportFigures:
+def export_particle(
+    scene: Scene, viewer: Viewer, index: int, output: OutputConfig, unlit: bool, uri: str
+) -> ExportFigures:
     """Writes mesh.glb, turntable.mp4 and preview.png into the run folder and tells what came out.
 
     ``unlit`` marks a mesh whose albedo holds its light: its film and picture are of the scene, those of any other are

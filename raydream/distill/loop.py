@@ -11,15 +11,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from raydream.cluster.runtime import Actor, ActorFailed, Reference, Runtime
-from raydream.config.run import RunConfig, StageConfig, particle_config, score_config
-from raydream.distill.particle import Particle
+from raydream.config.actors import particle_config, score_config
+from raydream.config.run import PREVIOUS, RunConfig, StageConfig
+from raydream.distill.particle import make_particle
 from raydream.distill.recovery import Failure, GiveUp, RecoveryPolicy, decide
-from raydream.distill.score import Score
+from raydream.distill.score import make_score
 from raydream.store.run_folder import FileDigest, RunFolder
 
 _log = logging.getLogger(__name__)
@@ -55,14 +57,14 @@ class InFlight:
     pictures: list[Reference]
 
 
-class StageLoop:
-    """Drives particles and score replicas through one stage."""
+class RunLoop:
+    """Drives particles and score replicas through the stages of a run; steps are counted through all of them."""
 
     def __init__(self, runtime: Runtime, run: RunFolder, config: RunConfig, observer: Observer) -> None:
         self.runtime, self.run_folder, self.config, self.observer = runtime, run, config, observer
-        self.stage: StageConfig = config.stages[0]
-        self.particles = [runtime.spawn("particle", i, Particle) for i in range(config.n)]
-        self.scores = [runtime.spawn("score", i, Score) for i in range(config.cluster.score_replicas)]
+        self.particles = [runtime.spawn("particle", i) for i in range(config.n)]
+        self.scores = [runtime.spawn("score", i) for i in range(config.cluster.score_replicas)]
+        self._built: int | None = None  # the stage that the actors were built for
         self._timeout_s = config.cluster.step_timeout_s
         self._history: list[Failure] = []
         self._flight: deque[InFlight] = deque()
@@ -72,17 +74,26 @@ class StageLoop:
     def actors(self) -> list[Actor]:
         return [*self.scores, *self.particles]
 
+    @property
+    def stage(self) -> StageConfig:
+        """The stage that the actors were built for."""
+        assert self._built is not None
+        return self.config.stages[self._built]
+
     def start(self, step: int) -> None:
-        """Sets up all actors and, for a resumed run, takes them to the checkpoint of ``step``."""
+        """Builds all actors and, for a resumed run, takes them to the checkpoint of ``step``."""
         self._recovering(step, lambda: self._set_up(self.actors, step))
 
     def train(self, start: int, stop: threading.Event) -> int:
-        """Runs from ``start`` to the stage's end, or until ``stop`` is set; returns the step that was reached and
-        saved.
+        """Runs from ``start`` to the end of the last stage, or until ``stop`` is set; returns the step that was reached
+        and saved.
         """
         step = start
-        while step < self.stage.num_steps and not stop.is_set():
+        while step < self.config.num_steps and not stop.is_set():
             try:
+                if self._built != self.config.stage_at(step):
+                    self._set_up(self.actors, step)
+                    self._observe_stage()
                 step = self._train_until_checkpoint(step, stop)
             except ActorFailed as failure:
                 step = self._recover(failure, self._oldest_step(step))
@@ -102,7 +113,8 @@ class StageLoop:
 
     def _train_until_checkpoint(self, start: int, stop: threading.Event) -> int:
         every = self.config.output.checkpoint_every
-        end = min(self.stage.num_steps, (start // every + 1) * every)
+        assert self._built is not None
+        end = min(self.config.first_step(self._built + 1), (start // every + 1) * every)
         step, self._last_row_s = start, time.monotonic()
         while step < end and not stop.is_set():
             self._flight.append(self._submit(step))
@@ -118,17 +130,15 @@ class StageLoop:
         """The whole algorithm of a step: render, guide, apply, fit; only references pass through here."""
         call, n, replicas = self.runtime.call, self.config.n, len(self.scores)
         views = [call(particle, "render", step) for particle in self.particles]
-        everyone, learns = list(range(n)), self.config.method == "vsd"
-        warms_up = learns and step == 0 and self.stage.learner.warm_up_fits > 0
-        warmed_up = [call(score, "warm_up", everyone, *views) for score in self.scores] if warms_up else []
+        everyone, learns = list(range(n)), self.stage.learns
+        warms_up = learns and self._is_first(step) and self.stage.learner.warm_up_fits > 0
+        warmed_up = [call(score, "warm_up", step, everyone, *views) for score in self.scores] if warms_up else []
         pulls: list[list[Reference]] = [[] for _ in everyone]  # of each particle: one gradient for each branch
         guided = []
-        branches = ["guide"] if self.stage.geometry.agp == "off" else ["guide", "guide_maps"]
-        for branch, replica in itertools.product(branches, range(replicas)):
-            members = everyone[replica::replicas]
-            *parts, figures = call(
-                self.scores[replica], branch, step, members, *[views[i] for i in members], num_returns=len(members) + 1
-            )
+        for branch, replica in itertools.product(self.stage.branches, range(replicas)):
+            members, score = everyone[replica::replicas], self.scores[replica]
+            seen = [views[i] for i in members]
+            *parts, figures = call(score, "guide", step, branch.render, members, *seen, num_returns=len(members) + 1)
             guided.append(figures)
             for member, part in zip(members, parts):
                 pulls[member].append(part)
@@ -155,7 +165,7 @@ class StageLoop:
     def _look(self, step: int) -> list[Reference]:
         """Asks for pictures of all particles after this step, where one is due."""
         done = step + 1
-        if done % self.config.output.preview_every and done != self.stage.num_steps:
+        if done % self.config.output.preview_every and not self._is_first(done) and done != self.config.num_steps:
             return []
         where = (list(PREVIEW_AZIMUTHS_DEG), PREVIEW_ELEVATION_DEG, self.config.output.preview_px)
         return [self.runtime.call(particle, "look_at", *where) for particle in self.particles]
@@ -184,16 +194,43 @@ class StageLoop:
         self.run_folder.commit_checkpoint(step, files)
         self.run_folder.prune_checkpoints(self.config.output.keep_checkpoints)
 
+    def _is_first(self, step: int) -> bool:
+        """Whether a stage begins with this step."""
+        return step == self.config.first_step(self.config.stage_at(step))
+
     def _set_up(self, actors: list[Actor], step: int) -> None:
-        """Makes ``actors`` ready and takes everybody to ``step``: to its checkpoint, or to the beginning."""
-        fresh = actors if step else self.actors
-        calls = []
-        for actor in fresh:
-            build = particle_config if actor.role == "particle" else score_config
-            calls.append(self.runtime.call(actor, "setup", build(self.config, self.stage, actor.index)))
-        if step:
+        """Makes ``actors`` ready and takes everybody to ``step``: to its checkpoint, or to the beginning of its stage.
+
+        All of them are built anew where that is another stage than they were built for.
+        """
+        stage = self.config.stage_at(step)
+        begins = self._is_first(step)
+        fresh = self.actors if begins or stage != self._built else actors
+        self._built = None
+        calls = [self.runtime.build(actor, self._factory(actor, stage)) for actor in fresh]
+        if begins:
+            calls += self._begin(self.config.stages[stage], step)
+        else:
             calls += [self.runtime.call(actor, "load", self.run_folder.uri, step) for actor in self.actors]
         self.runtime.get(calls, 10 * self._timeout_s)
+        self._built = stage
+
+    def _factory(self, actor: Actor, stage: int) -> Callable[[], object]:
+        if actor.role == "particle":
+            return partial(make_particle, particle_config(self.config, stage, actor.index))
+        return partial(make_score, score_config(self.config, stage, actor.index))
+
+    def _begin(self, stage: StageConfig, step: int) -> list[Reference]:
+        """The calls by which newly built actors take over what a stage starts from."""
+        if not stage.start:
+            return []
+        uri, at = (self.run_folder.uri, step) if stage.start == PREVIOUS else other_run(stage.start, self.config.n)
+        return [self.runtime.call(actor, "start_from", uri, at) for actor in self.actors]
+
+    def _observe_stage(self) -> None:
+        assert self._built is not None
+        number, num_stages = self._built + 1, len(self.config.stages)
+        self.observer.phase(f"stage {number} of {num_stages}, {self.stage.name}: {self.stage.num_steps} steps")
 
     def _recovering(self, step: int, action: Callable[[], None]) -> None:
         while True:
@@ -242,6 +279,20 @@ class StageLoop:
 
     def _oldest_step(self, step: int) -> int:
         return self._flight[0].step if self._flight else step
+
+
+def other_run(uri: str, num_particles: int) -> tuple[str, int]:
+    """The run that a stage starts from and the step of its last checkpoint; ``ValueError`` naming ``stages`` where there
+    is none, or where it has fewer particles.
+    """
+    run = RunFolder.open(uri)
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is None:
+        raise ValueError(f"stages: start: {uri!r} has no checkpoint; name a run that has one, or begin anew")
+    held = sum(name.startswith("particle_") for name in checkpoint.files)
+    if held < num_particles:
+        raise ValueError(f"stages: start: {uri!r} has {held} particles, this run has {num_particles}; give --n {held}")
+    return run.uri, checkpoint.step
 
 
 def _row(figures: list[Row]) -> Row:

@@ -197,6 +197,10 @@ class Particle:
         )
 
 
+def import_particle() -> None:
+    """Nothing: a process that is sent this function has imported all that a particle needs."""
+
+
 def make_particle(config: ParticleConfig) -> Particle:
     """A particle at the beginning of its stage, with all that its settings name."""
     torch.set_num_threads(1)

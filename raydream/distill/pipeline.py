@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from raydream import __version__
 from raydream.cluster.runtime import Runtime, Withdrawn
 from raydream.config.run import RunConfig
-from raydream.distill.loop import PREVIEW_AZIMUTHS_DEG, PREVIEW_ELEVATION_DEG, Observer, RunFailed, StageLoop
+from raydream.distill.loop import PREVIEW_AZIMUTHS_DEG, PREVIEW_ELEVATION_DEG, Observer, RunFailed, RunLoop
 from raydream.report.page import ReportFacts, write_report
 from raydream.store.run_folder import VERSIONS, RunFolder, Scalar
 
@@ -54,7 +54,7 @@ def _run(
     checkpoint = run.latest_checkpoint()
     start = checkpoint.step if checkpoint else 0
     run.truncate_metrics(start)
-    num_steps = config.stages[0].num_steps
+    num_steps = config.num_steps
     with _timed(phases, "start"):
         observer.phase(f"starting {config.n} particles and {config.cluster.score_replicas} score model(s)")
         try:
@@ -62,7 +62,7 @@ def _run(
         except Withdrawn:
             return start
     try:
-        loop = StageLoop(runtime, run, config, observer)
+        loop = RunLoop(runtime, run, config, observer)
         with _timed(phases, "set up"):
             observer.phase("loading the prior and the scenes")
             loop.start(start)
@@ -119,7 +119,7 @@ def report_facts(
         "preset": config.preset,
         "method": config.method,
         "particles": str(config.n),
-        "steps": str(config.stages[0].num_steps),
+        "steps": str(config.num_steps),
         "one step": f"{mean('time/step_s'):.2f} s",
         "seed": str(config.seed),
     }

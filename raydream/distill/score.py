@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from raydream.config.actors import ScoreConfig
+from raydream.config.names import RenderKind
 from raydream.diffusion import guidance
 from raydream.distill.branches import Branch, condition
 from raydream.distill.messages import LATENTS, Message, from_wire, num_views, to_wire, unpack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
-from raydream.priors.kinds import Learner, prior_kind
 from raydream.priors.geometric import load_agp
+from raydream.priors.kinds import Learner, prior_kind
 from raydream.schedule import Schedule
 from raydream.seeds import generator
 from raydream.store.run_folder import FileDigest
@@ -28,7 +29,10 @@ from raydream.types import Latents, Views
 
 Figures = dict[str, float]
 _FILE, _LEARNED, _GRADIENT, _LOSS = "score.safetensors", "learned/", "gradient/", "loss"
-_STREAMS = {"rgb": "guide", "ccm": "guide_maps"}  # names of streams of random numbers, which are part of every seed
+_STREAMS: dict[RenderKind, str] = {
+    "rgb": "guide",
+    "ccm": "guide_maps",
+}  # names of streams of random numbers, which are part of every seed
 
 
 class Score:
@@ -51,7 +55,9 @@ class Score:
         )
 
     @torch.no_grad()
-    def guide(self, step: int, render: str, particles: Sequence[int], *messages: Message) -> list[np.ndarray | Figures]:
+    def guide(
+        self, step: int, render: RenderKind, particles: Sequence[int], *messages: Message
+    ) -> list[np.ndarray | Figures]:
         """One branch's gradient by each particle's latents, ``[view, latent, h, w]`` each, in one batch over all
         particles; last come figures.
         """
@@ -226,6 +232,10 @@ class Score:
             ts.append(t)
             noises.append(torch.randn(shape, generator=draws))
         return torch.cat(ts).to(self.device), torch.cat(noises).to(self.device)
+
+
+def import_score() -> None:
+    """Nothing: a process that is sent this function has imported all that a score model needs."""
 
 
 def make_score(config: ScoreConfig) -> Score:

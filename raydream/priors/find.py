@@ -100,7 +100,8 @@ def resolve_prior(source: str, allow_download: bool = False) -> Path:
 def check_prior(folder: Path) -> None:
     """Raises ``ValueError`` unless the folder holds a whole prior of the kind that raydream can use.
 
-    That is a ``StableDiffusionPipeline`` of as many latent channels everywhere, a text encoder of the UNet's width, 1000 timesteps and
+    That is a ``StableDiffusionPipeline`` of as many latent channels everywhere, a text encoder of the UNet's width,
+    1000 timesteps and
     eps or v prediction.
     """
     kind = read_config(folder, "model_index.json").get("_class_name")
@@ -194,7 +195,10 @@ def agp_facts(folder: Path) -> dict[str, Any]:
 
 def resolve_agp_prior(source: str, run_prior: str) -> Path:
     """The prior that an AGP was made from: the one that is named, else the run's own, else the embedded one."""
-    return resolve_prior(source or run_prior or "embedded")
+    folder = resolve_prior(source or run_prior or "embedded")
+    channels = read_config(folder, "unet/config.json")["in_channels"]
+    require(channels == 4, folder, f"has {channels} latent channels; a geometric prior draws maps of 4")
+    return folder
 
 
 def check_agp_cameras(

@@ -20,7 +20,7 @@ class Scene(Protocol):
     """What a particle optimises. ``step`` counts the steps of the stage; draws depend on it alone."""
 
     def render(self, cameras: Cameras, step: int, ccm_box: Box | None = None) -> Render:
-        """The views of a training step, differentiable by every parameter, with coordinate maps where a box is given."""
+        """The views of a training step, differentiable by every parameter; coordinate maps where a box is given."""
         ...
 
     def preview(self, cameras: Cameras) -> Render:

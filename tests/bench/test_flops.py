@@ -11,10 +11,11 @@ from dataclasses import fields
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
+from raydream.priors.load import Prior
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
 from raydream.config.run import Method, PriorConfig, ScoreConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import alphas_cumprod
@@ -23,7 +24,6 @@ from raydream.diffusion.text import PerpNegTexts
 from raydream.diffusion.vae import VaeCodec
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.score import Score
-from raydream.priors.load import Prior
 from raydream.types import Condition, Render, Views
 
 pytestmark = pytest.mark.slow

@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, Int
+from raydream.config.guidance import GeometryConfig, GuidanceConfig
+from raydream.distill.geometry import MAP_BOUND, GeometryBranch
+from raydream.priors.load import MixtureTexts
 from small_runs import SMALL, Watch, assert_same_end, new_run, train
 from tiny_prior import make_tiny_prior
 from torch import Tensor
 
 from raydream import cli
 from raydream.config import strict_json
-from raydream.config.guidance import GeometryConfig, GuidanceConfig
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig, particle_config, score_config
 from raydream.coordinates import decode_ccm
 from raydream.diffusion.prompts import bank_prompts
 from raydream.diffusion.text import TextBank
-from raydream.distill.geometry import MAP_BOUND, GeometryBranch
 from raydream.distill.messages import MAPS
 from raydream.distill.particle import Particle, encode_maps
 from raydream.distill.score import Score
 from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser, AgpFacts
-from raydream.priors.load import MixtureTexts
 from raydream.train.agp.samples import latents_of
 from raydream.types import Condition, Render, Views
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from raydream.priors.load import Shelf, forget_priors, load_codec, load_prior
 from small_runs import small_config
 from tiny_prior import make_tiny_prior
 from tiny_score import learn, new_score, views_of
@@ -21,7 +22,6 @@ from raydream.config.run import ParticleConfig, PriorConfig, ScoreConfig, partic
 from raydream.distill.score import Score
 from raydream.priors.exhibit_modes import ExhibitModes
 from raydream.priors.find import resolve_prior
-from raydream.priors.load import Shelf, forget_priors, load_codec, load_prior
 from raydream.types import Condition
 
 pytestmark = pytest.mark.slow

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
+from raydream.priors.load import load_prior
 
 from raydream.camera import orbit_cameras
-from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
 from raydream.config.run import Method, PriorConfig, ScoreConfig
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.score import Score
-from raydream.priors.load import load_prior
 from raydream.schedule import Constant
 from raydream.types import Views
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
+from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
+from raydream.priors.load import EXHIBIT_SCHEDULE, Prior
 from torch import Tensor, nn
 
 from raydream.camera import orbit_cameras
-from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
 from raydream.config.run import Method, PriorConfig, ScoreConfig
 from raydream.diffusion.analytic import MixtureDenoiser
 from raydream.diffusion.guidance import PredictionType, alphas_cumprod, eps_from_v
 from raydream.diffusion.text import PerpNegTexts
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.score import Score
-from raydream.priors.load import EXHIBIT_SCHEDULE, Prior
 from raydream.schedule import Constant
 from raydream.types import Cameras, Condition, Views
 
