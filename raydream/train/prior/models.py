@@ -7,17 +7,18 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from raydream.config.train import UnetConfig, VaeConfig
 from raydream.diffusion.denoiser import load_unet, suit_attention
-from raydream.diffusion.guidance import add_noise, alphas_cumprod, classifier_free, v_target
+from raydream.diffusion.guidance import add_noise, alphas_cumprod, v_target
 from raydream.diffusion.layout import LEXICON
 from raydream.diffusion.text import load_text_encoder
 from raydream.train.captions import Lexicon
+from raydream.train.sampling import sample
+from raydream.train.texts import encode_texts
 from raydream.train.word_tokenizer import word_tokenizer
 
 _LATENT_CHANNELS = 4
@@ -44,11 +45,7 @@ class PriorModels:
 
     def encode_text(self, captions: list[str]) -> Float[Tensor, "view token width"]:
         """The text encoder's last hidden states; what is too long is cut. Differentiable by the encoder."""
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        return self.text_encoder(tokens.to(self.device)).last_hidden_state
+        return encode_texts(self.tokenizer, self.text_encoder, captions, self.tokenizer.model_max_length)
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "view 3 h w"]) -> Float[Tensor, "view 4 lh lw"]:
@@ -199,15 +196,13 @@ def start_vae(vae: AutoencoderKL, folder: Path) -> None:
 def sample_latents(
     models: PriorModels, captions: list[str], cfg_scale: float, num_steps: int, generator: torch.Generator
 ) -> Float[Tensor, "view 4 h w"]:
-    """New latents for captions by DPM-Solver++ with classifier-free guidance against the empty text."""
-    solver = DPMSolverMultistepScheduler.from_config(models.scheduler.config)
-    solver.set_timesteps(num_steps, device=models.device)
-    side = int(models.unet.config["sample_size"])
-    latents = torch.randn(len(captions), 4, side, side, generator=generator).to(models.device)
+    """New latents for captions, guided against the empty text."""
     text = models.encode_text(captions + [""] * len(captions))
-    for t in solver.timesteps:
-        answer = models.unet(torch.cat([latents, latents]), t, text, return_dict=False)[0].float()
-        positive, negative = answer.chunk(2)
-        guided = classifier_free(negative, positive, cfg_scale)
-        latents = solver.step(guided, t, latents, return_dict=False)[0]
-    return latents
+
+    def answers(both: Float[Tensor, "view 4 h w"], t: Int[Tensor, ""]) -> tuple[Tensor, Tensor]:
+        positive, negative = models.unet(both, t, text, return_dict=False)[0].float().chunk(2)
+        return negative, positive
+
+    side = int(models.unet.config["sample_size"])
+    shape = (len(captions), _LATENT_CHANNELS, side, side)
+    return sample(answers, models.scheduler.config, shape, cfg_scale, num_steps, generator, models.device)

@@ -5,7 +5,6 @@ Everything lies in one folder: ``config.json``, ``lexicon.json``, a checkpoint o
 """
 
 import copy
-import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -236,8 +235,11 @@ def _train(
         if team.rank == 0:
             show(learner.step)
 
-    def row(plain: MetricsRow) -> MetricsRow:
-        return {"stage": name, **plain, "lr": learner.rate}
+    def log(row: MetricsRow) -> None:
+        row = {"stage": name, **row, "lr": learner.rate}
+        if team.rank == 0:
+            _record(session.out, row)
+        session.worker.report(row)
 
     settings = config.vae.stage if name == "vae" else config.unet.stage
     learner = checkpoint.begin(module, settings, team, path, lambda: loss(0))
@@ -245,8 +247,7 @@ def _train(
         loss=lambda: loss(learner.step),
         save=lambda: checkpoint.save(learner, path),
         show=show_average,
-        row=row,
-        record=functools.partial(_record, session.out),
+        log=log,
         log_every_steps=config.log_every_steps,
         save_every=Every(seconds=config.save_every_s),
         show_every=Every(seconds=config.sample_every_s),
