@@ -162,34 +162,29 @@ def normalise_latents(vae: AutoencoderKL, images: Float[Tensor, "view 3 h w"]) -
 
 
 def load_models(folder: Path, device: torch.device) -> PriorModels:
-    """A prior that ``prior_export.export_prior`` wrote, in float32."""
+    """A prior that ``export.export_prior`` wrote, in float32."""
 
     lexicon = Lexicon.loads((folder / LEXICON).read_text(encoding="utf-8"))
     tokenizer, text, _ = load_text_encoder(folder, device)
     unet = load_unet(folder, torch.float32)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+    vae = load_vae(folder)
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     suit_attention(unet, device)
     vae, unet = (module.float().eval().requires_grad_(False).to(device) for module in (vae, unet))
     return PriorModels(vae, unet, text, tokenizer, scheduler, lexicon)
 
 
-def copy_weights(source: PriorModels, target: PriorModels) -> None:
-    """Gives one prior's UNet and text encoder to another; ValueError naming ``start`` where the shapes are others."""
-    for name in ("unet", "text_encoder"):
-        try:
-            getattr(target, name).load_state_dict(getattr(source, name).state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"start: its {name} has other layers than the settings ask for: {error}") from error
-
-
-def start_vae(vae: AutoencoderKL, folder: Path) -> None:
-    """Gives a VAE the weights of a finished prior's; ValueError naming ``vae.start`` where the shapes are others."""
-    source = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
+    """Gives one model's weights to another; ValueError that begins with ``what`` where the shapes are others."""
     try:
-        vae.load_state_dict(source.state_dict())
+        target.load_state_dict(source.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"vae.start: its VAE has other layers than the settings ask for: {error}") from error
+        raise ValueError(f"{what} has other layers than the settings ask for: {error}") from error
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The VAE of a prior that ``export.export_prior`` wrote, in float32."""
+    return AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
 
 
 @torch.no_grad()

@@ -52,9 +52,9 @@ from raydream.train.prior.models import (
     build_vae,
     copy_weights,
     load_models,
+    load_vae,
     normalise_latents,
     sample_latents,
-    start_vae,
 )
 from raydream.train.sampling import stratified_timesteps
 from raydream.train.team import Team
@@ -153,7 +153,7 @@ def _train_vae(sets: TrainSets, session: Session) -> AutoencoderKL | None:
         vae = build_vae(config.vae)
         vae.to(device)  # type: ignore[arg-type]
     if config.vae.start:
-        start_vae(vae, resolve_prior(config.vae.start))
+        copy_weights(load_vae(resolve_prior(config.vae.start)), vae, "vae.start: its VAE")
     averaged = _frozen_copy(vae)
 
     def show(step: int) -> None:
@@ -179,7 +179,8 @@ def _train_unet(vae: AutoencoderKL, sets: TrainSets, session: Session, given: Pr
     with _same_start(config.seed):
         models = build_models(config.unet, vae, image_px, sets.train.lexicon)
     if given is not None:
-        copy_weights(given, models)
+        copy_weights(given.unet, models.unet, "start: its unet")
+        copy_weights(given.text_encoder, models.text_encoder, "start: its text_encoder")
     suit_attention(models.unet, device)
     parts = nn.ModuleDict({"unet": models.unet, "text_encoder": models.text_encoder}).to(device)
     averaged_parts = _frozen_copy(parts)
