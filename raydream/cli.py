@@ -118,10 +118,13 @@ def _resumed(args: argparse.Namespace) -> Request:
 
 
 def _with_changes(text: str, args: argparse.Namespace) -> tuple[RunConfig, RunConfig]:
-    """A run's saved settings without and with what the words change. What it is to leave behind counts as changed in both, and
-    before anything is checked: an earlier release took settings that no export can use.
+    """A run's saved settings without and with what the words change. What it is to leave behind counts as changed in
+    both, and before anything is checked: an earlier release took settings that no export can use.
     """
     raw = strict_json.parse(text)
+    if isinstance(raw, dict) and "method" in raw:  # whose checkpoints are of another form, too
+        remedy = "start a new run, or go on with the release that began it"
+        raise ValueError(f"resume: {args.resume!r} was begun by an earlier release, which this one cannot go on with; {remedy}")
     output = raw.get("output")
     if isinstance(output, dict):
         for override in args.set:

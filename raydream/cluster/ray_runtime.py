@@ -110,8 +110,8 @@ class ProcessPool:
     """
 
     def __init__(self, config: ClusterConfig, num_particles: int, imports: Mapping[str, Callable[[], None]]) -> None:
-        """``imports`` by role are functions of the modules to import beforehand. Starts no nodes: they would stay for as
-        long as it does.
+        """``imports`` by role are functions of the modules to import beforehand. Starts no nodes: they would stay for
+        as long as it does.
 
         Raises ``ValueError`` as ``RayRuntime`` does, and where the places are taken.
         """

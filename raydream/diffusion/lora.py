@@ -3,21 +3,19 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
-from diffusers.models.embeddings import TimestepEmbedding
 from jaxtyping import Float, Int
-from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn import Parameter
 
+from raydream.diffusion import conditioned_unet
+from raydream.diffusion.conditioned_unet import ADAPTER
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.layout import PredictionType
 from raydream.types import Condition
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CAMERA_WIDTH = 16  # a flattened camera-to-world matrix
-_ADAPTER = "default"
 
 
 class LoraDenoiser:
@@ -31,15 +29,12 @@ class LoraDenoiser:
 
     def __init__(self, frozen: DiffusersDenoiser, rank: int, seed: int) -> None:
         unet = frozen.unet
-        if getattr(unet, "class_embedding", None) is not None or getattr(unet, "peft_config", None):
-            raise ValueError("prior: its UNet already has a class embedding or adapters; load a plain copy of it")
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), adapter_name=_ADAPTER)
+        self._camera = conditioned_unet.make_camera(unet, CAMERA_WIDTH)
+        conditioned_unet.add_updates(unet, rank, TARGETS)
         self._frozen = frozen
         self._layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
-        width = unet.time_embedding.linear_2.out_features
-        self._camera = TimestepEmbedding(CAMERA_WIDTH, width).to(unet.device)
         self._trainable = self._collect()
-        self._initialise(torch.Generator().manual_seed(seed))
+        conditioned_unet.initialise(self._trainable, self._camera, seed)
         self._attach(False)
 
     @property
@@ -77,16 +72,7 @@ class LoraDenoiser:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes what ``state`` gave. Raises ``ValueError`` where names or shapes are not those of this model."""
-        here = {name: tuple(value.shape) for name, value in self._trainable.items()}
-        there = {name: tuple(value.shape) for name, value in state.items()}
-        if here != there:
-            odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-            raise ValueError(
-                f"learner: this state is of another LoRA; {len(odd)} tensors differ, the first is {odd[0]!r}"
-            )
-        with torch.no_grad():
-            for name, value in self._trainable.items():
-                value.copy_(state[name])
+        conditioned_unet.set_all(self._trainable, state, "learner: this state is of another LoRA")
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
@@ -106,18 +92,7 @@ class LoraDenoiser:
     def _collect(self) -> dict[str, Parameter]:
         named = {f"camera.{name}": parameter for name, parameter in self._camera.named_parameters()}
         for name, parameter in self._frozen.unet.named_parameters():
-            if f".{_ADAPTER}." in name:
+            if f".{ADAPTER}." in name:
                 parameter.data = parameter.data.float()  # the base may be half precision, an optimiser should not be
-                named[f"unet.{name.replace(f'.{_ADAPTER}.', '.')}"] = parameter
+                named[f"unet.{name.replace(f'.{ADAPTER}.', '.')}"] = parameter
         return dict(sorted(named.items()))
-
-    def _initialise(self, generator: torch.Generator) -> None:
-        """Zero for each part's last layer; elsewhere uniform within 1 / sqrt(fan-in), peft's and torch's default."""
-        with torch.no_grad():
-            for name, parameter in self._trainable.items():
-                if name.endswith("lora_B.weight") or name.startswith("camera.linear_2."):
-                    parameter.zero_()
-                    continue
-                fan_in = CAMERA_WIDTH if name.startswith("camera.") else parameter.shape[1]
-                uniform = torch.rand(parameter.shape, generator=generator)
-                parameter.copy_((2 * uniform - 1) / fan_in**0.5)

@@ -282,8 +282,8 @@ class RunLoop:
 
 
 def other_run(uri: str, num_particles: int) -> tuple[str, int]:
-    """The run that a stage starts from and the step of its last checkpoint; ``ValueError`` naming ``stages`` where there
-    is none, or where it has fewer particles.
+    """The run that a stage starts from and the step of its last checkpoint; ``ValueError`` naming ``stages`` where
+    there is none, or where it has fewer particles.
     """
     run = RunFolder.open(uri)
     checkpoint = run.latest_checkpoint()

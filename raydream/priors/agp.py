@@ -14,15 +14,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int
-from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from raydream.diffusion import layout
+from raydream.diffusion import conditioned_unet, layout
+from raydream.diffusion.conditioned_unet import ADAPTER
 from raydream.diffusion.denoiser import load_unet, suit_attention
 from raydream.diffusion.guidance import alphas_cumprod, eps_from_v
 from raydream.priors import find
@@ -30,7 +29,6 @@ from raydream.types import Condition
 
 FACTS, WEIGHTS, FORMAT = "agp.json", "agp.safetensors", 1
 CAMERA_WIDTH = 13  # the upper 3 x 4 of a camera-to-world matrix, and the tangent of half the field of view
-_ADAPTER = "default"
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ class AgpDenoiser:
 
     def __init__(self, unet: UNet2DConditionModel, scheduler: Mapping[str, Any], facts: AgpFacts, seed: int) -> None:
         """Changes ``unet``, a plain prior's, into the AGP's. It starts as the prior, blind to the camera."""
-        if getattr(unet, "class_embedding", None) is not None or getattr(unet, "peft_config", None):
-            raise ValueError("prior: its UNet already has a class embedding or adapters; load a plain copy of it")
+        camera = conditioned_unet.make_camera(unet, CAMERA_WIDTH).to(unet.dtype)
         self.unet, self.scheduler, self.facts = unet, dict(scheduler), facts
         self.prediction_type = layout.prediction_type(scheduler)
         self.alphas_cumprod: Float[Tensor, "1000"] = alphas_cumprod(scheduler).float().to(unet.device)
@@ -66,10 +63,8 @@ class AgpDenoiser:
         unet.requires_grad_(facts.rank == 0)
         if facts.rank:
             _add_updates(unet, facts.rank)
-        unet.class_embedding = TimestepEmbedding(CAMERA_WIDTH, unet.time_embedding.linear_2.out_features).to(
-            unet.device, unet.dtype
-        )  # type: ignore[assignment]
-        self._initialise(torch.Generator().manual_seed(seed))
+        unet.class_embedding = camera  # type: ignore[assignment]
+        conditioned_unet.initialise(self.trainable(), camera, seed)
 
     @classmethod
     def from_prior(cls, prior: Path, rank: int, seed: int, device: torch.device) -> "AgpDenoiser":
@@ -120,15 +115,7 @@ class AgpDenoiser:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes values for all of ``trainable()``. Raises ``ValueError`` where names or shapes are not this model's."""
-        own = self.trainable()
-        here = {name: tuple(value.shape) for name, value in own.items()}
-        there = {name: tuple(value.shape) for name, value in state.items()}
-        if here != there:
-            odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-            raise ValueError(f"agp: these weights are another model's; {len(odd)} tensors differ, first {odd[0]!r}")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(state[name])
+        conditioned_unet.set_all(self.trainable(), state, "agp: these weights are another model's")
 
     def files(self, facts: AgpFacts) -> dict[str, bytes]:
         """The files of a folder that ``load`` reads, weights in float16."""
@@ -157,20 +144,9 @@ class AgpDenoiser:
                 base = self.unet.get_parameter(f"{name}.base_layer.weight")
                 change = (state[f"{name}.weight"].to(base) - base.detach()).float()
                 up, down = _factors(change.flatten(1), self.facts.rank)
-                values[f"{name}.lora_A.{_ADAPTER}.weight"] = down.view(-1, *change.shape[1:])
-                values[f"{name}.lora_B.{_ADAPTER}.weight"] = up.view(*up.shape, *(1,) * (change.dim() - 2))
+                values[f"{name}.lora_A.{ADAPTER}.weight"] = down.view(-1, *change.shape[1:])
+                values[f"{name}.lora_B.{ADAPTER}.weight"] = up.view(*up.shape, *(1,) * (change.dim() - 2))
         self.load_state(values)
-
-    def _initialise(self, generator: torch.Generator) -> None:
-        """Zero for each new part's last layer; its first uniform within 1 / sqrt(fan-in)."""
-        with torch.no_grad():
-            for name, parameter in self.trainable().items():
-                if name.endswith("lora_B." + _ADAPTER + ".weight") or name.startswith("class_embedding.linear_2."):
-                    parameter.zero_()
-                elif ".lora_A." in name or name.startswith("class_embedding.linear_1."):
-                    fan_in = CAMERA_WIDTH if name.startswith("class_") else parameter[0].numel()
-                    uniform = torch.rand(parameter.shape, generator=generator)
-                    parameter.copy_((2 * uniform - 1) / fan_in**0.5)
 
 
 def camera_features(c2w: Float[Tensor, "view 4 4"], fov_y_deg: Float[Tensor, " view"]) -> Float[Tensor, "view feature"]:
@@ -221,7 +197,7 @@ def _add_updates(unet: UNet2DConditionModel, rank: int) -> None:
     targets = [
         name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d) and name not in ends
     ]
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter_name=_ADAPTER)
+    conditioned_unet.add_updates(unet, rank, targets)
     for name, module in unet.named_modules():
         if name in ends or isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.requires_grad_(True)

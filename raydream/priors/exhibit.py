@@ -1,4 +1,4 @@
-"""The prior whose score is exact: a mixture of assets, seen from whatever camera it is asked about. Needs no weights."""
+"""The prior whose score is exact: a mixture of assets, seen from whatever camera it is asked about; no weights."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +77,8 @@ def check_installed() -> None:
         )
 
 
-@dataclass(frozen=True)
-class DeepSpeedMaker:
-    """Makes the engine in a worker; ``config`` is what ``read_deepspeed`` gave."""
-
-    config: Mapping[str, Any]
-
-    def __call__(
-        self, module: nn.Module, parameters: Parameters, settings: StageSettings, team: Team
-    ) -> "DeepSpeedEngine":
-        return DeepSpeedEngine(self.config, module, parameters, settings, team)
-
-
 class DeepSpeedEngine:
-    """An ``engine.Engine`` around ``deepspeed.initialize``."""
+    """An ``engine.Engine`` around ``deepspeed.initialize``; ``config`` is what ``read_deepspeed`` gave."""
 
     def __init__(
         self,

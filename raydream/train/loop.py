@@ -39,15 +39,14 @@ class Every:
 @dataclass(frozen=True)
 class Stage:
     """What differs between trainings. All workers call ``save`` and ``show`` together; ``loss`` is of the next batch of
-    this one; ``record`` keeps a row of metrics, in rank 0 alone. A training that must stop is shown as it is then only
-    with ``shows_when_stopped``.
+    this one; ``log`` takes each row of metrics. A training that must stop is shown as it is then only with
+    ``shows_when_stopped``.
     """
 
     loss: Callable[[], Tensor]
     save: Callable[[], None]
     show: Callable[[], None]
-    row: Callable[[MetricsRow], MetricsRow]
-    record: MetricsSink
+    log: MetricsSink
     log_every_steps: int
     save_every: Every
     show_every: Every
@@ -72,7 +71,7 @@ def train(learner: Learner[ModuleT], stage: Stage, worker: Worker) -> bool:
         stop, must_save, must_show = (wish > 0 for wish in agreed)
         if learner.step % stage.log_every_steps == 0:
             num_samples = (learner.step - logged) * learner.settings.batch_size * worker.team.size
-            _log(learner, loss, num_samples / (now - logged_s), stage, worker)
+            stage.log(_row(learner, loss, num_samples / (now - logged_s)))
             logged, logged_s = learner.step, now
         if must_save:
             stage.save()
@@ -87,16 +86,11 @@ def train(learner: Learner[ModuleT], stage: Stage, worker: Worker) -> bool:
     return not stop
 
 
-def _log(learner: Learner[ModuleT], loss: float, samples_per_s: float, stage: Stage, worker: Worker) -> None:
-    row = stage.row(
-        {
-            "step": learner.step,
-            "progress": round(learner.progress, 4),
-            "loss": loss,
-            "samples_per_s": round(samples_per_s, 2),
-            "elapsed_s": round(learner.elapsed_s, 1),
-        }
-    )
-    if worker.team.rank == 0:
-        stage.record(row)
-    worker.report(row)
+def _row(learner: Learner[ModuleT], loss: float, samples_per_s: float) -> MetricsRow:
+    return {
+        "step": learner.step,
+        "progress": round(learner.progress, 4),
+        "loss": loss,
+        "samples_per_s": round(samples_per_s, 2),
+        "elapsed_s": round(learner.elapsed_s, 1),
+    }

@@ -1,8 +1,14 @@
 """What a training draws: the timesteps that it learns at, and samples of what it has learned."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
-from jaxtyping import Int
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from raydream.diffusion.guidance import classifier_free
 
 
 def stratified_timesteps(
@@ -15,3 +21,25 @@ def stratified_timesteps(
     if logit_std:
         quantile = torch.sigmoid(logit_mean + logit_std * torch.special.ndtri(quantile))
     return (1000 * quantile).long().clamp_max(999)
+
+
+@torch.no_grad()
+def sample(
+    answers: Callable[[Float[Tensor, "view 4 h w"], Int[Tensor, ""]], tuple[Tensor, Tensor]],
+    scheduler: Mapping[str, Any],
+    shape: tuple[int, ...],
+    cfg_scale: float,
+    num_steps: int,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Float[Tensor, "view 4 h w"]:
+    """New latents by DPM-Solver++ with classifier-free guidance. ``answers`` takes all latents twice, one after the
+    other, and gives the negative and the positive answer to them, in the parametrisation that ``scheduler`` names.
+    """
+    solver = DPMSolverMultistepScheduler.from_config(dict(scheduler))
+    solver.set_timesteps(num_steps, device=device)
+    latents = torch.randn(shape, generator=generator).to(device)
+    for t in solver.timesteps:
+        negative, positive = answers(torch.cat([latents, latents]), t)
+        latents = solver.step(classifier_free(negative, positive, cfg_scale), t, latents, return_dict=False)[0]
+    return latents

@@ -11,12 +11,14 @@ from dataclasses import fields
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
+from raydream.config.branches import GeometricPriorConfig, BranchConfig, LearnerConfig
 from raydream.priors.load import Prior
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from raydream.config.run import Method, PriorConfig, ScoreConfig
+from raydream.config.names import MethodName
+from raydream.config.prior import PriorConfig
+from raydream.config.actors import ScoreConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import alphas_cumprod
 from raydream.diffusion.lora import LoraDenoiser
@@ -112,7 +114,7 @@ def to_meta(cond: Condition) -> Condition:
     return Condition(*(getattr(cond, field.name).to(META) for field in fields(cond)))
 
 
-def sd21_score(num_particles: int, method: Method, guidance: GuidanceConfig) -> Score:
+def sd21_score(num_particles: int, method: MethodName, guidance: BranchConfig) -> Score:
     """The real score model over Stable Diffusion 2.1's shapes."""
     frozen = sd21_denoiser_on_meta()
     lora = OnMeta(LoraDenoiser(frozen, rank=4, seed=0)) if method == "vsd" else None
@@ -146,13 +148,13 @@ def sd21_messages(num_particles: int, views: int) -> list[Message]:
 @pytest.mark.parametrize(
     ("method", "guidance", "guide", "fit"),
     [
-        ("vsd", GuidanceConfig(), 2 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
-        ("vsd", GuidanceConfig(scale=1.0), UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
-        ("vsd", GuidanceConfig(perp_neg=True), 4 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
-        ("sds", GuidanceConfig(), 2 * UNET_FORWARD, 0.0),
+        ("vsd", BranchConfig(), 2 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        ("vsd", BranchConfig(scale=1.0), UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        ("vsd", BranchConfig(perp_neg=True), 4 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        ("sds", BranchConfig(), 2 * UNET_FORWARD, 0.0),
     ],
 )
-def test_guide_and_fit_cost_the_minimum(method: Method, guidance: GuidanceConfig, guide: float, fit: float) -> None:
+def test_guide_and_fit_cost_the_minimum(method: MethodName, guidance: BranchConfig, guide: float, fit: float) -> None:
     """``Score`` itself, from messages to messages, for two particles of two views: the guidance's texts in the frozen
     model, one conditional LoRA pass, one LoRA training pass; no decoding, nothing twice.
     """

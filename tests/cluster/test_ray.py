@@ -23,7 +23,8 @@ from small_runs import SMALL, Watch, assert_same_end, new_run, small_config, tra
 from raydream.cluster.ray_runtime import RayRuntime, actor_environment
 from raydream.cluster.runtime import Actor, ActorFailed
 from raydream.config import strict_json
-from raydream.config.run import ClusterConfig, RunConfig
+from raydream.config.cluster import ClusterConfig
+from raydream.config.run import RunConfig
 from raydream.distill.loop import RunFailed
 from raydream.distill.pipeline import run_pipeline
 from raydream.launch import main
@@ -36,7 +37,7 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
 LONG = 120  # steps of a run that is to be caught in the middle
-SPARSE = ("method=sds", "output.checkpoint_every=10", "output.preview_every=60")
+SPARSE = ("stages.0.branches.0.method=sds", "output.checkpoint_every=10", "output.preview_every=60")
 
 
 @pytest.fixture(scope="session")
@@ -195,7 +196,7 @@ def test_killed_processes_and_passing_errors_change_nothing(cluster, tmp_path, u
 
 @pytest.mark.parametrize("way", ["busy", "silent"])
 def test_an_actor_that_hangs_is_restarted(cluster: str, tmp_path: Path, way: str) -> None:
-    config = small_config("n=1", "method=sds", "cluster.step_timeout_s=8", steps=4)
+    config = small_config("n=1", "stages.0.branches.0.method=sds", "cluster.step_timeout_s=8", steps=4)
     run, whole = new_run(tmp_path / "run", config), new_run(tmp_path / "whole", config)
     train(whole, config)
     runtime = RayRuntime(config.cluster, config.n)
@@ -217,7 +218,7 @@ def test_an_actor_that_hangs_is_restarted(cluster: str, tmp_path: Path, way: str
 
 
 def test_a_mistake_ends_the_run_at_once(cluster: str, tmp_path: Path) -> None:
-    config = small_config("n=1", "prompt=a zeppelin", "method=sds")
+    config = small_config("n=1", "prompt=a zeppelin", "stages.0.branches.0.method=sds")
     run, watch = new_run(tmp_path / "run", config), Watch()
     with pytest.raises(RunFailed, match=r"score 0 raised ValueError .*'a zeppelin' names nothing.*cannot change that"):
         train_on_ray(config, run, RayRuntime(config.cluster, config.n), watch)

@@ -15,7 +15,7 @@ from raydream.cluster.placement import (
     waiting_for,
     workers_on_gpu,
 )
-from raydream.config.run import ClusterConfig
+from raydream.config.cluster import ClusterConfig
 
 POOLS = """{
   "head": {"resources": {"CPU": 0}, "max_workers": 0},

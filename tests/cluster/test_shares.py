@@ -18,7 +18,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydream.cluster.placement import Cluster, Nodes, plan_bundles, reserve
 from raydream.cluster.shares import cpu_share, gpu_shares
 from raydream.config.presets import make_preset
-from raydream.config.run import ClusterConfig, RunConfig, cluster_config
+from raydream.config.cluster import ClusterConfig
+from raydream.config.run import RunConfig, cluster_config
 from raydream.config.strict_json import apply_overrides
 
 LAYOUTS = ([1], [2], [4], [8], [9], [16], [4, 4], [8, 8, 8], [1] * 8, [1] * 9, [1, 3], [2, 4, 8])

@@ -8,7 +8,9 @@ import pytest
 
 from raydream.config import strict_json
 from raydream.config.presets import PRESETS, make_preset
-from raydream.config.run import ClusterConfig, OutputConfig, RunConfig, StageConfig, particle_config, score_config
+from raydream.config.cluster import ClusterConfig, OutputConfig
+from raydream.config.run import RunConfig, StageConfig
+from raydream.config.actors import particle_config, score_config
 from raydream.schedule import Constant, Linear, Polyline, Steps
 
 BASE = make_preset("exhibit", 10)
@@ -178,7 +180,7 @@ def test_a_number_is_a_constant_schedule_of_a_float() -> None:
             "image_px.points: need rising steps that start at 0",
         ),
         (
-            'stages.0.guidance.t_max={"kind": "linear", "start": 1, "end": 0, "start_step": 5, "end_step": 2}',
+            'stages.0.branches.0.t_max={"kind": "linear", "start": 1, "end": 0, "start_step": 5, "end_step": 2}',
             "t_max.end_step: must not lie before start_step=5",
         ),
         ("n", "^set: need FIELD=VALUE, got 'n'"),
@@ -255,9 +257,9 @@ UNUSABLE = {
     "stages.0.scene.occupancy_decay": ["1.5"],
     "stages.0.camera.uniform_sphere_probability": ["2.0"],
     "stages.0.losses.orientation": ["-1"],
-    "stages.0.guidance.t_min": ["-1"],
-    "stages.0.guidance.t_max": ["2.5"],
-    "stages.0.guidance.gradient_clip": ["-1"],
+    "stages.0.branches.0.t_min": ["-1"],
+    "stages.0.branches.0.t_max": ["2.5"],
+    "stages.0.branches.0.gradient_clip": ["-1"],
     "stages.0.geometry.t_max": ["2.5"],
     "stages.0.learner.weight_decay": ["-1.0"],
     "stages.0.learner.warm_up_fits": ["-1"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from raydream.config.guidance import GuidanceConfig
+from raydream.config.branches import BranchConfig
 from tiny_prior import NUM_TOKENS, TEXT_WIDTH, make_tiny_prior
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 PROMPT = "a red chair"
 
 
-def bank_of(folder: Path, prompt: str, negative_prompt: str, guidance: GuidanceConfig) -> TextBank:
+def bank_of(folder: Path, prompt: str, negative_prompt: str, guidance: BranchConfig) -> TextBank:
     embeddings = encode_prompts(folder, bank_prompts(prompt, negative_prompt), CPU)
     return TextBank(embeddings, prompt, negative_prompt, guidance)
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bank(folder: Path) -> TextBank:
-    return bank_of(folder, PROMPT, "blurry", GuidanceConfig())
+    return bank_of(folder, PROMPT, "blurry", BranchConfig())
 
 
 def side(bank: TextBank, name: str) -> Tensor:
@@ -54,7 +54,7 @@ def test_embeddings_are_the_pipelines_own(folder: Path, bank: TextBank) -> None:
 def test_the_encoder_is_gone_after_encoding(folder: Path) -> None:
     gc.collect()
     before = sum(isinstance(thing, CLIPTextModel) for thing in gc.get_objects())
-    kept = bank_of(folder, PROMPT, "", GuidanceConfig())
+    kept = bank_of(folder, PROMPT, "", BranchConfig())
     gc.collect()
     assert sum(isinstance(thing, CLIPTextModel) for thing in gc.get_objects()) == before
     assert not kept.embedding(PROMPT).requires_grad
@@ -82,11 +82,11 @@ def test_overhead_goes_before_every_side(bank: TextBank) -> None:
 
 
 def test_thresholds_come_from_the_settings(folder: Path) -> None:
-    narrow = bank_of(folder, PROMPT, "", GuidanceConfig(front_deg=30.0, back_deg=20.0, overhead_deg=50.0))
+    narrow = bank_of(folder, PROMPT, "", BranchConfig(front_deg=30.0, back_deg=20.0, overhead_deg=50.0))
     assert torch.equal(at(narrow, 35.0), side(narrow, "side"))
     assert torch.equal(at(narrow, 155.0), side(narrow, "side"))
     assert torch.equal(at(narrow, 0.0, 55.0), side(narrow, "overhead"))
-    plain = bank_of(folder, PROMPT, "", GuidanceConfig(view_dependent_prompts=False))
+    plain = bank_of(folder, PROMPT, "", BranchConfig(view_dependent_prompts=False))
     assert torch.equal(at(plain, 180.0), plain.embedding(PROMPT))
 
 
@@ -142,11 +142,11 @@ def test_a_prompt_that_would_lose_its_end_is_an_error(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"^prompt: 1 tokens too long"):
         text.encode_prompts(folder, [fits + "x"], CPU)
     with pytest.raises(ValueError, match=r"^prompt: "):  # the prompt alone fits, its view words would be cut off
-        bank_of(folder, fits, "", GuidanceConfig())
+        bank_of(folder, fits, "", BranchConfig())
 
 
 @pytest.mark.parametrize("prompt", ["../../etc/passwd", "{0} %s {name}", "a\nchair\t'\"\\", "ein Stühlchen 🪑"])
 def test_a_prompt_is_only_data(folder: Path, prompt: str) -> None:
-    odd = bank_of(folder, prompt, "", GuidanceConfig())
+    odd = bank_of(folder, prompt, "", BranchConfig())
     assert odd.embedding(prompt).isfinite().all()
     assert at(odd, 0.0).isfinite().all()

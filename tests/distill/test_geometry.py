@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, Int
-from raydream.config.guidance import GeometryConfig, GuidanceConfig
+from raydream.config.branches import GeometricPriorConfig, BranchConfig
 from raydream.distill.geometry import MAP_BOUND, GeometryBranch
 from raydream.priors.load import MixtureTexts
 from small_runs import SMALL, Watch, assert_same_end, new_run, train
@@ -17,7 +17,8 @@ from torch import Tensor
 from raydream import cli
 from raydream.config import strict_json
 from raydream.config.presets import exhibit
-from raydream.config.run import RunConfig, particle_config, score_config
+from raydream.config.run import RunConfig
+from raydream.config.actors import particle_config, score_config
 from raydream.coordinates import decode_ccm
 from raydream.diffusion.prompts import bank_prompts
 from raydream.diffusion.text import TextBank
@@ -95,7 +96,7 @@ def test_every_particle_but_the_first_hears_the_prompt_in_its_own_way() -> None:
     """The same at each step, whoever is asked for; in all of a particle's views; as loud as the setting says."""
     draws = torch.Generator().manual_seed(0)
     embeddings = {words: 3 * torch.randn(24, 192, generator=draws) for words in bank_prompts("a chair", "")}
-    texts = TextBank(embeddings, "a chair", "", GuidanceConfig())
+    texts = TextBank(embeddings, "a chair", "", BranchConfig())
     abar = torch.linspace(0.99, 0.01, 1000)
     plain, branch = (
         GeometryBranch(GeometryConfig(text_noise=loud), PointDenoiser(torch.zeros(4, 8, 8), abar), texts, abar)

@@ -146,7 +146,7 @@ def test_the_controller_passes_on_what_it_never_looks_into(tmp_path: Path) -> No
     ],
 )
 def test_who_is_called_in_a_step(tmp_path: Path, method: str, replicas: int, of_a_step: dict[str, int]) -> None:
-    settings = (f"method={method}", f"cluster.score_replicas={replicas}", "stages.0.learner.fits_per_step=2")
+    settings = (f"stages.0.branches.0.method={method}", f"cluster.score_replicas={replicas}", "stages.0.learner.fits_per_step=2")
     config, runtime = small_config(*settings, steps=2), WatchedRuntime()
     train(new_run(tmp_path / "run", config), config, runtime)
     num_steps_and_once = {name: 2 * count for name, count in of_a_step.items()}
@@ -169,7 +169,7 @@ def test_replicas_of_the_score_model_are_one_model(tmp_path: Path, undisturbed: 
 
 @pytest.mark.parametrize("method", ["sds", "sjc"])
 def test_without_a_learned_reference_a_resumed_run_is_the_same_run(tmp_path: Path, method: str) -> None:
-    config = small_config(f"method={method}", steps=STEPS)
+    config = small_config(f"stages.0.branches.0.method={method}", steps=STEPS)
     whole, parts = new_run(tmp_path / "whole", config), new_run(tmp_path / "parts", config)
     train(whole, config)
     assert train(parts, config, watch=Watch(stop_after=2)) < STEPS

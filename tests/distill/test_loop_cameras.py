@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_runs import WatchedRuntime, new_run, small_config, train
 
-from raydream.config.run import particle_config
+from raydream.config.actors import particle_config
 from raydream.distill.particle import step_cameras
 
 pytestmark = pytest.mark.slow
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def test_all_azimuths_of_a_step_are_stratified_over_all_particles(tmp_path: Path) -> None:
     views = 2
-    config = small_config(f"stages.0.camera.views_per_particle={views}", "method=sds", steps=4)
+    config = small_config(f"stages.0.camera.views_per_particle={views}", "stages.0.branches.0.method=sds", steps=4)
     runtime = WatchedRuntime()
     train(new_run(tmp_path / "run", config), config, runtime)
     total = views * config.n
@@ -33,7 +33,7 @@ def test_all_azimuths_of_a_step_are_stratified_over_all_particles(tmp_path: Path
 
 def test_resolution_milestones_change_what_is_rendered_not_what_is_sent(tmp_path: Path) -> None:
     image_px = 'stages.0.camera.image_px={"kind": "steps", "points": [[0, 8], [2, 16]]}'
-    config, runtime = small_config(image_px, "method=sds", steps=4), WatchedRuntime()
+    config, runtime = small_config(image_px, "stages.0.branches.0.method=sds", steps=4), WatchedRuntime()
     run = new_run(tmp_path / "run", config)
     train(run, config, runtime)
     assert [step_cameras(particle_config(config, config.stages[0], 0), step).height_px for step in range(4)] == [

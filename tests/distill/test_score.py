@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
-from raydream.config.guidance import GuidanceConfig
+from raydream.config.branches import BranchConfig
 from tiny_prior import make_tiny_prior
 from tiny_score import GUIDANCE, LEARNER, NEGATIVE, PROMPT, SCALE, SEED, learn, new_score, views_of
 from torch import Tensor
 
-from raydream.config.run import Method
+from raydream.config.names import MethodName
 from raydream.diffusion.text import encode_prompts
 from raydream.distill.messages import Message
 from raydream.distill.score import Score
@@ -95,7 +95,7 @@ def side_of(message: Message, view: int) -> str:
 
 
 def gradient_by_hand(
-    method: Method, eps: Tensor, reference: Tensor, z_0: Tensor, noise: Tensor, abar: Tensor
+    method: MethodName, eps: Tensor, reference: Tensor, z_0: Tensor, noise: Tensor, abar: Tensor
 ) -> Tensor:
     if method != "sjc":
         return (1 - abar) * (eps - reference)
@@ -106,7 +106,7 @@ def gradient_by_hand(
 
 
 @pytest.mark.parametrize("method", ["vsd", "sds", "sjc"])
-def test_guide_is_the_formula(folder: Path, method: Method) -> None:
+def test_guide_is_the_formula(folder: Path, method: MethodName) -> None:
     """View by view with diffusers' own UNets; particles have 2, 1 and 3 views, and each gets its own gradient."""
     score, step = learn(new_score(folder, method), 3), 3
     plain, messages, timesteps = PlainDiffusers(folder, score), views_of(step, (2, 1, 3)), []
@@ -181,7 +181,7 @@ def test_fit_is_the_formula(folder: Path) -> None:
     ],
 )
 def test_no_pass_is_wasted(
-    epsilon: Path, monkeypatch: pytest.MonkeyPatch, guidance: GuidanceConfig, method: Method, guide_calls: list[int]
+    epsilon: Path, monkeypatch: pytest.MonkeyPatch, guidance: BranchConfig, method: MethodName, guide_calls: list[int]
 ) -> None:
     """So many views go through the UNet in each pass, and no VAE exists: neither to decode nor to encode."""
 

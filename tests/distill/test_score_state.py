@@ -9,7 +9,7 @@ import torch
 from tiny_prior import make_tiny_prior
 from tiny_score import LEARNER, learn, new_score, views_of
 
-from raydream.config.run import Method
+from raydream.config.names import MethodName
 from raydream.distill.messages import Message
 
 
@@ -97,7 +97,7 @@ def test_guiding_and_learning_leave_the_prior_alone(epsilon: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["sds", "sjc"])
-def test_without_a_learner_nothing_is_learned(epsilon: Path, method: Method) -> None:
+def test_without_a_learner_nothing_is_learned(epsilon: Path, method: MethodName) -> None:
     score = new_score(epsilon, method)
     assert score.fit(0, range(3), *views_of(0)) == {}
     assert score.warm_up(range(3), *views_of(0)) == {"loss/fit": 0.0}

@@ -17,7 +17,7 @@ from raydream.assets.procedural import procedural_asset
 from raydream.config import strict_json
 from raydream.config.evaluate import EvaluateConfig
 from raydream.config.presets import make_preset
-from raydream.config.run import ExhibitConfig
+from raydream.config.prior import ExhibitConfig
 from raydream.evaluate.command import main
 from raydream.evaluate.facing import Facing, JudgeCheck
 from raydream.evaluate.results import Evaluation, ParticleEvaluation, Recognition, comparison_table

@@ -20,7 +20,6 @@ from raydream.diffusion.guidance import add_noise
 from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.diffusion.text import encode_prompts
 from raydream.priors.agp import AgpDenoiser, AgpFacts, fingerprint, read_facts
-from raydream.priors.agp_texts import AgpTexts
 from raydream.train.agp import plan as agp_plan
 from raydream.train.agp.samples import (
     MemorySamples,
@@ -32,6 +31,7 @@ from raydream.train.agp.samples import (
     samples_of,
 )
 from raydream.train.agp.train import begin_from
+from raydream.train.texts import CachedTexts
 from raydream.types import Condition, Denoiser
 from raydream.views.dataset import iterate_views
 from raydream.views.view_set import ObjectCard
@@ -61,7 +61,7 @@ def _condition(prior: Path, azimuth_deg: list[float], weight: float = 1.0) -> Co
     cameras = orbit_cameras(
         torch.tensor(azimuth_deg), torch.zeros(number), torch.full((number,), 2.8), torch.full((number,), 45.0), 8, 8
     )
-    text = AgpTexts.load(prior, CPU).encode(["a red crate"] * number)
+    text = CachedTexts.load(prior, CPU).encode(["a red crate"] * number)
     return Condition(text, cameras.c2w, cameras.fov_y_deg, torch.full((number,), weight))
 
 
@@ -176,7 +176,7 @@ def test_stable_diffusion_shapes_and_sizes() -> None:
 
 
 def test_texts_are_the_priors_own(prior: Path) -> None:
-    texts = AgpTexts.load(prior, CPU)
+    texts = CachedTexts.load(prior, CPU)
     expected = encode_prompts(prior, ["a red crate", ""], CPU)
     both = texts.encode(["a red crate", "", "a red crate"])
     assert torch.allclose(both[0], expected["a red crate"], atol=1e-6)

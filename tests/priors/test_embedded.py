@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from raydream.priors.load import unet_dtype
 from small_runs import SMALL, new_run, train
 
 from raydream import cli
@@ -20,10 +19,11 @@ from raydream.diffusion import layout
 from raydream.precision import has_fast_bfloat16
 from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser
-from raydream.priors.agp_texts import AgpTexts
+from raydream.priors.load import unet_dtype
 from raydream.train.agp.train import grid_condition, sample_maps
 from raydream.train.prior.export import MAX_BYTES
 from raydream.train.prior.models import load_models, sample_latents
+from raydream.train.texts import CachedTexts
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_its_geometric_prior_knows_where_a_front_is() -> None:
     """Maps of nouns seen from four sides: what is near the camera has large coordinates along its direction."""
     folder = find.resolve_agp("embedded")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_AGP_BYTES
-    agp, texts = AgpDenoiser.load(folder, FOLDER, CPU), AgpTexts.load(FOLDER, CPU)
+    agp, texts = AgpDenoiser.load(folder, FOLDER, CPU), CachedTexts.load(FOLDER, CPU)
     grid = AgpGridConfig(azimuths_deg=(0.0, 90.0, 180.0, 270.0))
     distance, fov_y_deg = (sum(low_high) / 2 for low_high in (agp.facts.distance, agp.facts.fov_y_deg))
     cond = grid_condition(texts, ("a chair", "a car", "a table"), grid, distance, fov_y_deg)

@@ -18,7 +18,8 @@ from tiny_score import learn, new_score, views_of
 from transformers import CLIPTextModel
 
 from raydream.camera import orbit_cameras
-from raydream.config.run import ParticleConfig, PriorConfig, ScoreConfig, particle_config, score_config
+from raydream.config.actors import ParticleConfig, ScoreConfig, particle_config, score_config
+from raydream.config.prior import PriorConfig
 from raydream.distill.score import Score
 from raydream.priors.exhibit_modes import ExhibitModes
 from raydream.priors.find import resolve_prior

@@ -8,7 +8,7 @@ from small_scenes import CPU, GRID, SCENE_MODE, SMALL, make_scene
 from torch import Tensor
 from torch.nn import functional as F
 
-from raydream.config.run import NerfConfig
+from raydream.config.scene import NerfConfig
 from raydream.scene import field as field_module
 from raydream.scene.field import RadianceField
 from raydream.scene.occupancy import DensityFunction, OccupancyGrid

@@ -13,7 +13,7 @@ from small_runs import new_run, small_config
 
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
-from raydream.config.run import particle_config
+from raydream.config.actors import particle_config
 from raydream.distill.particle import Particle
 from raydream.scene.film import lit_pictures, mesh_asset
 from raydream.store.run_folder import MESH, PREVIEW, particle_file

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from raydream.backend import load_backend
 from raydream.camera import camera_rays, orbit_cameras, select_views
-from raydream.config.run import LossConfig, ShadingConfig
+from raydream.config.scene import LossConfig, ShadingConfig
 from raydream.coordinates import Box
 from raydream.scene import losses
 from raydream.scene.nerf import Look, NerfRender, NerfScene, draw_look, plain_look

@@ -89,7 +89,7 @@ def test_a_run_that_cannot_be_written_ends_and_can_be_resumed(is_full, skip, tmp
     assert all((folder / "checkpoints" / step / "manifest.json").is_file() for step in steps), "half a checkpoint stays"
 
     assert main("test", ["--resume", str(folder)]) == 0
-    config = small_config("prompt=a chair", "n=2", "method=sds", "output.preview_every=1", steps=STEPS)
+    config = small_config("prompt=a chair", "n=2", "stages.0.branches.0.method=sds", "output.preview_every=1", steps=STEPS)
     whole = new_run(tmp_path / "whole", config)
     train(whole, config)
     assert_same_end(RunFolder.open(str(folder)), whole)
@@ -97,7 +97,7 @@ def test_a_run_that_cannot_be_written_ends_and_can_be_resumed(is_full, skip, tmp
 
 
 def test_what_is_for_people_is_told_once_and_left_out(tmp_path, monkeypatch, capfd) -> None:
-    config = small_config("n=2", "method=sds", "output.preview_every=1", steps=STEPS)
+    config = small_config("n=2", "stages.0.branches.0.method=sds", "output.preview_every=1", steps=STEPS)
     run = new_run(tmp_path / "run", config)
     disk = SmallDisk(monkeypatch, lambda name: name.startswith(("previews/", "tensorboard/")))
     monkeypatch.setattr(TensorboardLog, "_tell", lambda log, event: disk.check("tensorboard/events"))
@@ -149,7 +149,7 @@ def test_tensorboards_file_stays_readable(tmp_path, monkeypatch) -> None:
 
 
 def test_an_actor_that_finds_the_disk_full_is_not_tried_again(tmp_path, monkeypatch) -> None:
-    config = small_config("n=2", "method=sds", steps=STEPS)
+    config = small_config("n=2", "stages.0.branches.0.method=sds", steps=STEPS)
     run, watch = new_run(tmp_path / "run", config), Watch()
     SmallDisk(monkeypatch, lambda name: "particle_000.safetensors" in name)
     with pytest.raises(RunFailed, match=r"NoSpaceError.*No space left on device.*particle_000"):

@@ -6,7 +6,7 @@ import torch
 
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
-from raydream.config.run import HashGridConfig, NerfConfig, ShadingConfig
+from raydream.config.scene import HashGridConfig, NerfConfig, ShadingConfig
 from raydream.scene.nerf import NerfScene
 from raydream.types import Cameras
 

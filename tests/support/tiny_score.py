@@ -4,24 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
+from raydream.config.branches import GeometricPriorConfig, BranchConfig, LearnerConfig
 from raydream.priors.load import load_prior
 
 from raydream.camera import orbit_cameras
-from raydream.config.run import Method, PriorConfig, ScoreConfig
+from raydream.config.names import MethodName
+from raydream.config.prior import PriorConfig
+from raydream.config.actors import ScoreConfig
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.score import Score
 from raydream.schedule import Constant
 from raydream.types import Views
 
 SEED, SCALE, PROMPT, NEGATIVE = 5, 7.5, "a cube", "blurry"
-GUIDANCE = GuidanceConfig(scale=SCALE, t_max=Constant(0.98))
+GUIDANCE = BranchConfig(scale=SCALE, t_max=Constant(0.98))
 # large steps, so that a few fits make a learned reference that is far from the frozen model
 LEARNER = LearnerConfig(lr=1e-2, lr_warm_up_steps=1, camera_dropout=0.3)
 
 
 def new_score(
-    folder: Path, method: Method = "vsd", guidance: GuidanceConfig = GUIDANCE, learner: LearnerConfig = LEARNER
+    folder: Path, method: MethodName = "vsd", guidance: BranchConfig = GUIDANCE, learner: LearnerConfig = LEARNER
 ) -> Score:
     """What ``Score.setup`` makes, always on the CPU."""
     prior = PriorConfig(kind="diffusers", source=str(folder))

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
-from raydream.config.guidance import GeometryConfig, GuidanceConfig, LearnerConfig
+from raydream.config.branches import GeometricPriorConfig, BranchConfig, LearnerConfig
 from raydream.priors.load import EXHIBIT_SCHEDULE, Prior
 from torch import Tensor, nn
 
 from raydream.camera import orbit_cameras
-from raydream.config.run import Method, PriorConfig, ScoreConfig
+from raydream.config.names import MethodName
+from raydream.config.prior import PriorConfig
+from raydream.config.actors import ScoreConfig
 from raydream.diffusion.analytic import MixtureDenoiser
 from raydream.diffusion.guidance import PredictionType, alphas_cumprod, eps_from_v
 from raydream.diffusion.text import PerpNegTexts
@@ -128,14 +130,14 @@ class MlpLearner(nn.Module):
 
 
 def toy_score(
-    method: Method,
+    method: MethodName,
     seed: int = 0,
     scale: float = 1.0,
     positive: Sequence[float] = SHARES,
     negative: Sequence[float] = SHARES,
 ) -> Score:
     """The real score model over the toy's prior."""
-    guidance = GuidanceConfig(scale=scale, t_max=Constant(0.98))
+    guidance = BranchConfig(scale=scale, t_max=Constant(0.98))
     learner = LearnerConfig(lr=2e-2, lr_warm_up_steps=1, weight_decay=0.0, camera_dropout=0.0, timesteps_per_view=4)
     score = Score()
     score.config = ScoreConfig(

@@ -21,7 +21,7 @@ from raydream.train.agp import job as agp_job
 from raydream.train.agp import throughput as agp_benchmark
 from raydream.train.agp.samples import MemorySamples, check_views
 from raydream.train.agp.train import AGP, SAMPLES, AgpSession, finetune_agp
-from raydream.train.deepspeed import DeepSpeedMaker, read_deepspeed
+from raydream.train.deepspeed import DeepSpeedEngine, read_deepspeed
 from raydream.train.engine import EngineMaker, PlainEngine, cut, join, slice_length
 from raydream.train.team import Team
 
@@ -152,7 +152,7 @@ def test_zero_stages_agree_with_plain_torch_and_share_their_checkpoints(inputs: 
     together(2, tmp_path / "a", lambda team: _train(inputs, config, plain, team))
 
     def chain(team: Team, source: str) -> bool:
-        maker = DeepSpeedMaker(read_deepspeed(source, config.stage, 2, on_gpu=False))
+        maker = functools.partial(DeepSpeedEngine, read_deepspeed(source, config.stage, 2, on_gpu=False))
         return not _train(inputs, config, mixed, team, maker, _stopping_after(1))
 
     for source in ("1", "2", "3"):

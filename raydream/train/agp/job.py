@@ -20,24 +20,13 @@ from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser, check_same_prior, read_facts
 from raydream.store import tensors
 from raydream.store.run_folder import RunFolder
+from raydream.train import job
 from raydream.train.agp.plan import report
 from raydream.train.agp.samples import MemorySamples, SampleSource, check_kept, check_views
 from raydream.train.agp.throughput import compare_throughput
 from raydream.train.agp.train import AgpSession, check_settings, finetune_agp
-from raydream.train.deepspeed import DeepSpeedMaker, check_installed, read_deepspeed
+from raydream.train.deepspeed import DeepSpeedEngine, check_installed, read_deepspeed
 from raydream.train.engine import EngineMaker, PlainEngine
-from raydream.train.job import (
-    absolute,
-    device_here,
-    is_first,
-    make_parser,
-    ray_on_gpu,
-    read_settings,
-    run_job,
-    timed,
-    train_here,
-    train_on_ray,
-)
 from raydream.train.loop import Worker
 from raydream.views.dataset import open_job
 
@@ -60,12 +49,12 @@ class AgpRequest:
 
     @property
     def make_engine(self) -> EngineMaker:
-        return PlainEngine if self.deepspeed is None else DeepSpeedMaker(self.deepspeed)
+        return PlainEngine if self.deepspeed is None else functools.partial(DeepSpeedEngine, self.deepspeed)
 
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
-    """The job; its exit code is ``run_job``'s."""
-    return run_job(_parser(description), words, _run)
+    """The job; its exit code is ``job.run_job``'s."""
+    return job.run_job(_parser(description), words, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -73,17 +62,17 @@ def _run(args: argparse.Namespace) -> int:
         print(report(args.workers if args.workers > 1 else 8))
         return 0
     if not (args.no_ray or args.benchmark):
-        on_gpu = ray_on_gpu(args.device, args.workers)
+        on_gpu = job.ray_on_gpu(args.device, args.workers)
         return _train_on_ray(_request(args, on_gpu), args.workers, on_gpu)
-    device = device_here(args.device)
+    device = job.device_here(args.device)
     request = _request(args, device.type == "cuda")
     if args.benchmark:
         return _benchmark(request, device)
-    return train_here(functools.partial(_work, request=request), device, request.deepspeed is not None)
+    return job.train_here(functools.partial(_work, request=request), device, request.deepspeed is not None)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = make_parser(description, AgpConfig, out="outputs/agp", place="folder or URI")
+    parser = job.make_parser(description, AgpConfig, out="outputs/agp", place="folder or URI")
     parser.add_argument(
         "--views", default="outputs/ccm", help="folder or URI of jobs/render_ccm.py, with ccm and alpha"
     )
@@ -101,7 +90,7 @@ def _request(args: argparse.Namespace, on_gpu: bool) -> AgpRequest:
         raise ValueError("prior: name the text-to-image prior to start from (--prior FOLDER)")
     prior = find.resolve_prior(args.prior)
     latent_px = layout.latent_px(prior)
-    config = _checked_start(read_settings(args, AgpConfig, lambda: _saved_config(args.out), _with_minutes))
+    config = _checked_start(job.read_settings(args, AgpConfig, lambda: _saved_config(args.out), _with_minutes))
     team_size = int(os.environ.get("WORLD_SIZE", "1")) if args.no_ray else args.workers
     deepspeed = read_deepspeed(args.deepspeed, config.stage, team_size, on_gpu) if args.deepspeed else None
     if deepspeed is not None:
@@ -114,13 +103,13 @@ def _request(args: argparse.Namespace, on_gpu: bool) -> AgpRequest:
     if data == "stream" and args.no_ray:
         raise ValueError(f"data: {bytes_needed / 2**30:.1f} GiB of latents need Ray Data; run without --no-ray")
     request = AgpRequest(args.views, prior, args.out, config, deepspeed, data, latent_px, view_config)
-    if is_first():
+    if job.is_first():
         _check_out(request)
     return request
 
 
 def _with_minutes(config: AgpConfig, minutes: float) -> AgpConfig:
-    return replace(config, stage=timed(config.stage, minutes))
+    return replace(config, stage=job.timed(config.stage, minutes))
 
 
 def _checked_start(config: AgpConfig) -> AgpConfig:
@@ -164,10 +153,10 @@ def _check_out(request: AgpRequest) -> None:
 def _train_on_ray(request: AgpRequest, workers: int, on_gpu: bool) -> int:
     from raydream.train.agp.stream import open_stream
 
-    out, views = RunFolder.open(request.out).uri, absolute(request.views)
+    out, views = RunFolder.open(request.out).uri, job.absolute(request.views)
     datasets = {"views": open_stream(views)} if request.data == "stream" else None
     work = functools.partial(_work, request=replace(request, out=out, views=views))
-    return train_on_ray(work, out, workers, on_gpu, datasets)
+    return job.train_on_ray(work, out, workers, on_gpu, datasets)
 
 
 def _work(worker: Worker, *, request: AgpRequest) -> bool:

@@ -12,12 +12,12 @@ from torch import nn
 from raydream import seeds
 from raydream.config.agp import AgpConfig
 from raydream.priors.agp import AgpDenoiser
-from raydream.priors.agp_texts import AgpTexts
 from raydream.train.agp.samples import SampleSource
 from raydream.train.agp.train import AgpBatch, agp_loss, make_batch
 from raydream.train.engine import make_optimizer
 from raydream.train.learner import Learner
 from raydream.train.team import Team
+from raydream.train.texts import CachedTexts
 
 _ROLE = "agp batch"
 
@@ -42,7 +42,7 @@ def compare_throughput(
     backward, clipping, AdamW on the very same batches, made before), block by block in turns, after one of each.
     """
     batch_size = config.stage.batch_size
-    texts = AgpTexts.load(prior, device)
+    texts = CachedTexts.load(prior, device)
     denoiser, twin = (AgpDenoiser.from_prior(prior, config.model.rank, config.seed, device) for _ in range(2))
 
     def batch(step: int) -> AgpBatch:

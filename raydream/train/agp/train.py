@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
@@ -23,10 +22,9 @@ from raydream.config import strict_json
 from raydream.config.agp import AgpConfig, AgpDataConfig, AgpGridConfig
 from raydream.config.render import ViewConfig
 from raydream.coordinates import decode_ccm
-from raydream.diffusion.guidance import add_noise, classifier_free, lora_target
+from raydream.diffusion.guidance import add_noise, lora_target
 from raydream.precision import arithmetic
 from raydream.priors.agp import AgpDenoiser, AgpFacts
-from raydream.priors.agp_texts import AgpTexts
 from raydream.priors.find import resolve_prior
 from raydream.store.run_folder import CONFIG, RunFolder
 from raydream.train.agp import checkpoint
@@ -34,9 +32,10 @@ from raydream.train.agp.samples import SCENE_UNITS, Samples, SampleSource, camer
 from raydream.train.captions import phrase
 from raydream.train.engine import EngineMaker
 from raydream.train.learner import Learner
-from raydream.train.loop import Every, MetricsSink, Stage, Worker, train
-from raydream.train.sampling import stratified_timesteps
+from raydream.train.loop import Every, MetricsRow, MetricsSink, Stage, Worker, train
+from raydream.train.sampling import sample, stratified_timesteps
 from raydream.train.team import Team
+from raydream.train.texts import CachedTexts
 from raydream.types import Condition
 
 AGP, SAMPLES = "agp", "samples"
@@ -83,7 +82,7 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
         check_settings(config, session.run)
         denoiser = AgpDenoiser.from_prior(session.prior, config.model.rank, config.seed, session.device)
         facts = replace(denoiser.facts, distance=_scene_distance(session.views), fov_y_deg=session.views.fov_y_deg)
-        texts = AgpTexts.load(session.prior, session.device)
+        texts = CachedTexts.load(session.prior, session.device)
         found = session.run.latest_checkpoint() if team.rank == 0 else None
         step = int(team.largest([float(found.step if found else -1)], session.device)[0])
         if config.start and step < 0:
@@ -103,8 +102,7 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
             loss=lambda: loss(learner.step),
             save=lambda: _save(learner, facts.prior_sha256, config, session),
             show=lambda: shown.write(learner),
-            row=lambda row: row,
-            record=lambda row: session.run.append_metrics([row]),
+            log=functools.partial(_log, session),
             log_every_steps=config.log_every_steps,
             save_every=Every(steps=config.save_every_steps),
             show_every=Every(steps=config.sample_every_steps),
@@ -145,7 +143,7 @@ def agp_loss(denoiser: AgpDenoiser, batch: AgpBatch, bfloat16: str) -> Tensor:
 
 
 def make_batch(
-    denoiser: AgpDenoiser, texts: AgpTexts, samples: Samples, data: AgpDataConfig, generator: torch.Generator
+    denoiser: AgpDenoiser, texts: CachedTexts, samples: Samples, data: AgpDataConfig, generator: torch.Generator
 ) -> AgpBatch:
     """Samples with noise of levels that cover 0..999 evenly, a caption each, texts and cameras dropped here and
     there.
@@ -169,22 +167,21 @@ def sample_maps(
     num_steps: int,
     generator: torch.Generator,
 ) -> Float[Tensor, "view 4 h w"]:
-    """New maps for texts and cameras by DPM-Solver++, guided against the empty text seen from the same cameras."""
-    solver = DPMSolverMultistepScheduler.from_config(denoiser.scheduler)
-    solver.set_timesteps(num_steps, device=denoiser.unet.device)
-    view, side = len(cond.text), int(denoiser.unet.config["sample_size"])
-    latents = torch.randn(view, 4, side, side, generator=generator).to(denoiser.unet.device)
+    """New maps for texts and cameras, guided against the empty text seen from the same cameras."""
     cameras = (cond.c2w, cond.fov_y_deg, cond.camera_weight)
     both = Condition(torch.cat([empty.expand_as(cond.text), cond.text]), *(torch.cat([each, each]) for each in cameras))
-    for t in solver.timesteps:
-        answer = denoiser.predict(torch.cat([latents, latents]), t.expand(2 * view), both)
-        negative, positive = answer.chunk(2)
-        latents = solver.step(classifier_free(negative, positive, cfg_scale), t, latents, return_dict=False)[0]
-    return latents
+
+    def answers(latents: Float[Tensor, "view 4 h w"], t: Int[Tensor, ""]) -> tuple[Tensor, Tensor]:
+        negative, positive = denoiser.predict(latents, t.expand(len(latents)), both).chunk(2)
+        return negative, positive
+
+    side = int(denoiser.unet.config["sample_size"])
+    shape = (len(cond.text), 4, side, side)
+    return sample(answers, denoiser.scheduler, shape, cfg_scale, num_steps, generator, denoiser.unet.device)
 
 
 def grid_condition(
-    texts: AgpTexts, prompts: tuple[str, ...], grid: AgpGridConfig, distance: float, fov_y_deg: float
+    texts: CachedTexts, prompts: tuple[str, ...], grid: AgpGridConfig, distance: float, fov_y_deg: float
 ) -> Condition:
     """Every prompt from every camera of the grid, prompt by prompt."""
     angles = torch.tensor(grid.azimuths_deg * len(prompts))
@@ -209,11 +206,17 @@ def picture(latents: Float[Tensor, "view 4 h w"], columns: int, zoom: int = 4) -
     return buffer.getvalue()
 
 
-def _loss(config: AgpConfig, session: AgpSession, denoiser: AgpDenoiser, texts: AgpTexts, step: int) -> Tensor:
+def _loss(config: AgpConfig, session: AgpSession, denoiser: AgpDenoiser, texts: CachedTexts, step: int) -> Tensor:
     """The loss of this worker's batch at a step."""
     draw = seeds.generator(config.seed, "agp batch", session.team.rank, step)
     samples = session.source.samples(config.stage.batch_size, draw)
     return agp_loss(denoiser, make_batch(denoiser, texts, samples, config.data, draw), config.bfloat16)
+
+
+def _log(session: AgpSession, row: MetricsRow) -> None:
+    if session.team.rank == 0:
+        session.run.append_metrics([row])
+    session.report(row)
 
 
 def _save(learner: Learner[nn.Module], prior_sha256: str, config: AgpConfig, session: AgpSession) -> None:
@@ -225,7 +228,7 @@ def _save(learner: Learner[nn.Module], prior_sha256: str, config: AgpConfig, ses
 class _Shown:
     """The averaged model as the run folder shows it: its files, and a grid of its samples."""
 
-    def __init__(self, config: AgpConfig, session: AgpSession, texts: AgpTexts, facts: AgpFacts) -> None:
+    def __init__(self, config: AgpConfig, session: AgpSession, texts: CachedTexts, facts: AgpFacts) -> None:
         self._config, self._session, self._texts, self._facts = config, session, texts, facts
         self._denoiser: AgpDenoiser | None = None
 

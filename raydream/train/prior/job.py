@@ -9,19 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydream.config.train import TrainConfig
-from raydream.train.job import (
-    DeviceName,
-    absolute,
-    device_here,
-    is_first,
-    make_parser,
-    ray_on_gpu,
-    read_settings,
-    run_job,
-    timed,
-    train_here,
-    train_on_ray,
-)
+from raydream.train import job
 
 if TYPE_CHECKING:
     from raydream.train.loop import Worker
@@ -36,18 +24,18 @@ class TrainRequest:
     views: str
     out: Path
     config: TrainConfig
-    device: DeviceName
+    device: job.DeviceName
     workers: int
 
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
-    """The job; its exit code is ``run_job``'s."""
-    return run_job(_parser(description), words, _run)
+    """The job; its exit code is ``job.run_job``'s."""
+    return job.run_job(_parser(description), words, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     out = Path(args.out)
-    config = read_settings(args, TrainConfig, lambda: _saved(out), with_minutes)
+    config = job.read_settings(args, TrainConfig, lambda: _saved(out), with_minutes)
     request = TrainRequest(args.views, out, config, args.device, args.workers)
     if args.pack:
         return _pack(request.views, Path(args.pack))
@@ -55,14 +43,14 @@ def _run(args: argparse.Namespace) -> int:
         return evaluate_prior(request)
     from raydream.train.prior.check import check_training  # torch only for what can be done
 
-    request = replace(request, config=check_training(request.views, config, out if is_first() else None))
+    request = replace(request, config=check_training(request.views, config, out if job.is_first() else None))
     if not args.no_ray:
         return _train_on_ray(request)
-    return train_here(functools.partial(_work, request=request), device_here(request.device))
+    return job.train_here(functools.partial(_work, request=request), job.device_here(request.device))
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = make_parser(description, TrainConfig, out="outputs/prior")
+    parser = job.make_parser(description, TrainConfig, out="outputs/prior")
     parser.add_argument("--views", required=True, help="folder or URI of jobs/render_ccm.py, or a packed .zip")
     parser.add_argument("--evaluate", action="store_true", help="measure OUT/prior and write its model card")
     parser.add_argument("--pack", metavar="FILE.zip", help="write the views as one small file and stop")
@@ -79,8 +67,8 @@ def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
     vae_minutes = min(12.0, _VAE_SHARE * minutes)
     return replace(
         config,
-        vae=replace(config.vae, stage=timed(config.vae.stage, vae_minutes)),
-        unet=replace(config.unet, stage=timed(config.unet.stage, minutes - vae_minutes)),
+        vae=replace(config.vae, stage=job.timed(config.vae.stage, vae_minutes)),
+        unet=replace(config.unet, stage=job.timed(config.unet.stage, minutes - vae_minutes)),
     )
 
 
@@ -99,7 +87,7 @@ def evaluate_prior(request: TrainRequest) -> int:
     folder = request.out / PRIOR
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"out: {request.out} has no {PRIOR}/ yet; train first")
-    device, views = device_here(request.device), open_views(request.views)
+    device, views = job.device_here(request.device), open_views(request.views)
     models = load_models(folder, device)
     sets = make_sets(views, request.config, device, models.lexicon)
     results = gate.evaluate(models, sets.held_out_views, sets.held_out, request.config.gate)
@@ -119,10 +107,10 @@ def evaluate_prior(request: TrainRequest) -> int:
 
 
 def _train_on_ray(request: TrainRequest) -> int:
-    on_gpu = ray_on_gpu(request.device, request.workers)
+    on_gpu = job.ray_on_gpu(request.device, request.workers)
     out = request.out.resolve()
-    work = functools.partial(_work, request=replace(request, views=absolute(request.views), out=out))
-    return train_on_ray(work, str(out), request.workers, on_gpu)
+    work = functools.partial(_work, request=replace(request, views=job.absolute(request.views), out=out))
+    return job.train_on_ray(work, str(out), request.workers, on_gpu)
 
 
 def _work(worker: "Worker", *, request: TrainRequest) -> bool:

@@ -7,17 +7,18 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from raydream.config.train import UnetConfig, VaeConfig
 from raydream.diffusion.denoiser import load_unet, suit_attention
-from raydream.diffusion.guidance import add_noise, alphas_cumprod, classifier_free, v_target
+from raydream.diffusion.guidance import add_noise, alphas_cumprod, v_target
 from raydream.diffusion.layout import LEXICON
 from raydream.diffusion.text import load_text_encoder
 from raydream.train.captions import Lexicon
+from raydream.train.sampling import sample
+from raydream.train.texts import encode_texts
 from raydream.train.word_tokenizer import word_tokenizer
 
 _LATENT_CHANNELS = 4
@@ -44,11 +45,7 @@ class PriorModels:
 
     def encode_text(self, captions: list[str]) -> Float[Tensor, "view token width"]:
         """The text encoder's last hidden states; what is too long is cut. Differentiable by the encoder."""
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        return self.text_encoder(tokens.to(self.device)).last_hidden_state
+        return encode_texts(self.tokenizer, self.text_encoder, captions, self.tokenizer.model_max_length)
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "view 3 h w"]) -> Float[Tensor, "view 4 lh lw"]:
@@ -165,49 +162,42 @@ def normalise_latents(vae: AutoencoderKL, images: Float[Tensor, "view 3 h w"]) -
 
 
 def load_models(folder: Path, device: torch.device) -> PriorModels:
-    """A prior that ``prior_export.export_prior`` wrote, in float32."""
+    """A prior that ``export.export_prior`` wrote, in float32."""
 
     lexicon = Lexicon.loads((folder / LEXICON).read_text(encoding="utf-8"))
     tokenizer, text, _ = load_text_encoder(folder, device)
     unet = load_unet(folder, torch.float32)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+    vae = load_vae(folder)
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     suit_attention(unet, device)
     vae, unet = (module.float().eval().requires_grad_(False).to(device) for module in (vae, unet))
     return PriorModels(vae, unet, text, tokenizer, scheduler, lexicon)
 
 
-def copy_weights(source: PriorModels, target: PriorModels) -> None:
-    """Gives one prior's UNet and text encoder to another; ValueError naming ``start`` where the shapes are others."""
-    for name in ("unet", "text_encoder"):
-        try:
-            getattr(target, name).load_state_dict(getattr(source, name).state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"start: its {name} has other layers than the settings ask for: {error}") from error
-
-
-def start_vae(vae: AutoencoderKL, folder: Path) -> None:
-    """Gives a VAE the weights of a finished prior's; ValueError naming ``vae.start`` where the shapes are others."""
-    source = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
+    """Gives one model's weights to another; ValueError that begins with ``what`` where the shapes are others."""
     try:
-        vae.load_state_dict(source.state_dict())
+        target.load_state_dict(source.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"vae.start: its VAE has other layers than the settings ask for: {error}") from error
+        raise ValueError(f"{what} has other layers than the settings ask for: {error}") from error
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The VAE of a prior that ``export.export_prior`` wrote, in float32."""
+    return AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
 
 
 @torch.no_grad()
 def sample_latents(
     models: PriorModels, captions: list[str], cfg_scale: float, num_steps: int, generator: torch.Generator
 ) -> Float[Tensor, "view 4 h w"]:
-    """New latents for captions by DPM-Solver++ with classifier-free guidance against the empty text."""
-    solver = DPMSolverMultistepScheduler.from_config(models.scheduler.config)
-    solver.set_timesteps(num_steps, device=models.device)
-    side = int(models.unet.config["sample_size"])
-    latents = torch.randn(len(captions), 4, side, side, generator=generator).to(models.device)
+    """New latents for captions, guided against the empty text."""
     text = models.encode_text(captions + [""] * len(captions))
-    for t in solver.timesteps:
-        answer = models.unet(torch.cat([latents, latents]), t, text, return_dict=False)[0].float()
-        positive, negative = answer.chunk(2)
-        guided = classifier_free(negative, positive, cfg_scale)
-        latents = solver.step(guided, t, latents, return_dict=False)[0]
-    return latents
+
+    def answers(both: Float[Tensor, "view 4 h w"], t: Int[Tensor, ""]) -> tuple[Tensor, Tensor]:
+        positive, negative = models.unet(both, t, text, return_dict=False)[0].float().chunk(2)
+        return negative, positive
+
+    side = int(models.unet.config["sample_size"])
+    shape = (len(captions), _LATENT_CHANNELS, side, side)
+    return sample(answers, models.scheduler.config, shape, cfg_scale, num_steps, generator, models.device)

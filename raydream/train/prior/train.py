@@ -5,7 +5,6 @@ Everything lies in one folder: ``config.json``, ``lexicon.json``, a checkpoint o
 """
 
 import copy
-import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -53,9 +52,9 @@ from raydream.train.prior.models import (
     build_vae,
     copy_weights,
     load_models,
+    load_vae,
     normalise_latents,
     sample_latents,
-    start_vae,
 )
 from raydream.train.sampling import stratified_timesteps
 from raydream.train.team import Team
@@ -154,7 +153,7 @@ def _train_vae(sets: TrainSets, session: Session) -> AutoencoderKL | None:
         vae = build_vae(config.vae)
         vae.to(device)  # type: ignore[arg-type]
     if config.vae.start:
-        start_vae(vae, resolve_prior(config.vae.start))
+        copy_weights(load_vae(resolve_prior(config.vae.start)), vae, "vae.start: its VAE")
     averaged = _frozen_copy(vae)
 
     def show(step: int) -> None:
@@ -180,7 +179,8 @@ def _train_unet(vae: AutoencoderKL, sets: TrainSets, session: Session, given: Pr
     with _same_start(config.seed):
         models = build_models(config.unet, vae, image_px, sets.train.lexicon)
     if given is not None:
-        copy_weights(given, models)
+        copy_weights(given.unet, models.unet, "start: its unet")
+        copy_weights(given.text_encoder, models.text_encoder, "start: its text_encoder")
     suit_attention(models.unet, device)
     parts = nn.ModuleDict({"unet": models.unet, "text_encoder": models.text_encoder}).to(device)
     averaged_parts = _frozen_copy(parts)
@@ -236,8 +236,11 @@ def _train(
         if team.rank == 0:
             show(learner.step)
 
-    def row(plain: MetricsRow) -> MetricsRow:
-        return {"stage": name, **plain, "lr": learner.rate}
+    def log(row: MetricsRow) -> None:
+        row = {"stage": name, **row, "lr": learner.rate}
+        if team.rank == 0:
+            _record(session.out, row)
+        session.worker.report(row)
 
     settings = config.vae.stage if name == "vae" else config.unet.stage
     learner = checkpoint.begin(module, settings, team, path, lambda: loss(0))
@@ -245,8 +248,7 @@ def _train(
         loss=lambda: loss(learner.step),
         save=lambda: checkpoint.save(learner, path),
         show=show_average,
-        row=row,
-        record=functools.partial(_record, session.out),
+        log=log,
         log_every_steps=config.log_every_steps,
         save_every=Every(seconds=config.save_every_s),
         show_every=Every(seconds=config.sample_every_s),

@@ -1,4 +1,4 @@
-"""Embeddings of captions by a prior's own frozen text encoder."""
+"""Embeddings of captions by a prior's own text encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,18 @@ from raydream.diffusion.text import load_text_encoder
 _MOST_CACHED_BYTES = 256 * 2**20
 
 
-class AgpTexts:
-    """Encodes captions as the prior was trained with them; what is too long is cut. Repeated ones are remembered."""
+def encode_texts(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: Sequence[str], num_tokens: int
+) -> Float[Tensor, "view token width"]:
+    """The text encoder's last hidden states; what is too long is cut. Differentiable by the encoder."""
+    tokens = tokenizer(
+        list(captions), padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"
+    ).input_ids
+    return encoder(tokens.to(encoder.device)).last_hidden_state
+
+
+class CachedTexts:
+    """Encodes captions as the prior was trained with them, by its frozen encoder. Repeated ones are remembered."""
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, num_tokens: int) -> None:
         self._tokenizer, self._encoder, self._num_tokens = tokenizer, encoder, num_tokens
@@ -22,7 +32,7 @@ class AgpTexts:
         self._most = max(64, _MOST_CACHED_BYTES // (4 * self._num_tokens * encoder.config.hidden_size))
 
     @classmethod
-    def load(cls, prior: Path, device: torch.device) -> "AgpTexts":
+    def load(cls, prior: Path, device: torch.device) -> "CachedTexts":
         """The encoder of a prior's folder, in float32."""
         return cls(*load_text_encoder(prior, device))
 
@@ -34,9 +44,6 @@ class AgpTexts:
             self._known.clear()
             new = list(dict.fromkeys(captions))
         if new:
-            tokens = self._tokenizer(
-                new, padding="max_length", max_length=self._num_tokens, truncation=True, return_tensors="pt"
-            ).input_ids
-            states = self._encoder(tokens.to(self._encoder.device)).last_hidden_state
+            states = encode_texts(self._tokenizer, self._encoder, new, self._num_tokens)
             self._known |= dict(zip(new, states))
         return torch.stack([self._known[caption] for caption in captions])
