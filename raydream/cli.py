@@ -124,7 +124,9 @@ def _with_changes(text: str, args: argparse.Namespace) -> tuple[RunConfig, RunCo
     raw = strict_json.parse(text)
     if isinstance(raw, dict) and "method" in raw:  # whose checkpoints are of another form, too
         remedy = "start a new run, or go on with the release that began it"
-        raise ValueError(f"resume: {args.resume!r} was begun by an earlier release, which this one cannot go on with; {remedy}")
+        raise ValueError(
+            f"resume: {args.resume!r} was begun by an earlier release, which this one cannot go on with; {remedy}"
+        )
     output = raw.get("output")
     if isinstance(output, dict):
         for override in args.set:

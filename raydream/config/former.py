@@ -6,7 +6,10 @@ _FORMER: list[tuple[str, str]] = [
     (r"method", "stages.0.branches.0.method, or --method"),
     (r"stages\.(\d+)\.guidance\b(.*)", r"stages.\1.branches.0\2"),
     (r"stages\.(\d+)\.geometry\.agp", r"stages.\1.branches.1.geometric_prior.source, or --agp"),
-    (r"stages\.(\d+)\.geometry\.(prior|denoise_steps|text_noise|box_every)", r"stages.\1.branches.1.geometric_prior.\2"),
+    (
+        r"stages\.(\d+)\.geometry\.(prior|denoise_steps|text_noise|box_every)",
+        r"stages.\1.branches.1.geometric_prior.\2",
+    ),
     (r"stages\.(\d+)\.geometry\.ori_weight", r"stages.\1.branches.0.weight"),
     (r"stages\.(\d+)\.geometry\.align_weight", r"stages.\1.branches.1.weight"),
     (r"stages\.(\d+)\.geometry\b(.*)", r"stages.\1.branches.1\2"),

@@ -277,7 +277,7 @@ def test_two_signals_leave_at_once(capfd, tmp_path, monkeypatch) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("still here")
 
-    monkeypatch.setattr("raydream.distill.loop.StageLoop.start", interrupted_twice)
+    monkeypatch.setattr("raydream.distill.loop.RunLoop.start", interrupted_twice)
     assert main("test", [*SMALL_WORDS, "--out", str(folder)]) == 130
     assert f"left at once\nresume with: python jobs/vsd_particles.py --resume {folder}" in capfd.readouterr().err
 

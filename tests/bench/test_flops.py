@@ -11,14 +11,14 @@ from dataclasses import fields
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from raydream.config.branches import GeometricPriorConfig, BranchConfig, LearnerConfig
 from raydream.priors.load import Prior
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from raydream.config.actors import ScoreConfig
+from raydream.config.branches import BranchConfig, LearnerConfig
 from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
-from raydream.config.actors import ScoreConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import alphas_cumprod
 from raydream.diffusion.lora import LoraDenoiser

@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydream.cluster.placement import Cluster, Nodes, plan_bundles, reserve
 from raydream.cluster.shares import cpu_share, gpu_shares
-from raydream.config.presets import make_preset
 from raydream.config.cluster import ClusterConfig
+from raydream.config.presets import make_preset
 from raydream.config.run import RunConfig, cluster_config
 from raydream.config.strict_json import apply_overrides
 

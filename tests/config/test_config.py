@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from raydream.config import strict_json
-from raydream.config.presets import PRESETS, make_preset
-from raydream.config.cluster import ClusterConfig, OutputConfig
-from raydream.config.run import RunConfig, StageConfig
 from raydream.config.actors import particle_config, score_config
+from raydream.config.cluster import ClusterConfig, OutputConfig
+from raydream.config.presets import PRESETS, make_preset
+from raydream.config.run import RunConfig, StageConfig
 from raydream.schedule import Constant, Linear, Polyline, Steps
 
 BASE = make_preset("exhibit", 10)

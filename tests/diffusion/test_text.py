@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from raydream.config.branches import BranchConfig
 from tiny_prior import NUM_TOKENS, TEXT_WIDTH, make_tiny_prior
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from raydream.config.branches import BranchConfig
 from raydream.diffusion import text
 from raydream.diffusion.prompts import bank_prompts
 from raydream.diffusion.text import TextBank, encode_prompts

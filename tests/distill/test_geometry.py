@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, Int
-from raydream.config.branches import GeometricPriorConfig, BranchConfig
 from raydream.distill.geometry import MAP_BOUND, GeometryBranch
 from raydream.priors.load import MixtureTexts
 from small_runs import SMALL, Watch, assert_same_end, new_run, train
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from raydream import cli
 from raydream.config import strict_json
+from raydream.config.actors import particle_config, score_config
+from raydream.config.branches import BranchConfig
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig
-from raydream.config.actors import particle_config, score_config
 from raydream.coordinates import decode_ccm
 from raydream.diffusion.prompts import bank_prompts
 from raydream.diffusion.text import TextBank

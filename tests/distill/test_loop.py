@@ -25,7 +25,7 @@ from small_runs import (
 from raydream.cluster.runtime import LocalRuntime
 from raydream.config import strict_json
 from raydream.config.run import RunConfig
-from raydream.distill.loop import RunFailed, StageLoop
+from raydream.distill.loop import RunFailed, RunLoop
 from raydream.distill.pipeline import run_pipeline
 from raydream.distill.watch import RunWatch
 from raydream.report.progress import Progress
@@ -146,11 +146,15 @@ def test_the_controller_passes_on_what_it_never_looks_into(tmp_path: Path) -> No
     ],
 )
 def test_who_is_called_in_a_step(tmp_path: Path, method: str, replicas: int, of_a_step: dict[str, int]) -> None:
-    settings = (f"stages.0.branches.0.method={method}", f"cluster.score_replicas={replicas}", "stages.0.learner.fits_per_step=2")
+    settings = (
+        f"stages.0.branches.0.method={method}",
+        f"cluster.score_replicas={replicas}",
+        "stages.0.learner.fits_per_step=2",
+    )
     config, runtime = small_config(*settings, steps=2), WatchedRuntime()
     train(new_run(tmp_path / "run", config), config, runtime)
     num_steps_and_once = {name: 2 * count for name, count in of_a_step.items()}
-    once = {"setup": 3 + replicas, "save": 4, "look_at": 3} | ({"warm_up": replicas} if method == "vsd" else {})
+    once = {"build": 3 + replicas, "save": 4, "look_at": 3} | ({"warm_up": replicas} if method == "vsd" else {})
     counted = {name: sum(call[2] == name for call in runtime.calls) for name in {call[2] for call in runtime.calls}}
     assert counted == num_steps_and_once | once
 
@@ -255,8 +259,8 @@ def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(tmp_path, undis
 # --- shot at -------------------------------------------------------------------------------------------------------
 
 KILLED = [
-    Fault("particle", 0, "setup"),
-    Fault("score", 0, "setup"),
+    Fault("particle", 0, "build"),
+    Fault("score", 0, "build"),
     Fault("particle", 2, "render", 0),
     Fault("score", 0, "warm_up"),
     Fault("score", 0, "guide", 0),
@@ -283,7 +287,7 @@ def test_many_deaths_at_once_and_during_the_recovery_change_nothing(tmp_path: Pa
         Fault("particle", 0, "apply", 4),
         Fault("score", 0, "guide", 4),
         Fault("particle", 1, "load"),
-        Fault("particle", 0, "setup", skip=1),
+        Fault("particle", 0, "build", skip=1),
     )
     run, watch = run_with_faults(tmp_path / "run", *deaths)
     assert watch.num_restarts == 4
@@ -303,7 +307,7 @@ def test_an_error_in_the_set_up_of_a_restarted_actor_is_tried_again(tmp_path, un
     config = small_config(steps=STEPS)
     run, watch = new_run(tmp_path / "run", config), Watch()
     runtime = WatchedRuntime(
-        Fault("particle", 1, "render", step), Fault("particle", 1, "setup", skip=1, error="OSError")
+        Fault("particle", 1, "render", step), Fault("particle", 1, "build", skip=1, error="OSError")
     )
     assert train(run, config, runtime, watch) == STEPS
     assert watch.num_restarts == 2
@@ -335,7 +339,7 @@ def test_deaths_during_the_export_change_nothing(tmp_path: Path, undisturbed: Ru
 def test_an_export_is_never_made_from_an_older_checkpoint(tmp_path: Path, undisturbed: RunFolder) -> None:
     config = small_config(steps=STEPS)
     run, runtime = new_run(tmp_path / "run", config), WatchedRuntime(Fault("particle", 1, "export"))
-    loop = StageLoop(runtime, run, config, Watch())
+    loop = RunLoop(runtime, run, config, Watch())
     loop.start(0)
     assert loop.train(0, Watch().stop) == STEPS
     flip_a_byte(run, STEPS)

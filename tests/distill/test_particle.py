@@ -10,8 +10,8 @@ from jaxtyping import Float
 from small_runs import new_run, small_config
 from torch import Tensor
 
-from raydream.config.scene import LossConfig
 from raydream.config.actors import ParticleConfig, particle_config
+from raydream.config.scene import LossConfig
 from raydream.diffusion.latent import resize
 from raydream.distill.messages import Message
 from raydream.distill.particle import Particle, step_cameras

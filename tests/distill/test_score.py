@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
-from raydream.config.branches import BranchConfig
 from tiny_prior import make_tiny_prior
 from tiny_score import GUIDANCE, LEARNER, NEGATIVE, PROMPT, SCALE, SEED, learn, new_score, views_of
 from torch import Tensor
 
+from raydream.config.branches import BranchConfig
 from raydream.config.names import MethodName
 from raydream.diffusion.text import encode_prompts
 from raydream.distill.messages import Message

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from raydream.priors.load import unet_dtype
 from small_runs import SMALL, new_run, train
 
 from raydream import cli
@@ -19,7 +20,6 @@ from raydream.diffusion import layout
 from raydream.precision import has_fast_bfloat16
 from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser
-from raydream.priors.load import unet_dtype
 from raydream.train.agp.train import grid_condition, sample_maps
 from raydream.train.prior.export import MAX_BYTES
 from raydream.train.prior.models import load_models, sample_latents

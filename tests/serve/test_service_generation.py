@@ -14,8 +14,8 @@ from small_runs import Fault, WatchedRuntime, assert_same_end
 from raydream.cluster.placement import Cluster, Nodes
 from raydream.cluster.runtime import LocalRuntime, Runtime, Withdrawn
 from raydream.config import strict_json
-from raydream.config.presets import make_preset
 from raydream.config.cluster import ClusterConfig
+from raydream.config.presets import make_preset
 from raydream.config.run import RunConfig
 from raydream.store.run_folder import MESH, PREVIEW, REPORT, RunFolder, particle_file, preview_file
 from serve.actors import shared_cluster

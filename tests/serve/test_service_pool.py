@@ -64,7 +64,11 @@ def undisturbed(folder: Path, *settings: str) -> RunFolder:
 
 def test_one_run_after_the_other_has_the_same_processes_and_a_clean_start(pool: HostPool, tmp_path: Path) -> None:
     before = pids(pool)
-    for name, settings in {"a": ("n=2",), "b": ("n=2", "seed=1"), "c": ("n=1", "stages.0.branches.0.method=sds")}.items():
+    for name, settings in {
+        "a": ("n=2",),
+        "b": ("n=2", "seed=1"),
+        "c": ("n=1", "stages.0.branches.0.method=sds"),
+    }.items():
         run, used = run_in(pool, tmp_path / name, *settings)
         assert set(used) <= set(before.values())
         assert_same_end(run, undisturbed(tmp_path / f"{name}-local", *settings))

@@ -89,7 +89,9 @@ def test_a_run_that_cannot_be_written_ends_and_can_be_resumed(is_full, skip, tmp
     assert all((folder / "checkpoints" / step / "manifest.json").is_file() for step in steps), "half a checkpoint stays"
 
     assert main("test", ["--resume", str(folder)]) == 0
-    config = small_config("prompt=a chair", "n=2", "stages.0.branches.0.method=sds", "output.preview_every=1", steps=STEPS)
+    config = small_config(
+        "prompt=a chair", "n=2", "stages.0.branches.0.method=sds", "output.preview_every=1", steps=STEPS
+    )
     whole = new_run(tmp_path / "whole", config)
     train(whole, config)
     assert_same_end(RunFolder.open(str(folder)), whole)

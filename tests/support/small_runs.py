@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from raydream.cluster.runtime import Actor, ActorFailed, LocalRuntime, Reference, Runtime
+from raydream.cluster.runtime import BUILD, Actor, ActorFailed, LocalRuntime, Reference, Runtime
 from raydream.config import strict_json
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig
-from raydream.distill.loop import StageLoop
+from raydream.distill.loop import RunLoop
 from raydream.store.run_folder import RunFolder
 
 SMALL = (
@@ -120,8 +120,15 @@ class WatchedRuntime:
     def num_faults_left(self) -> int:
         return len(self._faults)
 
-    def spawn(self, role: str, index: int, factory: Callable[[], object]) -> Actor:
-        return self._local.spawn(role, index, factory)
+    def spawn(self, role: str, index: int) -> Actor:
+        return self._local.spawn(role, index)
+
+    def build(self, actor: Actor, factory: Callable[[], object]) -> Reference:
+        self.calls.append((actor.role, actor.index, BUILD, None))
+        fault = self._due_fault(actor, BUILD, None)
+        if fault is not None and not fault.error:
+            self._local.kill(actor)
+        return Ticket(self._local.build(actor, factory))
 
     def respawn(self, actor: Actor) -> None:
         self._local.respawn(actor)
@@ -175,7 +182,7 @@ def train(run: RunFolder, config: RunConfig, runtime: Runtime | None = None, wat
     checkpoint = run.latest_checkpoint()
     start = checkpoint.step if checkpoint else 0
     run.truncate_metrics(start)
-    loop = StageLoop(runtime or LocalRuntime(), run, config, watch)
+    loop = RunLoop(runtime or LocalRuntime(), run, config, watch)
     loop.start(start)
     return loop.train(start, watch.stop)
 

@@ -6,7 +6,7 @@ import torch
 
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
-from raydream.config.scene import HashGridConfig, NerfConfig, ShadingConfig
+from raydream.config.scene import HashGridConfig, LossConfig, NerfConfig, ShadingConfig
 from raydream.scene.nerf import NerfScene
 from raydream.types import Cameras
 
@@ -17,10 +17,12 @@ SCENE_MODE = dataclasses.replace(SMALL, initial_density_lambda=-10.0, initial_de
 SHADING = ShadingConfig(ambient=0.1, diffuse=0.9)
 
 
-def make_scene(backend: str, config: NerfConfig = SMALL, full: bool = True) -> NerfScene:
+def make_scene(
+    backend: str, config: NerfConfig = SMALL, full: bool = True, losses: LossConfig = LossConfig()
+) -> NerfScene:
     """A scene in float64 with a field that is far from its plain start; ``full``: no cell is skipped."""
     generator = torch.Generator().manual_seed(3)
-    scene = NerfScene(config, SHADING, load_backend(backend, "cpu"), CPU, generator).double()
+    scene = NerfScene(config, SHADING, losses, load_backend(backend, "cpu"), CPU, lambda *_: generator).double()
     with torch.no_grad():
         scene.field.table.copy_(torch.randn(scene.field.table.shape, generator=generator, dtype=torch.float64) * 0.5)
     scene.occupancy.values.fill_(float(full))

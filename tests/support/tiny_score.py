@@ -1,18 +1,18 @@
 """``Score`` over the tiny diffusers prior, and views for it: three particles, whatever is drawn is drawn from seeds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from raydream.config.branches import GeometricPriorConfig, BranchConfig, LearnerConfig
-from raydream.priors.load import load_prior
 
 from raydream.camera import orbit_cameras
+from raydream.config.actors import ScoreConfig
+from raydream.config.branches import BranchConfig, LearnerConfig
 from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
-from raydream.config.actors import ScoreConfig
 from raydream.distill.messages import Message, pack_views
-from raydream.distill.score import Score
+from raydream.distill.score import Score, make_score
 from raydream.schedule import Constant
 from raydream.types import Views
 
@@ -25,15 +25,9 @@ LEARNER = LearnerConfig(lr=1e-2, lr_warm_up_steps=1, camera_dropout=0.3)
 def new_score(
     folder: Path, method: MethodName = "vsd", guidance: BranchConfig = GUIDANCE, learner: LearnerConfig = LEARNER
 ) -> Score:
-    """What ``Score.setup`` makes, always on the CPU."""
-    prior = PriorConfig(kind="diffusers", source=str(folder))
-    score = Score()
-    score.device = torch.device("cpu")
-    score.config = ScoreConfig(
-        0, 3, SEED, PROMPT, NEGATIVE, method, guidance, GeometryConfig(), learner, prior, "reference", "float32"
-    )
-    score.use(load_prior(score.config, score.device))
-    return score
+    """A score model on the folder's prior with one branch."""
+    prior, branch = PriorConfig(kind="diffusers", source=str(folder)), replace(guidance, method=method)
+    return make_score(ScoreConfig(0, 3, SEED, PROMPT, NEGATIVE, (branch,), learner, 0, prior, "reference", "float32"))
 
 
 def views_of(step: int, counts: Sequence[int] = (2, 2, 2)) -> list[Message]:
@@ -44,7 +38,7 @@ def views_of(step: int, counts: Sequence[int] = (2, 2, 2)) -> list[Message]:
     latents = torch.randn(view, 4, 16, 16, generator=draws)
     fields = (latents, cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
     parts = zip(*(field.split(list(counts)) for field in fields))
-    return [pack_views(Views(*part), step, "float32") for part in parts]
+    return [pack_views({"rgb": Views(*part)}, step, "float32") for part in parts]
 
 
 def learn(score: Score, num_steps: int) -> Score:

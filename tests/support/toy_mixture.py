@@ -12,19 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
-from raydream.config.branches import GeometricPriorConfig, BranchConfig, LearnerConfig
-from raydream.priors.load import EXHIBIT_SCHEDULE, Prior
 from torch import Tensor, nn
 
 from raydream.camera import orbit_cameras
+from raydream.config.actors import ScoreConfig
+from raydream.config.branches import BranchConfig, LearnerConfig
 from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
-from raydream.config.actors import ScoreConfig
 from raydream.diffusion.analytic import MixtureDenoiser
 from raydream.diffusion.guidance import PredictionType, alphas_cumprod, eps_from_v
 from raydream.diffusion.text import PerpNegTexts
+from raydream.distill.branches import Branch
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.score import Score
+from raydream.priors.exhibit import EXHIBIT_SCHEDULE
 from raydream.schedule import Constant
 from raydream.types import Cameras, Condition, Views
 
@@ -137,27 +138,18 @@ def toy_score(
     negative: Sequence[float] = SHARES,
 ) -> Score:
     """The real score model over the toy's prior."""
-    guidance = BranchConfig(scale=scale, t_max=Constant(0.98))
+    branch = BranchConfig(method=method, scale=scale, t_max=Constant(0.98))
     learner = LearnerConfig(lr=2e-2, lr_warm_up_steps=1, weight_decay=0.0, camera_dropout=0.0, timesteps_per_view=4)
-    score = Score()
-    score.config = ScoreConfig(
-        0,
-        NUM_PARTICLES,
-        seed,
-        "a toy",
-        "",
-        method,
-        guidance,
-        GeometryConfig(),
-        learner,
-        PriorConfig(),
-        "reference",
-        "float32",
+    config = ScoreConfig(
+        0, NUM_PARTICLES, seed, "a toy", "", (branch,), learner, 0, PriorConfig(), "reference", "float32"
     )
-    score.device = CPU
     prior = MixtureDenoiser(ToyModes(CENTERS), ABAR, MODE_STD)
-    score.use(Prior(prior, ToyTexts(positive, negative), ABAR, MlpLearner(seed) if method == "vsd" else None))
-    return score
+    return Score(
+        config,
+        CPU,
+        [Branch(branch, prior, ToyTexts(positive, negative), ABAR)],
+        MlpLearner(seed) if branch.learns else None,
+    )
 
 
 def toy_cameras(num_views: int, generator: torch.Generator) -> Cameras:
@@ -172,7 +164,7 @@ def toy_messages(positions: Float[Tensor, "particle view 4"], cameras: Cameras, 
     latents = positions.flatten(0, 1) + camera_offset(cameras.c2w)
     fields = (latents[:, :, None, None], cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
     parts = zip(*(field.split(positions.shape[1]) for field in fields))
-    return [pack_views(Views(*part), step, "float32") for part in parts]
+    return [pack_views({"rgb": Views(*part)}, step, "float32") for part in parts]
 
 
 def distil(score: Score, seed: int = 0, num_steps: int = NUM_STEPS) -> Float[Tensor, "latent 4"]:
@@ -186,7 +178,7 @@ def distil(score: Score, seed: int = 0, num_steps: int = NUM_STEPS) -> Float[Ten
     everyone = range(NUM_PARTICLES)
     for step in range(num_steps):
         messages = toy_messages(positions, cameras, step)
-        *gradients, _ = score.guide(step, everyone, *messages)
+        *gradients, _ = score.guide(step, "rgb", everyone, *messages)
         rate = 0.5 * (1 - step / num_steps)
         positions = positions - rate * torch.from_numpy(np.stack(gradients))[..., 0, 0]
         score.fit(step, everyone, *messages)
