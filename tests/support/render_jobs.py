@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from raydream.assets.library import AssetRecord
 from raydream.backend import load_backend
