@@ -165,8 +165,8 @@ def _assets() -> Finding:
     try:
         folder = asset_folder(None)
     except ValueError as error:
-        remedy = f"name a folder of assets that has one, or unset {ASSETS_VARIABLE}"
-        return Finding("assets", str(error), remedy, is_broken=True)
+        what, _, remedy = str(error).partition("; ")
+        return Finding("assets", what, f"{remedy}, or unset {ASSETS_VARIABLE}", is_broken=True)
     if folder is None:
         remedy = f"name a folder of 3D files by --assets or {ASSETS_VARIABLE} for an exhibit of real ones"
         return Finding("assets", "those that raydream makes itself", remedy)

@@ -124,13 +124,14 @@ def test_archives_that_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.zip"
     big = OBJ + "#" * 3_000_000
     inner = zipped(tmp_path / "inner.zip", {"a.obj": OBJ}).read_bytes()
-    for files, reason in [
+    cases: list[tuple[dict[str, str | bytes], str]] = [
         ({"a.obj": big}, "too_large"),
         ({"a.obj": OBJ, "m.mtl": "#" * 600_000 + "\n" + MTL.format("t.png"), "t.png": b"#" * 600_000}, "too_large"),
         ({"inner.zip": inner}, "unsupported_format"),
         ({"readme.txt": "x"}, "unsupported_format"),
         ({}, "unsupported_format"),
-    ]:
+    ]
+    for files, reason in cases:
         assert refusal(zipped(path, files), AssetLimits(max_bytes=1_000_000)) == reason, files.keys()
     path.write_bytes(b"PK\x03\x04 and then nothing")
     assert refusal(path) == "malformed"

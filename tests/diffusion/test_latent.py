@@ -1,4 +1,6 @@
 """Latent codecs: the VAE as diffusers has it, with gradients to the pixels only, and colour with opacity directly."""
+# mypy: disable-error-code="attr-defined"
+# diffusers stands in for each of its classes by one without attributes where torch is missing; mypy sees that one
 
 import subprocess
 import sys

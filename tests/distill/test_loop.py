@@ -74,7 +74,7 @@ def test_a_whole_run_leaves_every_artefact(tmp_path: Path) -> None:
     watch.close()
 
     for index in range(config.n):
-        scene = trimesh.load(io.BytesIO(run.read_bytes(particle_file(index, MESH))), file_type="glb")
+        scene = trimesh.load_scene(io.BytesIO(run.read_bytes(particle_file(index, MESH))), file_type="glb")
         (mesh,) = scene.geometry.values()
         assert len(mesh.faces) >= 50
         assert np.abs(mesh.bounds).max() <= 1.0

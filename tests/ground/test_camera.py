@@ -22,7 +22,8 @@ HEIGHT_PX, WIDTH_PX = 6, 10
 
 def cameras_at(*azimuth_elevation_distance_fov: tuple[float, float, float, float]) -> Cameras:
     columns = torch.tensor(azimuth_elevation_distance_fov, dtype=torch.float64).T
-    return orbit_cameras(*columns, HEIGHT_PX, WIDTH_PX)
+    azimuth, elevation, distance, fov = columns
+    return orbit_cameras(azimuth, elevation, distance, fov, HEIGHT_PX, WIDTH_PX)
 
 
 @pytest.fixture

@@ -340,8 +340,9 @@ def test_what_is_public_says_what_it_is_for() -> None:
         if ast.get_docstring(tree) is None:
             silent.append(module)
         for node in tree.body:
-            is_definition = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            if is_definition and not node.name.startswith("_") and ast.get_docstring(node) is None:
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if not node.name.startswith("_") and ast.get_docstring(node) is None:
                 silent.append(f"{module}.{node.name}")
     assert not silent
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from raydream.schedule import Constant, Linear, Polyline, Steps, highest, lowest
+from raydream.schedule import Constant, Linear, Polyline, Schedule, Steps, highest, lowest
 
 
 def test_constant():
@@ -55,7 +55,7 @@ def test_a_polyline_needs_rising_steps(points):
 
 
 def test_the_lowest_and_the_highest_value_are_those_of_any_step():
-    schedules = [
+    schedules: list[Schedule] = [
         Constant(2.0),
         Linear(5.0, 3.0, 1, 4),
         Steps(((0, 9.0), (2, 7.0), (4, 8.0))),

@@ -227,8 +227,9 @@ def test_memory_holds_all_views_and_draws_by_generator_only(views: str) -> None:
 
 def _cards(number: int) -> Samples:
     card = ObjectCard("x", ("a large oak chair", "chair 3"), ("chair",), "CC0-1.0", True)
-    numbers = [torch.zeros(number)] * 3
-    return Samples(torch.zeros(number, 4, 2, 2), torch.eye(4).expand(number, -1, -1), *numbers, (card,) * number)
+    zeros = torch.zeros(number)
+    poses = torch.eye(4).expand(number, -1, -1)
+    return Samples(torch.zeros(number, 4, 2, 2), poses, zeros, zeros, zeros, (card,) * number)
 
 
 def test_captions_are_switched_at_random_and_dropped() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -264,7 +265,7 @@ def test_bfloat16_points_the_same_way() -> None:
 
 def test_every_parameter_is_in_one_group() -> None:
     scene = make_scene("numba")
-    groups = scene.param_groups()
+    groups: list[Any] = [*scene.param_groups()]
     listed = [id(p) for group in groups for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in scene.parameters())
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}

@@ -50,7 +50,7 @@ def test_a_prompt_becomes_files(service: tuple[httpx.Client, psutil.Process]) ->
         assert client.get(particle["preview"]).content.startswith(b"\x89PNG")
         assert client.get(particle["turntable"]).content[4:8] == b"ftyp"
         if particle["mesh"] is not None:
-            scene = trimesh.load(io.BytesIO(client.get(particle["mesh"]).content), file_type="glb")
+            scene = trimesh.load_scene(io.BytesIO(client.get(particle["mesh"]).content), file_type="glb")
             assert sum(len(mesh.faces) for mesh in scene.geometry.values()) > 0
     names = {particle[name.split(".")[0]] for particle in told[-1]["particles"] for name in (PREVIEW, TURNTABLE, MESH)}
     assert f"{path}/particles/1/{PREVIEW}" in names

@@ -245,7 +245,7 @@ def test_the_lock_of_a_killed_driver_is_free(tmp_path):
 
 
 def test_arrays_come_back_with_dtype_shape_and_metadata():
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "table": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous
         "step": np.array(7, dtype=np.int64),
         "generator": np.arange(256, dtype=np.uint8),

@@ -79,7 +79,8 @@ def summed_kernels(backend: Backend, dtype: torch.dtype, device: str) -> list[Te
 
     def weighted(*outputs: Tensor) -> Tensor:
         shapes = (output.shape for output in outputs)
-        return sum((torch.randn(s, generator=generator).to(o) * o).sum() for s, o in zip(shapes, outputs))
+        parts = [(torch.randn(s, generator=generator).to(o) * o).sum() for s, o in zip(shapes, outputs)]
+        return sum(parts[1:], parts[0])
 
     encoded = backend.hash_grid(points, table, LAYOUT)
     both = backend.hash_grid_jacobian(points, table, LAYOUT)

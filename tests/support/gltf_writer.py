@@ -105,8 +105,8 @@ def refusal(path: Path, limits: AssetLimits | None = None) -> str:
 def skinned(weights: list[list[float]]) -> GltfWriter:
     """A triangle that hangs on two joints: one lifts by 2, the other also moves by 3 along x."""
     writer = GltfWriter()
-    writer.attribute("JOINTS_0", np.tile(np.uint8([0, 1, 0, 0]), (3, 1)))
-    writer.attribute("WEIGHTS_0", np.float32(weights))
+    writer.attribute("JOINTS_0", np.tile(np.array([0, 1, 0, 0], np.uint8), (3, 1)))
+    writer.attribute("WEIGHTS_0", np.array(weights, np.float32))
     inverse_bind = np.tile(np.eye(4, dtype=np.float32).T.ravel(), (2, 1))
     inverse_bind[1, 12] = -1.0  # joint 1 was bound one unit along x
     writer.root["skins"] = [{"joints": [1, 2], "inverseBindMatrices": writer.accessor(inverse_bind)}]

@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from raydream.assets.library import AssetRecord
 from raydream.backend import load_backend
@@ -23,7 +25,7 @@ SMALL = ViewConfig(num_views=3, image_px=16, distance=(1.5, 1.9))
 BACKEND = load_backend("auto", "cpu")
 
 
-def small_job(source: str = "procedural", **library: object) -> RenderJobConfig:
+def small_job(source: str = "procedural", **library: Any) -> RenderJobConfig:
     return RenderJobConfig(SMALL, LibraryConfig(source, **library), PoolConfig(workers=2, objects_per_shard=3))
 
 
@@ -43,7 +45,7 @@ def render_without_ray(config: RenderJobConfig, out: Path, files=None, child: bo
     worker = ShardWorker(str(out), plan, strict_json.dumps(config))
     worker._files = files
     if not child:
-        worker._process = InThisProcess()
+        worker._process = InThisProcess()  # type: ignore[assignment]
     try:
         for shard in range(plan.num_shards):
             worker({"shard": shard, "was_open": 0})

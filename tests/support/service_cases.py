@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
-from httpx import Response
 from small_runs import SMALL
 
 from raydream.store.run_folder import MESH, PREVIEW, REPORT, TURNTABLE, RunFolder, particle_file, preview_file
@@ -24,7 +23,8 @@ REQUEST = CheckedRequest("a chair", 2, "exhibit", "vsd", 0, 6, 6)
 
 
 def small_settings(folder: Path, **changes: Any) -> Settings:
-    return Settings(**{"data": str(folder), "overrides": OVERRIDES, "warm_particles": 0} | changes)
+    values: dict[str, Any] = {"data": str(folder), "overrides": OVERRIDES, "warm_particles": 0}
+    return Settings(**values | changes)
 
 
 @contextmanager
@@ -45,11 +45,11 @@ def epoch_of(records: Records) -> int:
     return epoch
 
 
-def post(client: TestClient, headers: dict[str, str] | None = None, **changes: Any) -> Response:
+def post(client: TestClient, headers: dict[str, str] | None = None, **changes: Any) -> Any:
     return client.post(URL, json=CHAIR | changes, headers=headers)
 
 
-def assert_problem(response: Response, status: int, field: str | None, words: str = "") -> None:
+def assert_problem(response: Any, status: int, field: str | None, words: str = "") -> None:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()

@@ -13,7 +13,8 @@ import httpx
 
 def watch(client: httpx.Client, request: dict[str, Any], limit_s: float = 600.0) -> dict[str, float]:
     """Seconds from the POST to the first step's preview, and so on; raises where it does not finish."""
-    started, seconds, told = time.perf_counter(), {}, None
+    seconds: dict[str, float] = {}
+    started, told = time.perf_counter(), None
     accepted = client.post("/v1/generations", json=request)
     accepted.raise_for_status()
     path = accepted.headers["location"]

@@ -36,7 +36,7 @@ def place(request, tmp_path, monkeypatch) -> Place:
             return Place("bucket/run", fs._MockFileSystem())
         case "subtree":
             return Place("run", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
-        case "object_store":  # direct puts, as on s3 and gcs
+        case _:  # an object store: direct puts, as on s3 and gcs
             monkeypatch.setattr(storage, "_ATOMIC_PUT", frozenset({"mock"}))
             filesystem = fs._MockFileSystem()
             for folder in ("", "/checkpoints", "/metrics.jsonl.parts", "/particles/003", "/previews"):

@@ -1,6 +1,7 @@
 """A whole Stable-Diffusion-class prior in the diffusers layout, with random weights, small enough for a CPU."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -61,7 +62,7 @@ def make_tiny_prior(folder: Path, prediction_type: PredictionType = "epsilon", s
         steps_offset=1,
         prediction_type=prediction_type,
     )
-    StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -70,7 +71,8 @@ def make_tiny_prior(folder: Path, prediction_type: PredictionType = "epsilon", s
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 
