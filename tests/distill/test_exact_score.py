@@ -88,7 +88,7 @@ def wrong_camera_in_guide(patch: Patch) -> None:
     """The learned reference is asked about the camera of another particle."""
     right = Score._learned_eps
     patch.setattr(
-        Score, "_learned_eps", lambda score, z_t, t, views: right(score, z_t, t, with_neighbours_camera(views))
+        Score, "_learned_eps", lambda score, views, z_t, t: right(score, with_neighbours_camera(views), z_t, t)
     )
 
 
@@ -188,7 +188,7 @@ POSITIVE, NEGATIVE = SHARES, (0.1, 0.2, 0.7)
 
 def expected_gradient(learner: torch.nn.Module, index: int, message: Message, step: int) -> Tensor:
     """``w(t) (eps_prior - eps_learner)`` of one particle: ProlificDreamer eq. 9, a view at a time."""
-    draws, z_0, c2w = generator(SEED, "guide", index, step), *(torch.from_numpy(message[k]) for k in ("latents", "c2w"))
+    draws, z_0, c2w = generator(SEED, "guide", index, step), *(torch.from_numpy(message[k]) for k in ("latents/rgb", "c2w"))
     t = torch.randint(20, 981, (len(z_0),), generator=draws)
     noise, rows = torch.randn(z_0.shape, generator=draws), []
     for view, abar in enumerate(ABAR[t].tolist()):
@@ -207,7 +207,7 @@ def expected_fit(learner: torch.nn.Module, messages: list[Message], step: int) -
     """ProlificDreamer eq. 8 in v-prediction: the mean squared error over all views of all particles."""
     total, count = torch.zeros(()), 0
     for index, message in enumerate(messages):
-        z_0, c2w = torch.from_numpy(message["latents"]), torch.from_numpy(message["c2w"])
+        z_0, c2w = torch.from_numpy(message["latents/rgb"]), torch.from_numpy(message["c2w"])
         cond = Condition(
             torch.tensor([[POSITIVE]]).expand(len(z_0), 1, 3), c2w, torch.ones(len(z_0)), torch.ones(len(z_0))
         )
@@ -224,12 +224,12 @@ def expected_fit(learner: torch.nn.Module, messages: list[Message], step: int) -
 def check_two_steps() -> None:
     """Everything that leaves ``Score`` in two steps, or stays in it, against plain formulas; particles move between."""
     score, draws = toy_score("vsd", SEED, SCALE, POSITIVE, NEGATIVE), torch.Generator().manual_seed(SEED)
-    learner = deepcopy(score.prior.learner)
+    learner = deepcopy(score.learner)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-2, weight_decay=0.0)
     positions, cameras = torch.randn(NUM_PARTICLES, 2, 4, generator=draws), toy_cameras(2 * NUM_PARTICLES, draws)
     for step in range(2):
         messages = toy_messages(positions + step, cameras, step)
-        *gradients, _ = score.guide(step, range(NUM_PARTICLES), *messages)
+        *gradients, _ = score.guide(step, "rgb", range(NUM_PARTICLES), *messages)
         for index, (gradient, message) in enumerate(zip(gradients, messages, strict=True)):
             expected = expected_gradient(learner, index, message, step)
             torch.testing.assert_close(torch.from_numpy(gradient), expected, rtol=1e-4, atol=1e-5)
@@ -261,16 +261,16 @@ def test_the_camera_is_dropped_for_each_view_by_itself(monkeypatch: Patch) -> No
     score.config = replace(
         score.config, learner=replace(score.config.learner, camera_dropout=0.3, timesteps_per_view=1)
     )
-    right = score.prior.learner.predict
+    right = score.learner.predict
 
     def predict(z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         weights.append(cond.camera_weight)
         return right(z_t, t, cond)
 
-    monkeypatch.setattr(score.prior.learner, "predict", predict)
+    monkeypatch.setattr(score.learner, "predict", predict)
     num_views, everyone = NUM_PARTICLES * VIEWS, range(NUM_PARTICLES)
     positions, cameras = torch.randn(NUM_PARTICLES, VIEWS, 4, generator=draws), toy_cameras(num_views, draws)
-    score.guide(0, everyone, *toy_messages(positions, cameras, 0))
+    score.guide(0, "rgb", everyone, *toy_messages(positions, cameras, 0))
     for step in range(2):
         score.fit(step, everyone, *toy_messages(positions, cameras, step))
     assert torch.equal(weights[0], torch.ones(num_views))
@@ -296,11 +296,11 @@ class PerfectLearner:
 def test_nothing_pulls_where_the_learned_reference_is_the_prior() -> None:
     """The fixed point of VSD, for every particle and draw: not on average, but exactly."""
     score = toy_score("vsd", SEED)
-    score.prior = replace(score.prior, learner=PerfectLearner(score.prior.denoiser))
+    score.learner = PerfectLearner(score.branches["rgb"].denoiser)
     draws = torch.Generator().manual_seed(SEED)
     positions, cameras = torch.randn(NUM_PARTICLES, 2, 4, generator=draws), toy_cameras(2 * NUM_PARTICLES, draws)
     messages = toy_messages(positions, cameras, 0)
-    *gradients, _ = score.guide(0, range(NUM_PARTICLES), *messages)
+    *gradients, _ = score.guide(0, "rgb", range(NUM_PARTICLES), *messages)
     assert all((gradient == 0).all() for gradient in gradients)
 
 

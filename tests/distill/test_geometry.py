@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, Int
-from raydream.distill.geometry import MAP_BOUND, GeometryBranch
-from raydream.priors.load import MixtureTexts
 from small_runs import SMALL, Watch, assert_same_end, new_run, train
 from tiny_prior import make_tiny_prior
 from torch import Tensor
@@ -16,17 +14,20 @@ from torch import Tensor
 from raydream import cli
 from raydream.config import strict_json
 from raydream.config.actors import particle_config, score_config
-from raydream.config.branches import BranchConfig
+from raydream.config.branches import BranchConfig, GeometricPriorConfig
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig
 from raydream.coordinates import decode_ccm
 from raydream.diffusion.prompts import bank_prompts
 from raydream.diffusion.text import TextBank
-from raydream.distill.messages import MAPS
-from raydream.distill.particle import Particle, encode_maps
-from raydream.distill.score import Score
+from raydream.distill.branches import MAP_BOUND, Branch
+from raydream.distill.particle import Particle, encode_maps, make_particle
+from raydream.distill.score import Score, make_score
 from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser, AgpFacts
+from raydream.priors.exhibit import MixtureTexts
+from raydream.priors.kinds import Texts
+from raydream.schedule import Constant
 from raydream.train.agp.samples import latents_of
 from raydream.types import Condition, Render, Views
 
@@ -61,15 +62,20 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def make_run(priors: tuple[Path, Path], *overrides: str, steps: int = 6) -> RunConfig:
     prior, agp = priors
-    geometry = [f"stages.0.geometry.agp={agp}", f"stages.0.geometry.prior={prior}", "stages.0.geometry.box_every=2"]
-    return strict_json.apply_overrides(exhibit(steps), [*SMALL, *geometry, *overrides])
+    where = "stages.0.branches.1.geometric_prior"
+    config = exhibit(steps).with_geometric_prior(str(agp))
+    return strict_json.apply_overrides(config, [*SMALL, f"{where}.prior={prior}", f"{where}.box_every=2", *overrides])
 
 
 def make_pair(config: RunConfig) -> tuple[Particle, Score]:
-    particle, score = Particle(), Score()
-    particle.setup(particle_config(config, config.stages[0], 0))
-    score.setup(score_config(config, config.stages[0], 0))
-    return particle, score
+    return make_particle(particle_config(config, 0, 0)), make_score(score_config(config, 0, 0))
+
+
+def map_branch(abar: Tensor, wanted: Tensor, texts: Texts, loud: float = 0.0, steps: int = 1) -> Branch:
+    settings = GeometricPriorConfig(text_noise=loud, denoise_steps=Constant(steps))
+    return Branch(
+        BranchConfig("ccm", "sds", scale=7.5, geometric_prior=settings), PointDenoiser(wanted, abar), texts, abar
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -81,36 +87,39 @@ def test_the_gradient_points_from_the_map_to_the_one_that_is_wanted(steps: int) 
     abar = torch.linspace(0.99, 0.0, 1000)
     wanted, here = torch.randn(4, 8, 8, generator=generator), torch.randn(3, 4, 8, 8, generator=generator)
     wanted = wanted if steps == 1 else wanted.clamp(-MAP_BOUND, MAP_BOUND)
-    branch = GeometryBranch(GeometryConfig(scale=7.5), PointDenoiser(wanted, abar), MixtureTexts(2, CPU), abar)
+    branch = map_branch(abar, wanted, MixtureTexts(2, CPU), steps=steps)
     c2w, zeros = torch.eye(4).expand(3, 4, 4), torch.zeros(3)
     t = torch.tensor([100, 500, 999])
     noise = torch.randn(here.shape, generator=generator)
-    gradient = branch.gradient(
-        Views(here, c2w, zeros, zeros, zeros), branch.heard(0, [0, 1, 2], 1), t, noise, "one_minus_abar", steps
-    )
+    views = Views(here, c2w, zeros, zeros, zeros)
+    gradient = branch.gradient(0, views, branch.text(views, 0, [0, 1, 2], [1, 1, 1]), t, noise)
     kept = abar[t if steps == 1 else t.clamp(max=998)][:, None, None, None]
     assert torch.allclose(gradient, (1 - kept) * (kept / (1 - kept)).sqrt() * (here - wanted), atol=1e-5)
 
 
-def test_every_particle_but_the_first_hears_the_prompt_in_its_own_way() -> None:
+def test_every_particle_but_the_first_reads_the_prompt_in_its_own_way() -> None:
     """The same at each step, whoever is asked for; in all of a particle's views; as loud as the setting says."""
     draws = torch.Generator().manual_seed(0)
     embeddings = {words: 3 * torch.randn(24, 192, generator=draws) for words in bank_prompts("a chair", "")}
-    texts = TextBank(embeddings, "a chair", "", BranchConfig())
+    texts = TextBank(embeddings, "a chair", "", BranchConfig(view_dependent_prompts=False))
     abar = torch.linspace(0.99, 0.01, 1000)
-    plain, branch = (
-        GeometryBranch(GeometryConfig(text_noise=loud), PointDenoiser(torch.zeros(4, 8, 8), abar), texts, abar)
-        for loud in (0.0, 0.5)
-    )
-    heard = branch.heard(7, [0, 1, 2], 2)
+    plain, branch = (map_branch(abar, torch.zeros(4, 8, 8), texts, loud) for loud in (0.0, 0.5))
+
+    def read(branch: Branch, seed: int, particles: list[int], size: int) -> Tensor:
+        view = size * len(particles)
+        zeros = torch.zeros(view)
+        views = Views(torch.zeros(view, 4, 8, 8), torch.eye(4).expand(view, 4, 4), zeros, zeros, zeros)
+        return branch.text(views, seed, particles, [size] * len(particles))
+
+    heard = read(branch, 7, [0, 1, 2], 2)
     assert torch.equal(heard[:2], texts.prompt_embeddings(2))
     assert torch.equal(heard[2], heard[3])
     assert not torch.equal(heard[3], heard[4])
-    assert torch.equal(branch.heard(7, [2, 1], 1), heard[[4, 2]])
+    assert torch.equal(read(branch, 7, [2, 1], 1), heard[[4, 2]])
     assert torch.allclose((heard[2] - embeddings["a chair"])[1:].std(), torch.tensor(1.5), atol=0.05)
     assert torch.equal(heard[2, 0], embeddings["a chair"][0]), "the start token says nothing that could be misheard"
-    assert torch.equal(plain.heard(7, [1], 1), texts.prompt_embeddings(1))
-    assert not torch.equal(branch.heard(8, [1], 1), heard[2:3])
+    assert torch.equal(read(plain, 7, [1], 1), texts.prompt_embeddings(1))
+    assert not torch.equal(read(branch, 8, [1], 1), heard[2:3])
 
 
 def test_joined_pixels_are_weighted_by_opacity_as_in_the_training() -> None:
@@ -127,16 +136,16 @@ def test_joined_pixels_are_weighted_by_opacity_as_in_the_training() -> None:
 
 def test_both_branches_move_the_particle_by_their_weights(priors: tuple[Path, Path]) -> None:
     """Without an appearance weight only the density moves: maps have no colours."""
-    overrides = ("stages.0.geometry.ori_weight=0", "cluster.backend=reference", "stages.0.scene.bfloat16=off")
+    overrides = ("stages.0.branches.0.weight=0", "cluster.backend=reference", "stages.0.scene.bfloat16=off")
     particle, _ = make_pair(make_run(priors, *overrides))
     views = particle.render(0)
-    assert views[MAPS].shape == (1, 4, 16, 16)
-    assert 0 < ((views[MAPS][:, 3] + 1) / 2).mean() < 1
-    wish = np.zeros_like(views[MAPS])
+    assert views["latents/ccm"].shape == (1, 4, 16, 16)
+    assert 0 < ((views["latents/ccm"][:, 3] + 1) / 2).mean() < 1
+    wish = np.zeros_like(views["latents/ccm"])
     wish[:, 3] = -1.0  # more opacity everywhere
     before = particle.scene.field.density(torch.zeros(1, 3)).item()
     head = particle.scene.field.head.detach().clone()
-    stats = particle.apply(0, np.ones_like(views["latents"]), wish)
+    stats = particle.apply(0, np.ones_like(views["latents/rgb"]), wish)
     assert stats["loss/ccm"] > 0
     assert particle.scene.field.density(torch.zeros(1, 3)).item() > before
     changed = (particle.scene.field.head != head).any(dim=1)
@@ -147,8 +156,8 @@ def test_the_box_is_measured_on_schedule_and_survives_a_restart(priors: tuple[Pa
     particle, score = make_pair(make_run(priors))
     for step in range(3):
         views = particle.render(step)
-        gradient, _ = score.guide(step, [0], views)
-        pull, _ = score.guide_maps(step, [0], views)
+        gradient, _ = score.guide(step, "rgb", [0], views)
+        pull, _ = score.guide(step, "ccm", [0], views)
         particle.apply(step, gradient, pull)
         score.fit(step, [0], views)
     snapshot = particle.snapshot()
@@ -183,4 +192,4 @@ def test_what_cannot_be_an_agp_is_refused(priors: tuple[Path, Path], tmp_path: P
         make_pair(make_run((other, agp)))
     assert json.loads((agp / "agp.json").read_text())["rank"] == 2
     request = cli.parse("", ["--agp", str(agp), "--dry-run"])
-    assert request.config.stages[0].geometry.agp == str(agp)
+    assert request.config.stages[0].geometric_prior == str(agp)

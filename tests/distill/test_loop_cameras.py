@@ -36,11 +36,11 @@ def test_resolution_milestones_change_what_is_rendered_not_what_is_sent(tmp_path
     config, runtime = small_config(image_px, "stages.0.branches.0.method=sds", steps=4), WatchedRuntime()
     run = new_run(tmp_path / "run", config)
     train(run, config, runtime)
-    assert [step_cameras(particle_config(config, config.stages[0], 0), step).height_px for step in range(4)] == [
+    assert [step_cameras(particle_config(config, 0, 0), step).height_px for step in range(4)] == [
         8, 8, 16, 16,
     ]  # fmt: skip
     samples = [row["scene/samples"] for row in run.read_metrics()]
     assert min(samples[2:]) > 2.5 * max(samples[:2])  # four times the rays
-    assert {message["latents"].shape for step in runtime.rendered.values() for message in step.values()} == {
+    assert {message["latents/rgb"].shape for step in runtime.rendered.values() for message in step.values()} == {
         (1, 4, 16, 16)
     }

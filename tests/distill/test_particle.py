@@ -14,7 +14,7 @@ from raydream.config.actors import ParticleConfig, particle_config
 from raydream.config.scene import LossConfig
 from raydream.diffusion.latent import resize
 from raydream.distill.messages import Message
-from raydream.distill.particle import Particle, step_cameras
+from raydream.distill.particle import Particle, make_particle, step_cameras
 from raydream.schedule import Constant, Steps
 from raydream.types import Render
 
@@ -44,13 +44,11 @@ class WhiteCodec:
 
 def make_config(*overrides: str, index: int = 0) -> ParticleConfig:
     run = small_config(*SETTINGS, *overrides, steps=1000)
-    return particle_config(run, run.stages[0], index)
+    return particle_config(run, 0, index)
 
 
-def make_particle(*overrides: str, index: int = 0) -> Particle:
-    particle = Particle()
-    particle.setup(make_config(*overrides, index=index))
-    return particle
+def new_particle(*overrides: str, index: int = 0) -> Particle:
+    return make_particle(make_config(*overrides, index=index))
 
 
 def some_gradient(step: int) -> np.ndarray:
@@ -78,7 +76,7 @@ def parameter_gradients(particle: Particle) -> dict[str, Tensor]:
 
 
 def test_apply_drops_what_is_early_stale_or_doubled() -> None:
-    particle = make_particle()
+    particle = new_particle()
     untouched = particle.snapshot()
     assert particle.apply(0, some_gradient(0)) == {}  # nothing was rendered
     particle.render(0)
@@ -95,7 +93,7 @@ def test_apply_drops_what_is_early_stale_or_doubled() -> None:
 
 
 def test_render_changes_nothing_and_repeats_itself() -> None:
-    once, twice = make_particle(), make_particle()
+    once, twice = new_particle(), new_particle()
     first = once.render(0)
     for _ in range(2):
         again = twice.render(0)
@@ -106,7 +104,7 @@ def test_render_changes_nothing_and_repeats_itself() -> None:
 
 
 def test_a_step_out_of_turn_is_refused() -> None:
-    particle = make_particle(index=1)
+    particle = new_particle(index=1)
     for step in (1, -1):
         with pytest.raises(RuntimeError, match=f"particle 1 stands at step 0, asked to render step {step}"):
             particle.render(step)
@@ -115,25 +113,25 @@ def test_a_step_out_of_turn_is_refused() -> None:
 @pytest.mark.parametrize("at", [0, 1, 4])
 def test_a_restored_particle_continues_to_the_bit(at: int) -> None:
     """Occupancy is refreshed every second step, so its state counts too; at 0 Adam has no state yet."""
-    particle = make_particle()
+    particle = new_particle()
     advance(particle, range(at))
     saved = particle.snapshot()
     kept = {name: array.copy() for name, array in saved.items()}
     advance(particle, range(at, 6))
     assert_same(saved, kept)  # a snapshot is a copy
-    other = make_particle()
+    other = new_particle()
     other.render(0)  # a render in flight is forgotten
     assert other.restore(saved) == at
     assert other.apply(0, some_gradient(0)) == {}
     advance(other, range(at, 6))
     assert_same(other.snapshot(), particle.snapshot())
     names = set(saved)
-    assert {"scene/field.table", "scene/field.hidden", "scene/field.head", "occupancy", "step"} <= names
+    assert {"scene/field.table", "scene/field.hidden", "scene/field.head", "scene/occupancy", "step"} <= names
     assert ({"adam/0/exp_avg", "adam/0/exp_avg_sq", "adam/0/step"} <= names) == (at > 0)
 
 
 def test_rolling_back_in_place_is_starting_anew() -> None:
-    particle = make_particle()
+    particle = new_particle()
     start = particle.snapshot()
     advance(particle, range(3))
     end = particle.snapshot()
@@ -144,19 +142,19 @@ def test_rolling_back_in_place_is_starting_anew() -> None:
 
 def test_a_checkpoint_file_holds_the_snapshot(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", small_config(*SETTINGS))
-    particle = make_particle(index=2)
+    particle = new_particle(index=2)
     advance(particle, range(2))
     digests = particle.save(run.uri, 2)
     run.commit_checkpoint(2, digests)
     assert list(digests) == ["particle_002.safetensors"]
-    other = make_particle(index=2)
+    other = new_particle(index=2)
     assert other.load(run.uri, 2) == 2
     assert_same(other.snapshot(), particle.snapshot())
 
 
 def test_an_idle_particle_stays_still() -> None:
     """ProlificDreamer keeps all particles in one optimiser, whose old momentum moves those that were not drawn."""
-    idle, busy = make_particle(index=0), make_particle(index=1)
+    idle, busy = new_particle(index=0), new_particle(index=1)
     advance(idle, range(3))
     before = idle.snapshot()
     advance(busy, range(5))
@@ -167,7 +165,7 @@ def test_an_idle_particle_stays_still() -> None:
 
 
 def test_particles_start_differently_and_the_same_one_alike() -> None:
-    first, again, other = make_particle(index=0), make_particle(index=0), make_particle(index=1)
+    first, again, other = new_particle(index=0), new_particle(index=0), new_particle(index=1)
     assert_same(first.snapshot(), again.snapshot())
     assert not np.array_equal(first.snapshot()["scene/field.table"], other.snapshot()["scene/field.table"])
     assert not np.array_equal(first.render(0)["c2w"], other.render(0)["c2w"])
@@ -177,7 +175,7 @@ def test_particles_start_differently_and_the_same_one_alike() -> None:
 
 
 def test_the_gradient_of_the_latents_reaches_every_parameter() -> None:
-    particle = make_particle("stages.0.scene.background=network", "stages.0.scene.random_background_probability=0")
+    particle = new_particle("stages.0.scene.background=network", "stages.0.scene.random_background_probability=0")
     particle.codec = ColorCodec()
     particle.render(0)
     particle.apply(0, some_gradient(0))
@@ -191,10 +189,10 @@ def test_the_gradient_of_the_latents_reaches_every_parameter() -> None:
 
 def test_the_gradient_is_that_of_the_product_over_the_views() -> None:
     """d(loss)/d(latents) is the given gradient divided by the number of views."""
-    particle, gradient = make_particle(), some_gradient(0)
+    particle, gradient = new_particle(), some_gradient(0)
     particle.render(0)
     assert particle._pending is not None
-    latents = particle._pending.latents
+    latents = particle._pending.latents["rgb"]
     parameters = dict(particle.scene.named_parameters())
     expected = torch.autograd.grad(latents, list(parameters.values()), torch.from_numpy(gradient) / VIEWS, True)
     particle.apply(0, gradient)
@@ -206,7 +204,7 @@ def test_twice_the_gradient_is_twice_the_gradient() -> None:
     """ProlificDreamer's autograd function ignores the gradient that comes in, so that a scaled loss is not scaled."""
     found = []
     for factor in (1, 2):
-        particle = make_particle()
+        particle = new_particle()
         particle.render(0)
         stats = particle.apply(0, factor * some_gradient(0))
         found.append((parameter_gradients(particle), stats["loss/rgb"]))
@@ -218,7 +216,7 @@ def test_twice_the_gradient_is_twice_the_gradient() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_step_goes_down_the_gradient(sign: int) -> None:
     """A constant gradient on the colours darkens the object, its opposite lightens it; in steps of 1 of 255."""
-    particle = make_particle()
+    particle = new_particle()
     before = particle.look_at([0.0], 15.0, 16)[0, 8, 8].astype(int)
     gradient = np.zeros((VIEWS, 4, 16, 16), dtype=np.float32)
     gradient[:, :3] = sign
@@ -232,8 +230,7 @@ def test_a_step_goes_down_the_gradient(sign: int) -> None:
 def test_regularizers_add_to_the_gradient_and_to_the_figures() -> None:
     weights = LossConfig(Constant(1.0), Constant(1.0), Constant(1.0), Constant(1.0))
     config = make_config()
-    particle = Particle()
-    particle.setup(dataclasses.replace(config, stage=dataclasses.replace(config.stage, losses=weights)))
+    particle = make_particle(dataclasses.replace(config, stage=dataclasses.replace(config.stage, losses=weights)))
     particle.render(0)
     stats = particle.apply(0, np.zeros((VIEWS, 4, 16, 16), dtype=np.float32))
     names = {f"loss/{name}" for name in ("sparsity", "opaqueness", "orientation", "z_variance")}
@@ -245,7 +242,7 @@ def test_regularizers_add_to_the_gradient_and_to_the_figures() -> None:
 
 
 def test_figures_of_a_step() -> None:
-    particle = make_particle()
+    particle = new_particle()
     particle.render(0)
     stats = particle.apply(0, some_gradient(0))
     timed = {f"{clock}/{part}_s" for clock in ("time", "cpu") for part in ("render", "apply")}
@@ -266,31 +263,30 @@ def test_resolution_follows_its_milestones_and_latents_keep_their_size() -> None
     camera = dataclasses.replace(config.stage.camera, image_px=milestones)
     config = dataclasses.replace(config, stage=dataclasses.replace(config.stage, camera=camera))
     assert [step_cameras(config, step).height_px for step in range(4)] == [16, 16, 32, 32]
-    particle = Particle()
-    particle.setup(config)
+    particle = make_particle(config)
     num_samples = []
     for step in range(4):
-        assert particle.render(step)["latents"].shape == (VIEWS, 4, 16, 16)
+        assert particle.render(step)["latents/rgb"].shape == (VIEWS, 4, 16, 16)
         num_samples.append(particle.apply(step, some_gradient(step))["scene/samples"])
     assert min(num_samples[2:]) > 3 * max(num_samples[:2])
 
 
 @pytest.mark.parametrize("wire", ["float32", "float16"])
 def test_a_message_is_plain_arrays(wire: str) -> None:
-    message = make_particle(f"cluster.wire_dtype={wire}").render(0)
-    shapes = {"latents": (VIEWS, 4, 16, 16), "c2w": (VIEWS, 4, 4), "step": ()}
+    message = new_particle(f"cluster.wire_dtype={wire}").render(0)
+    shapes = {"latents/rgb": (VIEWS, 4, 16, 16), "c2w": (VIEWS, 4, 4), "step": ()}
     shapes |= {name: (VIEWS,) for name in ("fov_y_deg", "azimuth_deg", "elevation_deg")}
     assert {name: array.shape for name, array in message.items()} == shapes
-    assert message["latents"].dtype == wire
+    assert message["latents/rgb"].dtype == wire
     assert message["c2w"].dtype == np.float32
-    assert np.abs(message["latents"]).max() <= 1.001
+    assert np.abs(message["latents/rgb"]).max() <= 1.001
 
 
 def test_a_round_trip_adds_its_pull_where_the_codec_sees_another_colour() -> None:
     """A codec that takes every picture for a white one draws the particle to white, by the weight that is asked for."""
 
     def pull(weight: float) -> tuple[dict[str, Tensor], dict[str, float]]:
-        particle = make_particle()
+        particle = new_particle()
         stage = particle.config.stage
         losses = dataclasses.replace(stage.losses, sparsity=Constant(0.0), round_trip=Constant(weight))
         particle.config = dataclasses.replace(particle.config, stage=dataclasses.replace(stage, losses=losses))
@@ -310,7 +306,7 @@ def test_a_round_trip_adds_its_pull_where_the_codec_sees_another_colour() -> Non
 
 def test_pictures_have_straight_alpha() -> None:
     """A soft ball of one colour: that colour wherever anything is seen, also where it is thin."""
-    particle = make_particle()
+    particle = new_particle()
     with torch.no_grad():
         particle.scene.field.head.zero_()
     pictures = particle.look_at([0.0, 90.0, 180.0], 10.0, 24)

@@ -43,7 +43,9 @@ def epsilon(priors: dict[str, Path]) -> Path:
 def unet_calls(score: Score) -> Iterator[list[int]]:
     """The number of views in each pass through the UNet."""
     sizes: list[int] = []
-    hook = score.prior.denoiser.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    hook = score.branches["rgb"].denoiser.unet.register_forward_pre_hook(
+        lambda module, args: sizes.append(len(args[0]))
+    )
     yield sizes
     hook.remove()
 
@@ -55,8 +57,8 @@ class PlainDiffusers:
         self.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
         self.frozen = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
         self.lora = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
-        if score.prior.learner is not None:
-            state = score.prior.learner.state()
+        if score.learner is not None:
+            state = score.learner.state()
             self.lora.load_lora_adapter({k: v for k, v in state.items() if k.startswith("unet.")}, prefix="unet")
             self.lora.class_embedding = TimestepEmbedding(16, self.lora.time_embedding.linear_2.out_features)
             camera = {k.removeprefix("camera."): v for k, v in state.items() if k.startswith("camera.")}
@@ -110,10 +112,10 @@ def test_guide_is_the_formula(folder: Path, method: MethodName) -> None:
     """View by view with diffusers' own UNets; particles have 2, 1 and 3 views, and each gets its own gradient."""
     score, step = learn(new_score(folder, method), 3), 3
     plain, messages, timesteps = PlainDiffusers(folder, score), views_of(step, (2, 1, 3)), []
-    *gradients, stats = score.guide(step, range(3), *messages)
+    *gradients, stats = score.guide(step, "rgb", range(3), *messages)
     for index, (gradient, message) in enumerate(zip(gradients, messages, strict=True)):
-        assert gradient.shape == message["latents"].shape
-        z_0, c2w = torch.from_numpy(message["latents"]), torch.from_numpy(message["c2w"])
+        assert gradient.shape == message["latents/rgb"].shape
+        z_0, c2w = torch.from_numpy(message["latents/rgb"]), torch.from_numpy(message["c2w"])
         t, noise, z_t = plain.draw("guide", index, step, z_0, 20, 980)
         for view, at in enumerate(t.tolist()):
             negative, positive = (
@@ -136,11 +138,11 @@ def test_perp_neg_is_the_formula(epsilon: Path) -> None:
     """The positive text lies between two sides; what the other sides say across it is pushed away from."""
     score = new_score(epsilon, "sds", replace(GUIDANCE, perp_neg=True))
     plain, messages = PlainDiffusers(epsilon, score), views_of(0, (2, 1, 3))
-    *gradients, _ = score.guide(0, range(3), *messages)
+    *gradients, _ = score.guide(0, "rgb", range(3), *messages)
     for index, (gradient, message) in enumerate(zip(gradients, messages, strict=True)):
-        z_0, angles = torch.from_numpy(message["latents"]), (message["azimuth_deg"], message["elevation_deg"])
+        z_0, angles = torch.from_numpy(message["latents/rgb"]), (message["azimuth_deg"], message["elevation_deg"])
         t, noise, z_t = plain.draw("guide", index, 0, z_0, 20, 980)
-        texts = score.prior.texts.perp_neg_texts(*(torch.from_numpy(angle) for angle in angles))
+        texts = score.branches["rgb"].texts.perp_neg_texts(*(torch.from_numpy(angle) for angle in angles))
         for view, at in enumerate(t.tolist()):
             uncond = plain.eps(z_t[view], at, plain.texts[NEGATIVE])
             direction = plain.eps(z_t[view], at, texts.positive[view]) - uncond
@@ -157,7 +159,7 @@ def test_fit_is_the_formula(folder: Path) -> None:
     score = learn(new_score(folder), 3)
     plain, messages, errors = PlainDiffusers(folder, score), views_of(3), []
     for index, message in enumerate(messages):
-        z_0, c2w = torch.from_numpy(message["latents"]), torch.from_numpy(message["c2w"])
+        z_0, c2w = torch.from_numpy(message["latents/rgb"]), torch.from_numpy(message["c2w"])
         t, noise, z_t = plain.draw("fit0", index, 3, z_0, 0, 999)
         keep = torch.rand(len(z_0), generator=generator(SEED, "fit0/camera", index, 3)) >= LEARNER.camera_dropout
         for view, at in enumerate(t.tolist()):
@@ -192,7 +194,7 @@ def test_no_pass_is_wasted(
         monkeypatch.setattr(AutoencoderKL, name, no_vae)
     score, messages = new_score(epsilon, method, guidance), views_of(0)
     with unet_calls(score) as calls:
-        score.guide(0, range(3), *messages)
+        score.guide(0, "rgb", range(3), *messages)
         assert calls == guide_calls
         score.fit(0, range(3), *messages)
         assert calls[len(guide_calls) :] == ([6] if method == "vsd" else [])
@@ -200,9 +202,9 @@ def test_no_pass_is_wasted(
 
 def test_a_particles_gradient_does_not_depend_on_its_company(epsilon: Path) -> None:
     score, messages = learn(new_score(epsilon), 3), views_of(3)
-    *together, _ = score.guide(3, [0, 1, 2], *messages)
+    *together, _ = score.guide(3, "rgb", [0, 1, 2], *messages)
     for members in ([0, 2], [1]):
-        *parts, _ = score.guide(3, members, *[messages[i] for i in members])
+        *parts, _ = score.guide(3, "rgb", members, *[messages[i] for i in members])
         for index, part in zip(members, parts, strict=True):
             np.testing.assert_allclose(part, together[index], rtol=1e-3, atol=2e-4)
     draws = [torch.from_numpy(gradient).flatten() for gradient in together]
@@ -214,11 +216,11 @@ def test_clipping_timesteps_and_wire_follow_the_settings(epsilon: Path) -> None:
     guidance = replace(GUIDANCE, t_min=Constant(0.3), t_max=annealed, gradient_clip=Linear(0.5, 0.02, 0, 10))
     score = new_score(epsilon, "sds", guidance)
     for step, bound in ((0, 0.5), (10, 0.02)):
-        *gradients, stats = score.guide(step, range(3), *views_of(step))
+        *gradients, stats = score.guide(step, "rgb", range(3), *views_of(step))
         assert max(np.abs(gradient).max() for gradient in gradients) == np.float32(bound)
         assert (stats["guide/t"] == 300) == (step == 10)
     score.config = replace(score.config, wire_dtype="float16")
-    *gradients, _ = score.guide(0, range(3), *views_of(0))
+    *gradients, _ = score.guide(0, "rgb", range(3), *views_of(0))
     assert {gradient.dtype for gradient in gradients} == {np.dtype(np.float16)}
 
 
@@ -226,11 +228,11 @@ def test_clipping_timesteps_and_wire_follow_the_settings(epsilon: Path) -> None:
 def test_a_shared_t_is_one_for_all_views(epsilon: Path, shared: bool) -> None:
     """In every replica the same, at every step another; what is learned has its own t for each view all the same."""
     score, seen = new_score(epsilon, "vsd", replace(GUIDANCE, shared_t=shared)), []
-    score.prior.denoiser.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1].tolist()))
-    score.guide(0, range(3), *views_of(0))
+    score.branches["rgb"].denoiser.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1].tolist()))
+    score.guide(0, "rgb", range(3), *views_of(0))
     score.fit(0, range(3), *views_of(0))
-    score.guide(1, [2], *views_of(1)[2:])
-    score.guide(1, [0], *views_of(1)[:1])
+    score.guide(1, "rgb", [2], *views_of(1)[2:])
+    score.guide(1, "rgb", [0], *views_of(1)[:1])
     guided, reference, fitted, third, _, first, _ = seen
     assert guided == 2 * reference
     assert (len(set(guided)) == 1) == shared

@@ -60,7 +60,7 @@ def test_every_round_of_a_step_has_its_own_noise(epsilon: Path) -> None:
     score = new_score(epsilon)
     first, again, second = (score.fit_gradients(0, i, range(3), *views_of(0)) for i in (0, 0, 1))
     assert_same(first, again)
-    assert first[""] != second[""]
+    assert first["loss"] != second["loss"]
 
 
 def assert_same(first: Message, second: Message) -> None:
@@ -78,19 +78,19 @@ def test_a_step_is_learned_once(epsilon: Path) -> None:
     assert_same(score.snapshot(), before)
     for step in (1, 3):
         with pytest.raises(RuntimeError, match=f"has learned 2 steps, asked to guide step {step}"):
-            score.guide(step, range(3), *views_of(step))
-    score.guide(2, range(3), *views_of(2))
+            score.guide(step, "rgb", range(3), *views_of(step))
+    score.guide(2, "rgb", range(3), *views_of(2))
     assert_same(score.snapshot(), before)
 
 
 def test_guiding_and_learning_leave_the_prior_alone(epsilon: Path) -> None:
     score = new_score(epsilon)
-    frozen = {k: v.clone() for k, v in score.prior.denoiser.unet.named_parameters() if "lora_" not in k}
+    frozen = {k: v.clone() for k, v in score.branches["rgb"].denoiser.unet.named_parameters() if "lora_" not in k}
     start = {name: value.clone() for name, value in score.learned.items()}
     for step in range(2):
-        score.guide(step, range(3), *views_of(step))
+        score.guide(step, "rgb", range(3), *views_of(step))
         score.fit(step, range(3), *views_of(step))
-    now = dict(score.prior.denoiser.unet.named_parameters())
+    now = dict(score.branches["rgb"].denoiser.unet.named_parameters())
     assert all(torch.equal(now[name], value) for name, value in frozen.items())
     assert all(value.grad is None for value in now.values())
     assert not any(torch.equal(score.learned[name], value) for name, value in start.items())
@@ -102,7 +102,7 @@ def test_without_a_learner_nothing_is_learned(epsilon: Path, method: MethodName)
     assert score.fit(0, range(3), *views_of(0)) == {}
     assert score.warm_up(range(3), *views_of(0)) == {"loss/fit": 0.0}
     assert set(score.snapshot()) == {"step"}
-    score.guide(4, range(3), *views_of(4))  # any step will do
+    score.guide(4, "rgb", range(3), *views_of(4))  # any step will do
 
 
 def test_a_restored_score_goes_on_to_the_bit(epsilon: Path) -> None:
@@ -113,9 +113,9 @@ def test_a_restored_score_goes_on_to_the_bit(epsilon: Path) -> None:
     assert again.restore(snapshot) == 2
     answers = []
     for score in (first, again):
-        *gradients, _ = score.guide(2, range(3), *views_of(2))
+        *gradients, _ = score.guide(2, "rgb", range(3), *views_of(2))
         score.fit(2, range(3), *views_of(2))
-        answers.append([*gradients, *score.guide(3, range(3), *views_of(3))[:-1]])
+        answers.append([*gradients, *score.guide(3, "rgb", range(3), *views_of(3))[:-1]])
     assert_same(first.snapshot(), again.snapshot())
     assert all(np.array_equal(a, b) for a, b in zip(*answers, strict=True))
     assert_same(snapshot, kept)  # a snapshot is a copy

@@ -75,7 +75,7 @@ def exhibit_config(**changes: Any) -> ScoreConfig:
 def codec_config(folder: Path) -> ParticleConfig:
     config = small_config()
     prior = PriorConfig(kind="diffusers", source=str(folder))
-    return replace(particle_config(config, config.stages[0], 0), prior=prior)
+    return replace(particle_config(config, 0, 0), prior=prior)
 
 
 # --- nothing is loaded twice ----------------------------------------------------------------------------------------

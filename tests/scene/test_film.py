@@ -71,7 +71,7 @@ def export(tmp_path: Path) -> Callable[[str], tuple[bytes, np.ndarray]]:
         config = small_config(f"output.material={material}", "output.turntable_frames=2", steps=4)
         run = new_run(tmp_path / material, config)
         particle = Particle()
-        particle.setup(particle_config(config, config.stages[0], 0))
+        particle.setup(particle_config(config, 0, 0))
         stats = particle.export(run.uri)
         assert stats["faces"] > 0
         picture = Image.open(io.BytesIO(run.read_bytes(particle_file(0, PREVIEW))))
