@@ -9,7 +9,6 @@ the same function and row in ``diffusion/methods.py``, and its name in ``config/
 
 import argparse
 import dataclasses
-from typing import cast
 
 import torch
 from custom_scene import distil, picture_run
@@ -21,7 +20,7 @@ from raydream.diffusion import guidance
 from raydream.diffusion.methods import METHODS, Eps, Method
 from raydream.types import Latents, PerView
 
-FADING = cast(MethodName, "fading")  # the list of names does not know it yet
+BORROWED: MethodName = "sjc"  # the list of names does not know it yet: it stands in the row of another
 
 
 def fading(eps: Eps, w_t: PerView) -> Latents:
@@ -44,12 +43,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", default="methods.png")
     args = parser.parse_args()
-    METHODS[FADING] = Method(fading, needs_negative=True)
+    METHODS[BORROWED] = Method(fading, needs_negative=True)
     run = picture_run(args.prompt, "sds", args.n, args.steps)
-    methods: tuple[MethodName, ...] = ("sds", "csd", FADING)
+    methods: tuple[MethodName, ...] = ("sds", "csd", BORROWED)
     rows = [torch.cat([*distil(with_method(run, method))], dim=1) for method in methods]
     Image.fromarray((torch.cat(rows) * 255).round().to(torch.uint8).numpy()).save(args.out)
-    print(f"{', '.join(methods)}, from above: {args.out}")
+    print(f"from above SDS, CSD and the one between them: {args.out}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from raydream.config.names import METHOD_NAMES
 from raydream.diffusion.methods import METHODS, Eps, Method, csd, sds
 from raydream.scene.kinds import Scene
 from raydream.seeds import generator
@@ -46,13 +45,14 @@ def test_the_method_of_the_example_lies_between_the_two_it_names() -> None:
 
 
 def test_a_method_of_ones_own_pulls_on_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert custom_method.FADING not in METHOD_NAMES
-    monkeypatch.setitem(METHODS, custom_method.FADING, Method(custom_method.fading, needs_negative=True))
-    run = custom_method.with_method(custom_scene.picture_run("a red chair", "sds", 1, 2), custom_method.FADING)
+    row = Method(custom_method.fading, needs_negative=True)
+    monkeypatch.setitem(METHODS, custom_method.BORROWED, row)
+    run = custom_method.with_method(custom_scene.picture_run("a red chair", "sds", 1, 2), custom_method.BORROWED)
     other = custom_method.with_method(run, "csd")
     assert not torch.equal(custom_scene.distil(run), custom_scene.distil(other))
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom() -> None:
     notebook = nbformat.read(ROOT / "examples" / "raydream.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept: they would differ each time"
@@ -65,6 +65,7 @@ def test_the_notebook_runs_from_top_to_bottom() -> None:
     assert len(pictures) == 3
 
 
+@pytest.mark.slow
 def test_the_readmes_python_makes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(program.splitlines()) <= 10
