@@ -10,7 +10,7 @@ from raydream.config.cluster import OutputConfig
 from raydream.scene.export import TurntableError, write_glb, write_png, write_turntable
 from raydream.scene.film import lit_pictures, mesh_asset
 from raydream.scene.isosurface import EmptyMeshError
-from raydream.scene.kinds import Scene
+from raydream.scene.protocol import Scene
 from raydream.store.run_folder import MESH, PREVIEW, TURNTABLE, RunFolder, particle_file
 from raydream.types import Cameras, Mesh
 

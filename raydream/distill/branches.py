@@ -11,7 +11,7 @@ from torch import Tensor
 from raydream.config.branches import BranchConfig
 from raydream.diffusion import guidance
 from raydream.diffusion.methods import METHODS, Eps
-from raydream.priors.kinds import Texts
+from raydream.priors.protocol import Texts
 from raydream.seeds import generator
 from raydream.types import Condition, Denoiser, Latents, Views
 

@@ -24,7 +24,8 @@ from raydream.distill.messages import Message, from_wire, pack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.find import resolve_agp_prior
 from raydream.priors.kinds import prior_kind
-from raydream.scene.kinds import Scene, make_scene
+from raydream.scene.kinds import make_scene
+from raydream.scene.protocol import Scene
 from raydream.seeds import generator
 from raydream.store.run_folder import FileDigest
 from raydream.types import Cameras, Latents, Render, Views

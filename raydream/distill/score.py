@@ -21,7 +21,8 @@ from raydream.distill.branches import Branch, condition
 from raydream.distill.messages import LATENTS, Message, from_wire, num_views, to_wire, unpack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.geometric import load_agp
-from raydream.priors.kinds import Learner, prior_kind
+from raydream.priors.kinds import prior_kind
+from raydream.priors.protocol import LearnedReference
 from raydream.schedule import Schedule
 from raydream.seeds import generator
 from raydream.store.run_folder import FileDigest
@@ -41,7 +42,7 @@ class Score:
     """
 
     def __init__(
-        self, config: ScoreConfig, device: torch.device, branches: Sequence[Branch], learner: Learner | None
+        self, config: ScoreConfig, device: torch.device, branches: Sequence[Branch], learner: LearnedReference | None
     ) -> None:
         self.config, self.device, self.step = config, device, config.first_step
         self.branches = {branch.config.render: branch for branch in branches}

@@ -20,7 +20,7 @@ from raydream.diffusion.weight_files import file_stamps
 from raydream.precision import has_fast_bfloat16
 from raydream.priors.cache import CODECS, DENOISERS, TEXTS
 from raydream.priors.find import check_image_px, check_prompt, known_nouns, resolve_prior
-from raydream.priors.kinds import Learner, Texts
+from raydream.priors.protocol import LearnedReference, Texts
 from raydream.types import Denoiser
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -67,7 +67,7 @@ class DiffusersPrior:
         folder = resolve_prior(self.config.source)
         return text_bank(folder, file_stamps(folder), prompt, negative_prompt, branch, device)
 
-    def learner(self, denoiser: Denoiser, config: LearnerConfig, init: torch.Generator) -> Learner:
+    def learner(self, denoiser: Denoiser, config: LearnerConfig, init: torch.Generator) -> LearnedReference:
         from raydream.diffusion.denoiser import DiffusersDenoiser
         from raydream.diffusion.lora import LoraDenoiser
 

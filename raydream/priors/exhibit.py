@@ -23,7 +23,7 @@ from raydream.diffusion.text import PerpNegTexts
 from raydream.diffusion.weight_files import file_stamps
 from raydream.priors.cache import MODES
 from raydream.priors.exhibit_modes import ExhibitModes, exhibit_source
-from raydream.priors.kinds import Learner, Texts
+from raydream.priors.protocol import LearnedReference, Texts
 from raydream.schedule import highest
 from raydream.types import Denoiser
 
@@ -90,7 +90,7 @@ class ExhibitPrior:
     ) -> Texts:
         return MixtureTexts(self._modes(prompt, backend, device).num_modes, device)
 
-    def learner(self, denoiser: Denoiser, config: LearnerConfig, init: torch.Generator) -> Learner:
+    def learner(self, denoiser: Denoiser, config: LearnerConfig, init: torch.Generator) -> LearnedReference:
         from raydream.diffusion.small_unet import SmallUnetLearner
 
         assert isinstance(denoiser, MixtureDenoiser)

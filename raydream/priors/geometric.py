@@ -14,7 +14,8 @@ from raydream.diffusion.weight_files import file_stamps
 from raydream.priors.cache import AGPS
 from raydream.priors.diffusers_folder import text_bank, unet_dtype
 from raydream.priors.find import check_agp_cameras, resolve_agp, resolve_agp_prior
-from raydream.priors.kinds import Texts, prior_kind
+from raydream.priors.kinds import prior_kind
+from raydream.priors.protocol import Texts
 from raydream.types import Denoiser
 
 

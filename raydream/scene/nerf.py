@@ -18,8 +18,8 @@ from raydream.scene import losses
 from raydream.scene.background import BackgroundNetwork
 from raydream.scene.field import RadianceField
 from raydream.scene.isosurface import extract_mesh, solid_box
-from raydream.scene.kinds import Draws
 from raydream.scene.occupancy import OccupancyGrid
+from raydream.scene.protocol import Draws
 from raydream.scene.texture import bake_texture
 from raydream.types import Backend, Cameras, Mesh, Rays, RaySamples, Render, VolumeSamples
 

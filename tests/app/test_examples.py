@@ -11,7 +11,7 @@ import torch
 from nbclient import NotebookClient
 
 from raydream.diffusion.methods import METHODS, Eps, Method, csd, sds
-from raydream.scene.kinds import Scene
+from raydream.scene.protocol import Scene
 from raydream.seeds import generator
 
 ROOT = Path(__file__).resolve().parents[2]

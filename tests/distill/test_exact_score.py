@@ -188,7 +188,10 @@ POSITIVE, NEGATIVE = SHARES, (0.1, 0.2, 0.7)
 
 def expected_gradient(learner: torch.nn.Module, index: int, message: Message, step: int) -> Tensor:
     """``w(t) (eps_prior - eps_learner)`` of one particle: ProlificDreamer eq. 9, a view at a time."""
-    draws, z_0, c2w = generator(SEED, "guide", index, step), *(torch.from_numpy(message[k]) for k in ("latents/rgb", "c2w"))
+    draws, z_0, c2w = (
+        generator(SEED, "guide", index, step),
+        *(torch.from_numpy(message[k]) for k in ("latents/rgb", "c2w")),
+    )
     t = torch.randint(20, 981, (len(z_0),), generator=draws)
     noise, rows = torch.randn(z_0.shape, generator=draws), []
     for view, abar in enumerate(ABAR[t].tolist()):

@@ -26,7 +26,7 @@ from raydream.distill.score import Score, make_score
 from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser, AgpFacts
 from raydream.priors.exhibit import MixtureTexts
-from raydream.priors.kinds import Texts
+from raydream.priors.protocol import Texts
 from raydream.schedule import Constant
 from raydream.train.agp.samples import latents_of
 from raydream.types import Condition, Render, Views
@@ -72,7 +72,7 @@ def make_pair(config: RunConfig) -> tuple[Particle, Score]:
 
 
 def map_branch(abar: Tensor, wanted: Tensor, texts: Texts, loud: float = 0.0, steps: int = 1) -> Branch:
-    settings = GeometricPriorConfig(text_noise=loud, denoise_steps=Constant(steps))
+    settings = GeometricPriorConfig(text_noise=loud, denoise_steps=Constant(float(steps)))
     return Branch(
         BranchConfig("ccm", "sds", scale=7.5, geometric_prior=settings), PointDenoiser(wanted, abar), texts, abar
     )

@@ -351,9 +351,9 @@ def test_what_is_public_says_what_it_is_for() -> None:
 
 
 def test_the_reader_sees_imports_wherever_they_stand() -> None:
-    assert "raydream.cluster.ray_runtime" in imports_of("raydream.launch")  # inside a function
-    assert "raydream.cluster.ray_runtime" not in imports_of("raydream.launch", only_at_import=True)
-    assert "raydream.cluster.runtime" not in imports_of("raydream.launch", only_at_import=True)  # under TYPE_CHECKING
+    assert "raydream.cluster.ray_runtime" in imports_of("raydream.generate")  # inside a function
+    assert "raydream.cluster.ray_runtime" not in imports_of("raydream.generate", only_at_import=True)
+    assert "raydream.distill.loop" not in imports_of("raydream.generate", only_at_import=True)  # under TYPE_CHECKING
     assert "raydream.backend.cpu_render" in imports_of("raydream.backend.cpu")  # from package import module
     assert "triton" in foreign_packages("raydream.backend.cuda_kernels")
     assert (
