@@ -126,6 +126,8 @@ def test_the_controller_passes_on_what_it_never_looks_into(tmp_path: Path) -> No
     train(new_run(tmp_path / "run", config), config, runtime)
     for value in runtime.received:
         match value:
+            case None:
+                pass  # something was built
             case dict():
                 assert all(isinstance(entry, str | float | int | FileDigest) for entry in value.values())
             case np.ndarray():

@@ -100,7 +100,7 @@ def test_guiding_and_learning_leave_the_prior_alone(epsilon: Path) -> None:
 def test_without_a_learner_nothing_is_learned(epsilon: Path, method: MethodName) -> None:
     score = new_score(epsilon, method)
     assert score.fit(0, range(3), *views_of(0)) == {}
-    assert score.warm_up(range(3), *views_of(0)) == {"loss/fit": 0.0}
+    assert score.warm_up(0, range(3), *views_of(0)) == {"loss/fit": 0.0}
     assert set(score.snapshot()) == {"step"}
     score.guide(4, "rgb", range(3), *views_of(4))  # any step will do
 
@@ -136,11 +136,11 @@ def test_a_warm_up_learns_before_step_0(epsilon: Path) -> None:
     scores = [new_score(epsilon, learner=learner) for _ in range(2)]
     start = scores[0].snapshot()
     for score in scores:
-        assert score.warm_up(range(3), *views_of(0))["loss/fit"] > 0
+        assert score.warm_up(0, range(3), *views_of(0))["loss/fit"] > 0
         assert score.step == 0
     assert_same(scores[0].snapshot(), scores[1].snapshot())
     assert len(scores[0].snapshot()) > len(start)  # the optimiser has begun
     assert scores[0].fit(0, range(3), *views_of(0))
     untouched = new_score(epsilon)
-    untouched.warm_up(range(3), *views_of(0))
+    untouched.warm_up(0, range(3), *views_of(0))
     assert_same(untouched.snapshot(), start)

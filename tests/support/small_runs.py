@@ -126,7 +126,9 @@ class WatchedRuntime:
     def build(self, actor: Actor, factory: Callable[[], object]) -> Reference:
         self.calls.append((actor.role, actor.index, BUILD, None))
         fault = self._due_fault(actor, BUILD, None)
-        if fault is not None and not fault.error:
+        if fault is not None and fault.error:
+            return Ticket(ActorFailed("application_error", f"{actor}: planted", fault.error, actor))
+        if fault is not None:
             self._local.kill(actor)
         return Ticket(self._local.build(actor, factory))
 
