@@ -1,6 +1,7 @@
 """What is frozen is read once in a process, and a run in a process that has had others is the run of a new one."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,7 +136,8 @@ def test_a_later_run_has_the_bits_of_a_new_process(folder: Path) -> None:
     third = learned(new_score(folder))
     code = "import sys, pathlib, test_prior_cache as t; print(t.learned(t.new_score(pathlib.Path(sys.argv[1]))))"
     command = [sys.executable, "-c", code, str(folder)]
-    fresh = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300, check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    fresh = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
     assert first == third == fresh.stdout.strip()
 
 

@@ -14,11 +14,12 @@ CPU = torch.device("cpu")
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, max_resolution=16)
 SMALL = NerfConfig(grid=GRID, hidden_width=16, samples_per_diagonal=48, occupancy_resolution=8, bfloat16="off")
 SCENE_MODE = dataclasses.replace(SMALL, initial_density_lambda=-10.0, initial_density_radius=2.5)
+NO_LOSSES = LossConfig()
 SHADING = ShadingConfig(ambient=0.1, diffuse=0.9)
 
 
 def make_scene(
-    backend: str, config: NerfConfig = SMALL, full: bool = True, losses: LossConfig = LossConfig()
+    backend: str, config: NerfConfig = SMALL, full: bool = True, losses: LossConfig = NO_LOSSES
 ) -> NerfScene:
     """A scene in float64 with a field that is far from its plain start; ``full``: no cell is skipped."""
     generator = torch.Generator().manual_seed(3)
