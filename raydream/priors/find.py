@@ -101,8 +101,7 @@ def check_prior(folder: Path) -> None:
     """Raises ``ValueError`` unless the folder holds a whole prior of the kind that raydream can use.
 
     That is a ``StableDiffusionPipeline`` of as many latent channels everywhere, a text encoder of the UNet's width,
-    1000 timesteps and
-    eps or v prediction.
+    1000 timesteps and eps or v prediction.
     """
     kind = read_config(folder, "model_index.json").get("_class_name")
     usable = "only StableDiffusionPipeline (SD 1.x, SD 2.x and models of their shape) can be a prior"

@@ -62,6 +62,14 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--prompt", "chair " * 2000], "prompt: must be at most 1000 characters, got 12000"),
         (["--negative-prompt", "x" * 10_000], "negative_prompt: must be at most 1000 characters"),
         (["--set", "stages.0.branches.0.scael=3"], "stages.0.branches.0.scael: unknown field; did you mean 'scale'?"),
+        (
+            ["--set", "method=sds"],
+            "method: no setting of this release; it is called stages.0.branches.0.method, or --me",
+        ),
+        (
+            ["--method", "csd", "--set", "prior.exhibit.assets=procedural"],
+            "stages.0.branches.0.method: must not be csd",
+        ),
         (["--set", "n=two"], "n: must be of type int, got 'two'"),
         (["--set", "n"], "set: need FIELD=VALUE, got 'n'"),
         (["--set", "stages.0.camera.image_px=NaN"], "stages.0.camera.image_px: must be a finite number"),
@@ -158,6 +166,19 @@ def test_a_run_does_not_go_on_as_another(words, says, capsys, saved) -> None:
 def test_a_folder_with_a_damaged_config_is_refused(text, capsys, saved) -> None:
     (Path(saved.uri) / "config.json").write_text(text)
     refused(capsys, "--resume", saved.uri)
+
+
+def test_a_run_of_an_earlier_release_is_refused_and_left_alone(capsys, saved) -> None:
+    """Its settings have a method of the whole run, and its checkpoints have another form."""
+    config = Path(saved.uri) / "config.json"
+    document = json.loads(config.read_text())
+    document["stages"][0]["guidance"] = document["stages"][0].pop("branches")[0]
+    config.write_text(json.dumps(document | {"method": "vsd"}))
+    before = config.read_bytes()
+    line = refused(capsys, "--resume", saved.uri)
+    assert line.startswith(f"error: resume: {saved.uri!r} was begun by an earlier release")
+    assert "start a new run, or go on with the release that began it" in line
+    assert config.read_bytes() == before
 
 
 def test_a_run_in_use_is_refused(capsys, saved) -> None:

@@ -34,7 +34,7 @@ def test_cuda_backend_imports_without_triton_and_cuda() -> None:
 def test_interpreted_kernels_are_the_reference() -> None:
     """In a process of its own: triton decides at its import whether it interprets."""
     root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(root), str(root / "tests/support"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,19 +11,18 @@ from dataclasses import fields
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from raydream.priors.load import Prior
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from raydream.config.actors import ScoreConfig
 from raydream.config.branches import BranchConfig, LearnerConfig
-from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import alphas_cumprod
 from raydream.diffusion.lora import LoraDenoiser
 from raydream.diffusion.text import PerpNegTexts
 from raydream.diffusion.vae import VaeCodec
+from raydream.distill.branches import Branch
 from raydream.distill.messages import Message, pack_views
 from raydream.distill.score import Score
 from raydream.types import Condition, Render, Views
@@ -114,54 +113,41 @@ def to_meta(cond: Condition) -> Condition:
     return Condition(*(getattr(cond, field.name).to(META) for field in fields(cond)))
 
 
-def sd21_score(num_particles: int, method: MethodName, guidance: BranchConfig) -> Score:
+def sd21_score(num_particles: int, branch: BranchConfig) -> Score:
     """The real score model over Stable Diffusion 2.1's shapes."""
-    frozen = sd21_denoiser_on_meta()
-    lora = OnMeta(LoraDenoiser(frozen, rank=4, seed=0)) if method == "vsd" else None
-    score = Score()
-    score.device = torch.device("cpu")
-    score.config = ScoreConfig(
-        0,
-        num_particles,
-        0,
-        "",
-        "",
-        method,
-        guidance,
-        GeometryConfig(),
-        LearnerConfig(),
-        PriorConfig(),
-        "reference",
-        "float32",
-    )
+    frozen, learner = sd21_denoiser_on_meta(), LearnerConfig()
+    lora = OnMeta(LoraDenoiser(frozen, rank=4, seed=0)) if branch.learns else None
+    config = ScoreConfig(0, num_particles, 0, "", "", (branch,), learner, 0, PriorConfig(), "reference", "float32")
     abar = alphas_cumprod({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}).float()
-    score.use(Prior(OnMeta(frozen), Sd21Texts(), abar, lora))
-    return score
+    return Score(config, torch.device("cpu"), [Branch(branch, OnMeta(frozen), Sd21Texts(), abar)], lora)
 
 
 def sd21_messages(num_particles: int, views: int) -> list[Message]:
     latents, angles = torch.zeros(views, 4, 64, 64), torch.zeros(views)
-    message = pack_views(Views(latents, torch.eye(4).expand(views, 4, 4), angles, angles, angles), 0, "float32")
+    message = pack_views(
+        {"rgb": Views(latents, torch.eye(4).expand(views, 4, 4), angles, angles, angles)}, 0, "float32"
+    )
     return [message] * num_particles
 
 
 @pytest.mark.parametrize(
-    ("method", "guidance", "guide", "fit"),
+    ("branch", "guide", "fit"),
     [
-        ("vsd", BranchConfig(), 2 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
-        ("vsd", BranchConfig(scale=1.0), UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
-        ("vsd", BranchConfig(perp_neg=True), 4 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
-        ("sds", BranchConfig(), 2 * UNET_FORWARD, 0.0),
+        (BranchConfig(), 2 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        (BranchConfig(scale=1.0), UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        (BranchConfig(perp_neg=True), 4 * UNET_FORWARD + UNET_FORWARD, LORA_FORWARD_BACKWARD),
+        (BranchConfig(method="sds"), 2 * UNET_FORWARD, 0.0),
+        (BranchConfig(method="csd"), 2 * UNET_FORWARD, 0.0),
     ],
 )
-def test_guide_and_fit_cost_the_minimum(method: MethodName, guidance: BranchConfig, guide: float, fit: float) -> None:
+def test_guide_and_fit_cost_the_minimum(branch: BranchConfig, guide: float, fit: float) -> None:
     """``Score`` itself, from messages to messages, for two particles of two views: the guidance's texts in the frozen
     model, one conditional LoRA pass, one LoRA training pass; no decoding, nothing twice.
     """
     num_particles, views = 2, 2
-    score, messages = sd21_score(num_particles, method, guidance), sd21_messages(num_particles, views)
+    score, messages = sd21_score(num_particles, branch), sd21_messages(num_particles, views)
     before = list(score.learned.values())
-    spent = count_tflop(lambda: score.guide(0, range(num_particles), *messages))
+    spent = count_tflop(lambda: score.guide(0, "rgb", range(num_particles), *messages))
     assert spent == pytest.approx(num_particles * views * guide, rel=0.01)
     spent = count_tflop(lambda: score.fit(0, range(num_particles), *messages))
     assert spent == pytest.approx(num_particles * views * fit, rel=0.01)

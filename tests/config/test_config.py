@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -69,11 +71,41 @@ def test_every_preset_survives_json_to_the_last_bit(preset: str, steps: int | No
 def test_a_run_tells_its_actors_all_that_they_need(preset: str) -> None:
     config = make_preset(preset, 10)
     stage = config.stages[0]
-    particle, score = particle_config(config, stage, 2), score_config(config, stage, 0)
+    particle, score = particle_config(config, 0, 2), score_config(config, 0, 1)
     assert (particle.index, particle.num_particles, particle.seed) == (2, config.n, config.seed)
     assert (particle.stage, particle.prior, particle.output) == (stage, config.prior, config.output)
-    assert (score.prompt, score.method, score.guidance) == (config.prompt, config.method, stage.guidance)
+    assert (score.replica, score.num_particles, score.seed) == (1, config.n, config.seed)
+    assert (score.prompt, score.negative_prompt) == (config.prompt, config.negative_prompt)
+    assert (score.branches, particle.first_step, score.first_step) == (stage.branches, 0, 0)
     assert (score.learner, score.prior, score.wire_dtype) == (stage.learner, config.prior, config.cluster.wire_dtype)
+
+
+def test_an_actor_of_a_later_stage_knows_its_first_step() -> None:
+    first, second = replace(BASE.stages[0], num_steps=7), replace(BASE.stages[0], name="fine", start="previous")
+    config = replace(BASE, stages=(first, second))
+    assert (particle_config(config, 1, 0).first_step, score_config(config, 1, 0).first_step) == (7, 7)
+    assert particle_config(config, 1, 0).stage == second
+    assert (config.num_steps, [config.stage_at(step) for step in (0, 6, 7, 16, 17)]) == (17, [0, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"^stages\.0\.start: must not be previous"):
+        replace(BASE, stages=(second,))
+
+
+def test_a_run_changes_its_method_and_its_geometric_prior_as_a_whole() -> None:
+    plain = BASE.with_method("sjc")
+    assert plain.method == "sjc"
+    assert [branch.method for branch in plain.stages[0].branches] == ["sjc"]
+    assert plain.with_geometric_prior("off") == plain
+    both = plain.with_geometric_prior("mine")
+    assert [(branch.render, branch.method) for branch in both.stages[0].branches] == [("rgb", "sjc"), ("ccm", "sds")]
+    assert both.stages[0].geometric_prior == "mine"
+    assert both.with_method("vsd").stages[0].branches[1].method == "sds", "only the pictures' method is the run's"
+    assert both.with_geometric_prior("other").stages[0].geometric_prior == "other"
+    assert both.with_geometric_prior("off") == plain
+
+    shipped = make_preset("embedded", 10)
+    assert shipped.stages[0].geometric_prior == "embedded"
+    alone = shipped.with_geometric_prior("off").stages[0]
+    assert alone.branches == (replace(shipped.stages[0].branches[0], weight=Constant(1.0)),)
 
 
 def test_the_names_are_all_settings_and_no_more() -> None:
@@ -82,7 +114,7 @@ def test_the_names_are_all_settings_and_no_more() -> None:
             return [path]
         if isinstance(value, dict):
             return [name for key, item in value.items() for name in leaves(item, f"{path}.{key}" if path else key)]
-        if path == "stages":
+        if isinstance(value, list) and value and isinstance(value[0], dict):
             return [name for i, item in enumerate(value) for name in leaves(item, f"{path}.{i}")]
         return [path]
 
@@ -125,7 +157,8 @@ def test_an_unknown_key_in_json_is_refused_by_its_path(name: str) -> None:
 def test_a_choice_names_the_choices(name: str) -> None:
     choices = choices_of(name)
     for choice in choices:
-        assert value_at(strict_json.apply_overrides(BASE, [f"{name}={choice}"]), name) == choice
+        fitting = ["stages.0.branches.0.method=sds"] if choice == "ccm" else []  # whose prior no reference learns from
+        assert value_at(strict_json.apply_overrides(BASE, [*fitting, f"{name}={choice}"]), name) == choice
     with pytest.raises(ValueError, match=f"^{name}: must be one of .*{choices[-1]}"):
         strict_json.apply_overrides(BASE, [f"{name}=other"])
 
@@ -163,7 +196,6 @@ def test_a_number_is_a_constant_schedule_of_a_float() -> None:
         ("prompt= ", "^prompt: must not be empty"),
         ("prompt=" + "x" * 10_000, "^prompt: must be at most 1000 characters, got 10000"),
         ("cluster.score_replicas=9", "score_replicas: must not exceed n=8"),
-        ("stages.0.losses.round_trip=1", "round_trip: needs a prior with a VAE; leave it at 0 for an exhibit"),
         ("cluster.max_restarts=-1", "^cluster.max_restarts: must not be negative"),
         ("output.checkpoint_every=0", "^output.checkpoint_every: must be positive"),
         ("output.mesh_resolution=15", r"^output.mesh_resolution: must be 16\.\.1024"),
@@ -172,7 +204,14 @@ def test_a_number_is_a_constant_schedule_of_a_float() -> None:
         ("stages.0.camera.distance.2=1", "^stages.0.camera.distance.2: '2' must be an index below 2"),
         ("stages.1.num_steps=3", "^stages.1.num_steps: '1' must be an index below 1"),
         ("stages.x.num_steps=3", "^stages.x.num_steps: 'x' must be an index"),
-        ("stages=[]", "^stages: exactly one NeRF stage"),
+        ("stages=[]", "^stages: must be one or more"),
+        ("stages.0.branches=[]", "^stages.0.branches: must have one or more"),
+        ("stages.0.branches=[{}, {}]", "^stages.0.branches: must be of different renders, got rgb, rgb"),
+        ("stages.0.branches.0.weight=-1", "^stages.0.branches.0.weight: must not be negative"),
+        ("stages.0.branches.0.render=ccm", "^stages.0.branches.0.method: must not be vsd on ccm"),
+        ("stages.0.branches.0.geometric_prior.denoise_steps=2", r"geometric_prior.denoise_steps: must be 1 with vsd"),
+        ("stages.0.branches.0.geometric_prior.source=", "geometric_prior.source: must be embedded or a folder"),
+        ("stages.0.start=previous", "^stages.0.start: must not be previous"),
         ("prompt.length=3", "^prompt.length: 'length' does not lead to a setting"),
         ("stages.0.scene.grid.max_resolution=4", "max_resolution: must not be smaller than base_resolution"),
         (
@@ -191,6 +230,35 @@ def test_a_number_is_a_constant_schedule_of_a_float() -> None:
 def test_bad_values_are_refused_by_name(words: str, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         strict_json.apply_overrides(BASE, [words])
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        ("method", "stages.0.branches.0.method, or --method"),
+        ("stages.0.guidance.scale", "stages.0.branches.0.scale"),
+        ("stages.0.guidance.t_max.points", "stages.0.branches.0.t_max.points"),
+        ("stages.0.geometry.agp", "stages.0.branches.1.geometric_prior.source, or --agp"),
+        ("stages.0.geometry.prior", "stages.0.branches.1.geometric_prior.prior"),
+        ("stages.0.geometry.denoise_steps", "stages.0.branches.1.geometric_prior.denoise_steps"),
+        ("stages.0.geometry.ori_weight", "stages.0.branches.0.weight"),
+        ("stages.0.geometry.align_weight", "stages.0.branches.1.weight"),
+        ("stages.0.geometry.t_max", "stages.0.branches.1.t_max"),
+    ],
+)
+def test_a_setting_of_an_earlier_release_is_refused_with_its_name_of_today(former: str, now: str) -> None:
+    says = re.escape(f"{former}: no setting of this release; it is called {now} now")
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        strict_json.apply_overrides(make_preset("embedded", 10), [f"{former}=1"])
+
+
+def test_settings_of_an_earlier_release_are_refused_in_json_too() -> None:
+    document = strict_json.to_json(BASE)
+    with pytest.raises(ValueError, match=r"^method: no setting of this release; it is called stages\.0\.branches"):
+        strict_json.from_json(RunConfig, document | {"method": "vsd"})
+    document["stages"][0]["guidance"] = document["stages"][0].pop("branches")[0]
+    with pytest.raises(ValueError, match=r"^stages\.0\.guidance: .* called stages\.0\.branches\.0 now"):
+        strict_json.from_json(RunConfig, document)
 
 
 @pytest.mark.parametrize("prompt", ["a=b", "../../etc/passwd", "<script>alert(1)</script>", "un œuf 🥚", '"{}[]', "1"])
@@ -248,7 +316,7 @@ UNUSABLE = {
     "output.texture_px": ["0"],
     "output.mesh_resolution": ["0"],
     "cluster.restart_backoff_s": ["-1.0"],
-    "prior.image_px": ["-1", "1", "3", "16"],
+    "prior.image_px": ["-1"],
     "prior.exhibit.supersample": ["0", "-1"],
     "prior.exhibit.object_radius": ["0.0"],
     "stages.0.scene.grid.num_levels": ["1"],
@@ -260,7 +328,10 @@ UNUSABLE = {
     "stages.0.branches.0.t_min": ["-1"],
     "stages.0.branches.0.t_max": ["2.5"],
     "stages.0.branches.0.gradient_clip": ["-1"],
-    "stages.0.geometry.t_max": ["2.5"],
+    "stages.0.branches.1.t_max": ["2.5"],
+    "stages.0.branches.1.geometric_prior.box_every": ["0"],
+    "stages.0.branches.1.geometric_prior.text_noise": ["-1.0"],
+    "stages.0.branches.1.geometric_prior.denoise_steps": ["0"],
     "stages.0.learner.weight_decay": ["-1.0"],
     "stages.0.learner.warm_up_fits": ["-1"],
     "stages.0.learner.lr_warm_up_steps": ["-1"],
@@ -272,4 +343,4 @@ UNUSABLE = {
 def test_what_would_only_fail_later_is_refused_at_once(name: str, words: str) -> None:
     """Found by running one step and the export with every number of a config at its extremes."""
     with pytest.raises(ValueError, match=rf"{name.rpartition('.')[2]}: |max_resolution: must be base_resolution"):
-        strict_json.apply_overrides(BASE, [f"{name}={words}"])
+        strict_json.apply_overrides(BASE.with_geometric_prior("embedded"), [f"{name}={words}"])

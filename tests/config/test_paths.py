@@ -17,7 +17,7 @@ WORDS = ["--preset", "embedded"]
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with folders that are named like nothing else, and one like a known name."""
-    for name in ("mine", "views", "off", "sd21-base"):
+    for name in ("mine", "views", "off", "embedded", "sd21-base"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -29,14 +29,17 @@ def parsed(*words: str) -> RunConfig:
 
 def test_folders_of_the_command_line_are_absolute(here: Path) -> None:
     mine, views = str(here / "mine"), str(here / "views")
-    config = parsed(*WORDS, "--prior", "mine", "--agp", "./views", "--set", "stages.0.geometry.prior=mine/../mine")
-    geometry = config.stages[0].geometry
-    assert (config.prior.source, geometry.agp, geometry.prior) == (mine, views, mine)
+    prior = "stages.0.branches.1.geometric_prior.prior=mine/../mine"
+    config = parsed(*WORDS, "--prior", "mine", "--agp", "./views", "--set", prior, "--set", "stages.0.start=views")
+    geometric = config.stages[0].branches[1].geometric_prior
+    assert (config.prior.source, geometric.source, geometric.prior) == (mine, views, mine)
+    assert config.stages[0].start == views
     assert parsed("--set", "prior.exhibit.assets=views").prior.exhibit.assets == views
 
 
 def test_known_names_and_uris_stay_as_they_are() -> None:
-    assert parsed(*WORDS, "--agp", "off").stages[0].geometry.agp == "off", "though there is such a folder"
+    assert parsed(*WORDS, "--agp", "off").stages[0].branch("ccm") is None, "though there is such a folder"
+    assert parsed(*WORDS, "--agp", "embedded").stages[0].geometric_prior == "embedded", "though there is such a folder"
     assert parsed("--prior", "sd15").prior.source == "sd15"
     for text in ("embedded", "procedural", "owner/name", "s3://bucket/views", "nowhere", ""):
         assert absolute_folder(text) == text
@@ -55,10 +58,15 @@ def test_a_run_is_resumed_by_the_words_that_started_it(here: Path, monkeypatch: 
 
 
 def test_a_service_keeps_its_operators_folders(here: Path) -> None:
-    given = {"RAYDREAM_SERVE_OVERRIDES": '["prior.source=mine", "stages.0.geometry.agp=off", "prompt=views", "n=2"]'}
+    source = "stages.0.branches.1.geometric_prior.source"
+    given = {
+        "RAYDREAM_SERVE_PRESETS": '["embedded"]',
+        "RAYDREAM_SERVE_OVERRIDES": f'["prior.source=mine", "{source}=embedded", "prompt=views", "n=2"]',
+    }
     found = Settings.from_environment(given).overrides
-    assert found == (f"prior.source={here / 'mine'}", "stages.0.geometry.agp=off", "prompt=views", "n=2")
-    assert absolute_override("stages.0.geometry.agp=views") == f"stages.0.geometry.agp={here / 'views'}"
+    assert found == (f"prior.source={here / 'mine'}", f"{source}=embedded", "prompt=views", "n=2")
+    assert absolute_override(f"{source}=views") == f"{source}={here / 'views'}"
+    assert absolute_override("stages.1.start=views") == f"stages.1.start={here / 'views'}"
 
 
 def test_the_folder_of_the_environment_is_absolute(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

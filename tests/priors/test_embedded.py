@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from raydream.priors.load import unet_dtype
 from small_runs import SMALL, new_run, train
 
 from raydream import cli
@@ -20,6 +19,7 @@ from raydream.diffusion import layout
 from raydream.precision import has_fast_bfloat16
 from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser
+from raydream.priors.diffusers_folder import unet_dtype
 from raydream.train.agp.train import grid_condition, sample_maps
 from raydream.train.prior.export import MAX_BYTES
 from raydream.train.prior.models import load_models, sample_latents
@@ -81,10 +81,10 @@ def test_the_preset_runs_and_refuses_what_it_does_not_know(tmp_path: Path) -> No
 
 def test_its_geometric_prior_belongs_to_the_preset_until_another_prior_is_given() -> None:
     def agp(*words: str) -> str:
-        return cli.parse("", ["--preset", "embedded", *words]).config.stages[0].geometry.agp
+        return cli.parse("", ["--preset", "embedded", *words]).config.stages[0].geometric_prior
 
     assert agp() == agp("--prior", "mine", "--agp", "embedded") == "embedded"
-    assert agp("--agp", "off") == agp("--prior", "mine") == "off"
+    assert agp("--agp", "off") == agp("--prior", "mine") == ""
 
 
 def test_unets_of_the_preset_are_bfloat16_where_that_is_fast() -> None:

@@ -1,6 +1,7 @@
 """What is frozen is read once in a process, and a run in a process that has had others is the run of a new one."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,18 +12,21 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from raydream.priors.load import Shelf, forget_priors, load_codec, load_prior
 from small_runs import small_config
 from tiny_prior import make_tiny_prior
 from tiny_score import learn, new_score, views_of
 from transformers import CLIPTextModel
 
 from raydream.camera import orbit_cameras
-from raydream.config.actors import ParticleConfig, ScoreConfig, particle_config, score_config
+from raydream.config.actors import ScoreConfig, score_config
+from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
-from raydream.distill.score import Score
+from raydream.diffusion.latent import LatentCodec
+from raydream.distill.score import Score, make_score
+from raydream.priors.cache import PartCache, forget_priors
 from raydream.priors.exhibit_modes import ExhibitModes
 from raydream.priors.find import resolve_prior
+from raydream.priors.kinds import prior_kind
 from raydream.types import Condition
 
 pytestmark = pytest.mark.slow
@@ -52,7 +56,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 def learned(score: Score) -> str:
     """The bits of what a score model says and of what it learns within a few steps."""
     learn(score, NUM_STEPS)
-    said = score.guide(NUM_STEPS, range(3), *views_of(NUM_STEPS))[:-1]
+    said = score.guide(NUM_STEPS, "rgb", range(3), *views_of(NUM_STEPS))[:-1]
     answers = {f"answer {index}": torch.from_numpy(answer) for index, answer in enumerate(said)}
     return digest(answers | dict(score.learned))
 
@@ -68,14 +72,15 @@ def refuse_all(patch: pytest.MonkeyPatch) -> None:
 
 
 def exhibit_config(**changes: Any) -> ScoreConfig:
-    config = small_config()
-    return replace(score_config(config, config.stages[0], 0), **changes)
+    return replace(score_config(small_config(), 0, 0), **changes)
 
 
-def codec_config(folder: Path) -> ParticleConfig:
-    config = small_config()
-    prior = PriorConfig(kind="diffusers", source=str(folder))
-    return replace(particle_config(config, 0, 0), prior=prior)
+def codec_of(folder: Path) -> LatentCodec:
+    return prior_kind(PriorConfig(kind="diffusers", source=str(folder))).codec(CPU)
+
+
+def frozen_unet(folder: Path, method: MethodName = "vsd") -> torch.nn.Module:
+    return new_score(folder, method).branches["rgb"].denoiser.unet  # type: ignore[attr-defined]
 
 
 # --- nothing is loaded twice ----------------------------------------------------------------------------------------
@@ -83,20 +88,20 @@ def codec_config(folder: Path) -> ParticleConfig:
 
 def test_a_second_setup_loads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new_score(folder)
-    codec = load_codec(codec_config(folder), CPU)
-    load_prior(exhibit_config(), CPU)
+    codec = codec_of(folder)
+    make_score(exhibit_config())
     with monkeypatch.context() as patch:
         refuse_all(patch)
         new_score(folder, method="sds")
-        assert load_codec(codec_config(folder), CPU) is codec
-        load_prior(exhibit_config(seed=7), CPU)
+        assert codec_of(folder) is codec
+        make_score(exhibit_config(seed=7))
         with pytest.raises(AssertionError, match="loaded again"):
-            load_prior(exhibit_config(prompt="a table"), CPU)
+            make_score(exhibit_config(prompt="a table"))
 
 
 def test_a_prior_that_was_changed_on_the_disk_is_read_again(tmp_path: Path) -> None:
     def first_weight() -> torch.Tensor:
-        return next(iter(new_score(tmp_path).prior.denoiser.unet.parameters())).clone()  # type: ignore[attr-defined]
+        return next(iter(frozen_unet(tmp_path).parameters())).clone()
 
     make_tiny_prior(tmp_path, seed=0)
     before = first_weight()
@@ -105,21 +110,21 @@ def test_a_prior_that_was_changed_on_the_disk_is_read_again(tmp_path: Path) -> N
     assert not torch.equal(first_weight(), before)
 
 
-def test_a_shelf_makes_room_before_it_loads() -> None:
-    shelf, loaded = Shelf(2), []
+def test_a_cache_makes_room_before_it_loads() -> None:
+    cache, loaded = PartCache(2), []
 
     def get(name: str) -> str:
-        return shelf.get(name, lambda: loaded.append((name, len(shelf._parts))) or name)
+        return cache.get(name, lambda: loaded.append((name, len(cache._parts))) or name)
 
     assert [get(name) for name in "ababcacb"] == list("ababcacb")
     assert loaded == [("a", 0), ("b", 1), ("c", 1), ("a", 1), ("b", 1)]
 
 
 def test_what_could_not_be_loaded_is_tried_again() -> None:
-    shelf = Shelf(1)
+    cache = PartCache(1)
     with pytest.raises(AssertionError, match="loaded again"):
-        shelf.get("a", refuse)
-    assert shelf.get("a", lambda: 1) == 1
+        cache.get("a", refuse)
+    assert cache.get("a", lambda: 1) == 1
 
 
 # --- and a run does not see what was there before it ----------------------------------------------------------------
@@ -131,35 +136,36 @@ def test_a_later_run_has_the_bits_of_a_new_process(folder: Path) -> None:
     third = learned(new_score(folder))
     code = "import sys, pathlib, test_prior_cache as t; print(t.learned(t.new_score(pathlib.Path(sys.argv[1]))))"
     command = [sys.executable, "-c", code, str(folder)]
-    fresh = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300, check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    fresh = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
     assert first == third == fresh.stdout.strip()
 
 
 def test_a_lora_leaves_the_kept_weights_and_layers_alone(folder: Path) -> None:
-    plain = new_score(folder, method="sds").prior.denoiser.unet  # type: ignore[attr-defined]
+    plain = frozen_unet(folder, "sds")
     names, before = list(plain.state_dict()), digest(plain.state_dict())
     first = learn(new_score(folder), NUM_STEPS)
     second = new_score(folder)
     assert first.learned.keys() == second.learned.keys()
     assert all(first.learned[name] is not second.learned[name] for name in first.learned)
-    again = new_score(folder, method="sds").prior.denoiser.unet  # type: ignore[attr-defined]
+    again = frozen_unet(folder, "sds")
     assert list(again.state_dict()) == names
     assert digest(again.state_dict()) == digest(plain.state_dict()) == before
     shared = {parameter.data_ptr() for parameter in plain.parameters()}
     assert {parameter.data_ptr() for parameter in again.parameters()} == shared, "frozen weights exist once"
 
 
-def test_an_exhibit_looks_the_same_from_the_shelf() -> None:
+def test_an_exhibit_looks_the_same_from_the_cache() -> None:
     cameras = orbit_cameras(
         torch.tensor([20.0, -100.0]), torch.tensor([10.0, 30.0]), torch.full((2,), 2.8), torch.full((2,), 45.0), 16, 16
     )
     z_t = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def answer() -> torch.Tensor:
-        prior = load_prior(exhibit_config(), CPU)
-        text = prior.texts.prompt_embeddings(2)
+        branch = make_score(exhibit_config()).branches["rgb"]
+        text = branch.texts.prompt_embeddings(2)
         cond = Condition(text, cameras.c2w, cameras.fov_y_deg, torch.ones(2))
-        return prior.denoiser.eps(z_t, torch.tensor([300, 700]), cond)
+        return branch.denoiser.eps(z_t, torch.tensor([300, 700]), cond)
 
     first, second = answer(), answer()
     forget_priors()

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from tiny_prior import make_tiny_prior
+from tiny_score import new_score, views_of
 from transformers import CLIPTextModel
 
+from raydream.config.prior import PriorConfig
 from raydream.diffusion import layout, prompts
 from raydream.diffusion.denoiser import load_unet
 from raydream.diffusion.text import load_text_encoder
 from raydream.diffusion.vae import VaeCodec
 from raydream.priors import find
+from raydream.priors.kinds import prior_kind
+from raydream.types import Render
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +159,26 @@ def test_a_prior_of_the_wrong_kind_is_refused(folder: Path, name: str, changes: 
     edit(folder, name, changes)
     with pytest.raises(ValueError, match=rf"^prior: .*{words}"):
         find.resolve_prior(str(folder))
+
+
+def test_a_prior_of_sixteen_latent_channels_guides_and_is_learned_from(tmp_path: Path) -> None:
+    """Any number of them is right, if it is the same one everywhere; but a geometric prior's maps have four."""
+    folder = make_tiny_prior(tmp_path / "wide", latent_channels=16)
+    assert find.resolve_prior(str(folder)) == folder.resolve()
+    codec = prior_kind(PriorConfig(kind="diffusers", source=str(folder))).codec(torch.device("cpu"))
+    rgb, opacity = torch.rand(1, 64, 64, 3), torch.ones(1, 64, 64, 1)
+    assert codec.encode(Render(rgb, rgb, opacity, opacity), torch.Generator()).shape == (1, 16, 16, 16)
+
+    score, messages = new_score(folder), views_of(0, channels=16)
+    before = {name: value.detach().clone() for name, value in score.learned.items()}
+    *gradients, _ = score.guide(0, "rgb", range(3), *messages)
+    assert [np.asarray(gradient).shape for gradient in gradients] == [(2, 16, 16, 16)] * 3
+    assert all(np.isfinite(gradient).all() and np.abs(gradient).max() > 0 for gradient in map(np.asarray, gradients))
+    assert score.fit(0, range(3), *messages)["loss/fit"] > 0
+    assert score.step == 1
+    assert any(not torch.equal(value, before[name]) for name, value in score.learned.items())
+    with pytest.raises(ValueError, match=r"^prior: .*has 16 latent channels; a geometric prior draws maps of 4"):
+        find.resolve_agp_prior(str(folder), "")
 
 
 @pytest.mark.parametrize("part", find.PARTS)

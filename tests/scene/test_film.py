@@ -14,7 +14,7 @@ from small_runs import new_run, small_config
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
 from raydream.config.actors import particle_config
-from raydream.distill.particle import Particle
+from raydream.distill.particle import make_particle
 from raydream.scene.film import lit_pictures, mesh_asset
 from raydream.store.run_folder import MESH, PREVIEW, particle_file
 from raydream.types import Cameras, Mesh
@@ -70,8 +70,7 @@ def export(tmp_path: Path) -> Callable[[str], tuple[bytes, np.ndarray]]:
     def run_of(material: str) -> tuple[bytes, np.ndarray]:
         config = small_config(f"output.material={material}", "output.turntable_frames=2", steps=4)
         run = new_run(tmp_path / material, config)
-        particle = Particle()
-        particle.setup(particle_config(config, 0, 0))
+        particle = make_particle(particle_config(config, 0, 0))
         stats = particle.export(run.uri)
         assert stats["faces"] > 0
         picture = Image.open(io.BytesIO(run.read_bytes(particle_file(0, PREVIEW))))

@@ -15,9 +15,9 @@ from raydream.camera import camera_rays, orbit_cameras, select_views
 from raydream.config.scene import LossConfig, ShadingConfig
 from raydream.coordinates import Box
 from raydream.scene import losses
-from raydream.scene.nerf import Look, NerfRender, NerfScene, draw_look, plain_look
+from raydream.scene.nerf import Look, NerfScene, draw_look, plain_look
 from raydream.schedule import Constant, Steps
-from raydream.types import Rays, RaySamples
+from raydream.types import Rays, RaySamples, Render
 
 ALL_LOSSES = LossConfig(Constant(0.7), Constant(0.5), Constant(2.0), Constant(3.0))
 
@@ -42,24 +42,26 @@ def test_a_constant_field_is_a_coloured_fog(backend: str) -> None:
     make_constant(scene, (0.4, -1.0, 0.0, 2.0))
     density, color = math.log1p(math.exp(0.4)), torch.sigmoid(torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64))
     cameras = make_cameras([30.0, 130.0])
-    nerf = scene.render(cameras, plain_look(2))
+    render = scene.volume(cameras, plain_look(2))
+    assert render.volume is not None
+    samples = render.volume.samples
     near, far = spans_of_box(camera_rays(cameras), 1.0)
     way = (far - near).clamp(min=0)
-    opacity = nerf.render.opacity.flatten()
-    torch.testing.assert_close(opacity, 1 - torch.exp(-density * nerf.samples.counts.double() * scene.step_size))
+    opacity = render.opacity.flatten()
+    torch.testing.assert_close(opacity, 1 - torch.exp(-density * samples.counts.double() * scene.step_size))
     # an interval counts where its middle lies in the box, so the way is right to a step
     assert (torch.log1p(-opacity) / -density - way).abs().max() <= scene.step_size * 1.0001
-    assert ((opacity > 0) == (nerf.samples.counts > 0)).all()
+    assert ((opacity > 0) == (samples.counts > 0)).all()
     foreground = opacity[:, None] * color
-    torch.testing.assert_close(nerf.render.foreground.reshape(-1, 3), foreground)
+    torch.testing.assert_close(render.foreground.reshape(-1, 3), foreground)
     background = torch.tensor(flat.background_color, dtype=torch.float64)
-    torch.testing.assert_close(nerf.render.rgb.reshape(-1, 3), foreground + (1 - opacity[:, None]) * background)
+    torch.testing.assert_close(render.rgb.reshape(-1, 3), foreground + (1 - opacity[:, None]) * background)
 
     # depth: the integral of distance * density * transmittance from entry to exit
     entry, leave = near[way > 0.5], far[way > 0.5]
     fall = torch.exp(-density * (leave - entry))
     depth = entry + 1 / density - fall * (leave + 1 / density)
-    assert (nerf.render.depth.flatten()[way > 0.5] - depth).abs().max() < 2 * scene.step_size
+    assert (render.depth.flatten()[way > 0.5] - depth).abs().max() < 2 * scene.step_size
 
 
 def spans_of_box(rays: Rays, radius: float) -> tuple[Tensor, Tensor]:
@@ -73,7 +75,7 @@ def test_depth_is_the_distance_along_the_ray_and_ccm_the_place_where_it_ends(bac
     make_constant(scene, (1e4, 0.0, 0.0, 0.0))
     cameras = make_cameras([10.0, 250.0])
     box = Box(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([1.0, 1.0, 0.5]))
-    render = scene.render(cameras, plain_look(2), ccm_box=box).render
+    render = scene.volume(cameras, plain_look(2), ccm_box=box)
     rays = camera_rays(cameras)
     near, far = spans_of_box(rays, 1.0)
     hit = far - near > scene.step_size
@@ -99,7 +101,7 @@ def test_coordinates_and_normals_are_weighted_by_opacity(backend: str) -> None:
     scene = make_scene(backend, thin)
     make_constant(scene, (-1.0, 0.0, 0.0, 0.0))
     box = Box(torch.full((3,), -1.0), torch.full((3,), 1.0))
-    render = scene.render(make_cameras([0.0], 5), plain_look(1), normals=True, ccm_box=box).render
+    render = scene.volume(make_cameras([0.0], 5), plain_look(1), normals=True, ccm_box=box)
     assert render.ccm is not None
     middle = render.opacity[0, 2, 2]
     assert 0.2 < middle < 0.6
@@ -108,7 +110,7 @@ def test_coordinates_and_normals_are_weighted_by_opacity(backend: str) -> None:
     ball = make_scene(backend)
     with torch.no_grad():
         ball.field.head.zero_()
-    seen = ball.render(make_cameras([90.0], 15), plain_look(1), normals=True).render
+    seen = ball.volume(make_cameras([90.0], 15), plain_look(1), normals=True)
     assert seen.normal is not None
     assert ((seen.normal.norm(dim=-1) <= seen.opacity[..., 0] + 1e-12) & (seen.opacity[..., 0] < 1)).all()
     towards_camera = F.normalize(make_cameras([90.0]).c2w[0, :3, 3], dim=0)
@@ -118,14 +120,14 @@ def test_coordinates_and_normals_are_weighted_by_opacity(backend: str) -> None:
 
 @pytest.mark.parametrize("background", ["network", "constant"])
 def test_an_empty_scene_is_its_backdrop(backend: str, background: str) -> None:
-    scene = make_scene(backend, dataclasses.replace(SMALL, background=background), full=False)
+    scene = make_scene(backend, dataclasses.replace(SMALL, background=background), False, ALL_LOSSES)
     cameras = make_cameras([0.0, 90.0])
     box = Box(torch.full((3,), -1.0), torch.full((3,), 1.0))
     look = dataclasses.replace(lit_look(("lambertian", "albedo"), (0.0, 0.0, 2.0)), background=torch.rand(2, 3))
     look = dataclasses.replace(look, replace_background=torch.tensor([False, True]))
-    nerf = scene.render(cameras, look, torch.Generator(), normals=True, ccm_box=box)
-    render = nerf.render
-    assert len(nerf.weights) == 0
+    render = scene.volume(cameras, look, torch.Generator(), normals=True, ccm_box=box)
+    assert render.volume is not None
+    assert len(render.volume.weights) == 0
     for image in (render.foreground, render.opacity, render.depth, render.normal, render.ccm):
         assert image is not None
         assert not image.any()
@@ -136,7 +138,7 @@ def test_an_empty_scene_is_its_backdrop(backend: str, background: str) -> None:
         own = scene.background(camera_rays(cameras).directions).reshape(2, 12, 12, 3)
         torch.testing.assert_close(render.rgb[0], own[0])
         assert own[0].std() > 1e-3
-    total = render.rgb.sum() + sum(scene.regularizers(nerf, ALL_LOSSES, 0).values())
+    total = render.rgb.sum() + sum(scene.regularizers(render, 0).values())
     total.backward()
     gradients = [p.grad for p in scene.parameters() if p.grad is not None]
     assert gradients
@@ -146,11 +148,11 @@ def test_an_empty_scene_is_its_backdrop(backend: str, background: str) -> None:
 def test_views_of_one_render_do_not_touch_one_another(backend: str) -> None:
     scene, cameras = make_scene(backend), make_cameras([0.0, 77.0, 200.0])
     look = lit_look(("albedo", "lambertian", "textureless"), (1.0, 1.0, 1.0))
-    together = scene.render(cameras, look).render
+    together = scene.volume(cameras, look)
     for view in range(3):
         part = slice(view, view + 1)
         one = Look(look.shading[part], look.light[part], look.background[part], look.replace_background[part])
-        alone = scene.render(select_views(cameras, part), one, normals=True).render
+        alone = scene.volume(select_views(cameras, part), one, normals=True)
         for name in ("rgb", "opacity", "depth", "normal"):
             torch.testing.assert_close(getattr(together, name)[part], getattr(alone, name), rtol=1e-12, atol=1e-12)
 
@@ -158,11 +160,11 @@ def test_views_of_one_render_do_not_touch_one_another(backend: str) -> None:
 def test_jitter_is_drawn_from_the_generator_alone(backend: str) -> None:
     scene, cameras = make_scene(backend), make_cameras([0.0])
     first, again, other = (
-        scene.render(cameras, plain_look(1), torch.Generator().manual_seed(seed)).render.rgb for seed in (1, 1, 2)
+        scene.volume(cameras, plain_look(1), torch.Generator().manual_seed(seed)).rgb for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    still = [scene.render(cameras, plain_look(1)).render.rgb for _ in range(2)]
+    still = [scene.volume(cameras, plain_look(1)).rgb for _ in range(2)]
     assert torch.equal(*still)
 
 
@@ -170,30 +172,30 @@ def test_density_noise_belongs_to_training(backend: str) -> None:
     noisy = make_scene(backend, dataclasses.replace(SMALL, density_noise=3.0))
     quiet = make_scene(backend)
     cameras, look = make_cameras([0.0]), plain_look(1)
-    assert torch.equal(noisy.render(cameras, look).render.rgb, quiet.render(cameras, look).render.rgb)
+    assert torch.equal(noisy.volume(cameras, look).rgb, quiet.volume(cameras, look).rgb)
     draws = [torch.Generator().manual_seed(0) for _ in "ab"]
-    differing = noisy.render(cameras, look, draws[0]).render.rgb - quiet.render(cameras, look, draws[1]).render.rgb
+    differing = noisy.volume(cameras, look, draws[0]).rgb - quiet.volume(cameras, look, draws[1]).rgb
     assert differing.abs().max() > 1e-3
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
-def scalar_of(scene: NerfScene, nerf: NerfRender, config: LossConfig) -> Tensor:
+def scalar_of(scene: NerfScene, render: Render) -> Tensor:
     """Every image with a weight of its own for each pixel, and the regularisers."""
-    render, draws = nerf.render, torch.Generator().manual_seed(5)
+    draws = torch.Generator().manual_seed(5)
     images = [render.rgb, render.foreground, render.opacity, render.depth, render.normal, render.ccm]
     total = torch.zeros((), dtype=torch.float64)
     for image in images:
         assert image is not None
         total = total + (image * torch.randn(image.shape, generator=draws, dtype=image.dtype)).sum()
-    return total + sum(scene.regularizers(nerf, config, 0).values())
+    return total + sum(scene.regularizers(render, 0).values())
 
 
-def full_render(scene: NerfScene) -> NerfRender:
+def full_render(scene: NerfScene) -> Render:
     look = lit_look(("albedo", "lambertian", "textureless"), (1.5, 1.0, 0.5))
     box = Box(torch.full((3,), -0.8), torch.full((3,), 1.0))
-    return scene.render(
+    return scene.volume(
         make_cameras([0.0, 120.0, 240.0]), look, torch.Generator().manual_seed(1), normals=True, ccm_box=box
     )
 
@@ -202,10 +204,10 @@ def test_gradients_of_a_whole_render_are_finite_differences(backend: str) -> Non
     """Along random directions through all parameters at once. Without orientation, which holds its weights; a step
     so short that no hidden unit of any sample switches, where a normal jumps.
     """
-    scene, h = make_scene(backend), 1e-7
-    smooth = dataclasses.replace(ALL_LOSSES, orientation=Constant(0.0))
+    smooth, h = dataclasses.replace(ALL_LOSSES, orientation=Constant(0.0)), 1e-7
+    scene = make_scene(backend, losses=smooth)
     parameters = list(scene.parameters())
-    gradients = torch.autograd.grad(scalar_of(scene, full_render(scene), smooth), parameters)
+    gradients = torch.autograd.grad(scalar_of(scene, full_render(scene)), parameters)
     start = [p.detach().clone() for p in parameters]
     for seed in range(3):
         draws = torch.Generator().manual_seed(seed)
@@ -216,19 +218,19 @@ def test_gradients_of_a_whole_render_are_finite_differences(backend: str) -> Non
             with torch.no_grad():
                 for p, at, d in zip(parameters, start, direction):
                     p.copy_(at + offset * d)
-                ends.append(float(scalar_of(scene, full_render(scene), smooth)))
+                ends.append(float(scalar_of(scene, full_render(scene))))
         assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-5)
 
 
 def test_numba_renders_and_learns_like_the_reference() -> None:
     """Measured: 6e-16 of the largest entry."""
-    scenes = {name: make_scene(name) for name in ("reference", "numba")}
+    scenes = {name: make_scene(name, losses=ALL_LOSSES) for name in ("reference", "numba")}
     renders = {name: full_render(scene) for name, scene in scenes.items()}
     for name in ("rgb", "foreground", "opacity", "depth", "normal", "ccm"):
-        first, second = (getattr(nerf.render, name) for nerf in renders.values())
+        first, second = (getattr(render, name) for render in renders.values())
         torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-11)
     for name, scene in scenes.items():
-        scalar_of(scene, renders[name], ALL_LOSSES).backward()
+        scalar_of(scene, renders[name]).backward()
     for (name, p), other in zip(scenes["reference"].named_parameters(), scenes["numba"].parameters()):
         assert p.grad is not None
         assert other.grad is not None
@@ -242,7 +244,7 @@ def gradients_of_a_plain_step(backend: str, bfloat16: str) -> dict[str, Tensor]:
     scene = make_scene(backend, dataclasses.replace(SMALL, bfloat16=bfloat16)).float()
     cameras = make_cameras([0.0, 90.0], 24)
     single = dataclasses.replace(cameras, c2w=cameras.c2w.float(), fov_y_deg=cameras.fov_y_deg.float())
-    render = scene.render(single, plain_look(2), torch.Generator().manual_seed(0)).render
+    render = scene.volume(single, plain_look(2), torch.Generator().manual_seed(0))
     (render.rgb.square().mean() + render.opacity.mean()).backward()
     return {name: p.grad for name, p in scene.named_parameters() if p.grad is not None}
 
@@ -276,22 +278,23 @@ def test_every_parameter_is_in_one_group() -> None:
 
 
 def test_regularizers_are_their_formulas_times_their_schedules(backend: str) -> None:
-    scene = make_scene(backend)
-    nerf = full_render(scene)
-    opacity, weights, samples = nerf.render.opacity.reshape(-1), nerf.weights, nerf.samples
     late = LossConfig(sparsity=Steps(((0, 0.0), (10, 4.0))), z_variance=Constant(0.5))
-    assert set(scene.regularizers(nerf, late, 9)) == {"z_variance"}
-    found = scene.regularizers(nerf, late, 10)
+    scene, other = make_scene(backend, losses=ALL_LOSSES), make_scene(backend, losses=late)
+    render = full_render(scene)
+    assert render.volume is not None
+    opacity, weights, samples = render.opacity.reshape(-1), render.volume.weights, render.volume.samples
+    assert set(other.regularizers(render, 9)) == {"z_variance"}
+    found = other.regularizers(render, 10)
     torch.testing.assert_close(found["sparsity"], 4 * losses.sparsity(opacity))
     torch.testing.assert_close(found["z_variance"], 0.5 * losses.z_variance(weights, samples))
-    found = scene.regularizers(nerf, ALL_LOSSES, 0)
+    found = scene.regularizers(render, 0)
     torch.testing.assert_close(found["opaqueness"], 0.5 * losses.opaqueness(opacity))
-    assert nerf.normals is not None
-    expected = 2 * losses.orientation(weights, nerf.normals, nerf.rays.directions, samples)
+    assert render.volume.normals is not None
+    expected = 2 * losses.orientation(weights, render.volume.normals, render.volume.rays.directions, samples)
     torch.testing.assert_close(found["orientation"], expected)
-    without = scene.render(make_cameras([0.0]), plain_look(1))
+    without = scene.volume(make_cameras([0.0]), plain_look(1))
     with pytest.raises(AssertionError, match="normals"):
-        scene.regularizers(without, ALL_LOSSES, 0)
+        scene.regularizers(without, 0)
 
 
 # --- light and backdrop ---------------------------------------------------------------------------------------------
@@ -367,15 +370,18 @@ def test_all_or_nothing_probabilities() -> None:
 def test_pruning_leaves_the_picture_of_a_ball_alone() -> None:
     """The updated grid drops most samples and, by its threshold, next to no opacity."""
     ball = dataclasses.replace(SMALL, occupancy_resolution=16)
-    scene = NerfScene(ball, SHADING, load_backend("numba", "cpu"), CPU, torch.Generator().manual_seed(0))
+    draws = torch.Generator().manual_seed(0)
+    scene = NerfScene(ball, SHADING, LossConfig(), load_backend("numba", "cpu"), CPU, lambda *_: draws)
     cameras = make_cameras([0.0], 24)
     cameras = dataclasses.replace(cameras, c2w=cameras.c2w.float(), fov_y_deg=cameras.fov_y_deg.float())
     scene.occupancy.values.fill_(1.0)
-    whole = scene.render(cameras, plain_look(1))
+    whole = scene.volume(cameras, plain_look(1))
     scene.occupancy.values.zero_()
     scene.update_occupancy(torch.Generator().manual_seed(0))
-    pruned = scene.render(cameras, plain_look(1))
-    assert len(pruned.weights) < 0.35 * len(whole.weights)
-    difference = (whole.render.opacity - pruned.render.opacity).abs()
+    pruned = scene.volume(cameras, plain_look(1))
+    assert pruned.volume is not None
+    assert whole.volume is not None
+    assert len(pruned.volume.weights) < 0.35 * len(whole.volume.weights)
+    difference = (whole.opacity - pruned.opacity).abs()
     assert difference.mean() < 0.01  # measured 0.006
     assert difference.max() < 0.1

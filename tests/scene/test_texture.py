@@ -62,7 +62,7 @@ def test_a_mesh_shows_what_renders_show(backend: str) -> None:
     mesh = extract_mesh(density, 48, 2.0, 1.0, 2000)
     cameras = make_cameras([0.0, 120.0], 24)
     cameras = dataclasses.replace(cameras, c2w=cameras.c2w.float(), fov_y_deg=cameras.fov_y_deg.float())
-    render = scene.render(cameras, plain_look(2, NONE)).render
+    render = scene.volume(cameras, plain_look(2, NONE))
     inside = render.opacity[..., 0] > 0.99
     seen = (render.foreground / render.opacity.clamp(min=1e-4))[inside]
 

@@ -13,7 +13,9 @@ NUM_TOKENS = 64
 TEXT_WIDTH = 32
 
 
-def make_tiny_prior(folder: Path, prediction_type: PredictionType = "epsilon", seed: int = 0) -> Path:
+def make_tiny_prior(
+    folder: Path, prediction_type: PredictionType = "epsilon", seed: int = 0, latent_channels: int = 4
+) -> Path:
     """Writes the prior and returns its folder: 64 px images, 16 x 16 latents, the same bytes for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -32,8 +34,8 @@ def make_tiny_prior(folder: Path, prediction_type: PredictionType = "epsilon", s
         text_encoder = CLIPTextModel(text_config)
         unet = UNet2DConditionModel(
             sample_size=16,
-            in_channels=4,
-            out_channels=4,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
             block_out_channels=(32, 64),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -49,7 +51,7 @@ def make_tiny_prior(folder: Path, prediction_type: PredictionType = "epsilon", s
             down_block_types=("DownEncoderBlock2D",) * 3,
             up_block_types=("UpDecoderBlock2D",) * 3,
             layers_per_block=1,
-            latent_channels=4,
+            latent_channels=latent_channels,
             norm_num_groups=8,
             scaling_factor=0.5,
         )

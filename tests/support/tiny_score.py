@@ -30,12 +30,12 @@ def new_score(
     return make_score(ScoreConfig(0, 3, SEED, PROMPT, NEGATIVE, (branch,), learner, 0, prior, "reference", "float32"))
 
 
-def views_of(step: int, counts: Sequence[int] = (2, 2, 2)) -> list[Message]:
+def views_of(step: int, counts: Sequence[int] = (2, 2, 2), channels: int = 4) -> list[Message]:
     """One message from each particle, with as many views as ``counts`` says; azimuths all around."""
     draws, view = torch.Generator().manual_seed(100 + step), sum(counts)
     azimuth, elevation = torch.linspace(-170, 150, view), torch.linspace(-5, 70, view)
     cameras = orbit_cameras(azimuth, elevation, torch.full((view,), 2.8), torch.full((view,), 45.0), 64, 64)
-    latents = torch.randn(view, 4, 16, 16, generator=draws)
+    latents = torch.randn(view, channels, 16, 16, generator=draws)
     fields = (latents, cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
     parts = zip(*(field.split(list(counts)) for field in fields))
     return [pack_views({"rgb": Views(*part)}, step, "float32") for part in parts]
