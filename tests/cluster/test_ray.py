@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def actor_of(runtime: RayRuntime, role: str, index: int) -> Actor:
-    return next(a for a in runtime._factories if (a.role, a.index) == (role, index))
+    return next(a for a in runtime._started if (a.role, a.index) == (role, index))
 
 
 def kill_process(runtime: RayRuntime, role: str, index: int, number: int = signal.SIGKILL) -> None:
@@ -113,7 +113,8 @@ def test_calls_keep_their_order_and_failures_are_passed_on(cluster: str) -> None
 
     runtime = RayRuntime(ClusterConfig(backend="reference", gpus_per_particle=0.0, gpus_per_score=0.0), 1)
     try:
-        one, two = runtime.spawn("particle", 0, Worker), runtime.spawn("score", 0, Worker)
+        one, two = runtime.spawn("particle", 0), runtime.spawn("score", 0)
+        runtime.get([runtime.build(actor, Worker) for actor in (one, two)], 60.0)
         late = runtime.call(one, "see", "late", 0.3)
         calls = [runtime.call(two, "see", late), *(runtime.call(two, "see", i) for i in range(5))]
         assert runtime.get(calls, 60.0)[-1] == [["late"], 0, 1, 2, 3, 4]
@@ -141,6 +142,7 @@ def test_calls_keep_their_order_and_failures_are_passed_on(cluster: str) -> None
         with pytest.raises(ActorFailed) as caught:
             runtime.get([waiting], 60.0)
         assert caught.value.kind == "actor_died"
+        runtime.build(one, Worker)
         assert runtime.get([runtime.call(one, "see", "anew")], 60.0) == [["anew"]]
         kill_process(runtime, "score", 0)
         with pytest.raises(ActorFailed):
@@ -234,7 +236,7 @@ def test_eight_particles_on_eight_gpus_and_a_score_model_on_the_ninth(cluster: s
         return runtimes[0]
 
     def look_at_gpus() -> None:
-        asks = [actor.place.__ray_call__.options(concurrency_group="ctl") for actor in runtimes[0]._factories]
+        asks = [actor.place.__ray_call__.options(concurrency_group="ctl") for actor in runtimes[0]._started]
         seen.extend(ray.get([ask.remote(lambda host: os.environ["CUDA_VISIBLE_DEVICES"]) for ask in asks]))
 
     watch = Watch(deeds={0: look_at_gpus})

@@ -312,9 +312,7 @@ def test_views_of_another_step_are_refused(method: str) -> None:
     score, draws = toy_score("vsd"), torch.Generator().manual_seed(0)
     messages = toy_messages(torch.randn(NUM_PARTICLES, 1, 4, generator=draws), toy_cameras(NUM_PARTICLES, draws), 0)
     messages[3]["step"] = np.array(7)
+    words = ("rgb",) if method == "guide" else ()
     with pytest.raises(RuntimeError, match="views of step 7 at step 0"):
-        if method == "guide":
-            score.guide(0, "rgb", range(NUM_PARTICLES), *messages)
-        else:
-            score.fit(0, range(NUM_PARTICLES), *messages)
+        getattr(score, method)(0, *words, range(NUM_PARTICLES), *messages)
     assert score.step == 0

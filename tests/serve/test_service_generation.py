@@ -38,7 +38,7 @@ class Deadly:
 
     def __init__(self, step: int) -> None:
         self._local, self._step = LocalRuntime(), step
-        self.spawn, self.respawn = self._local.spawn, self._local.respawn
+        self.spawn, self.build, self.respawn = self._local.spawn, self._local.build, self._local.respawn
         self.get, self.failing, self.close = self._local.get, self._local.failing, self._local.close
 
     def call(self, actor, method, *args, num_returns=1):

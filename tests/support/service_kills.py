@@ -32,7 +32,7 @@ from serve.records import Records
 from serve.schema import FINAL_STATES
 
 ROOT = Path(__file__).resolve().parents[2]
-REPLICA, ACTOR, SUPERVISOR, RUNNER = "ServeReplica:raydream", "_Host", "SupervisorActor", "Runner"
+REPLICA, ACTOR, SUPERVISOR, RUNNER = "ServeReplica:raydream", "ActorProcess", "SupervisorActor", "Runner"
 VICTIMS = (REPLICA, ACTOR, SUPERVISOR, RUNNER)
 NUM_STEPS = 180
 LONG = {"prompt": "a chair", "n": 2, "method": "vsd", "steps": NUM_STEPS}

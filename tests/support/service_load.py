@@ -29,7 +29,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 REQUEST = {"prompt": "a chair", "n": 2}
 GROUPS = {
     "answering": ("ray::ServeReplica", "ray::ServeController", "ray::ProxyActor"),
-    "computing": ("ray::_Host", "ray::Runner", "ray::SupervisorActor"),
+    "computing": ("ray::ActorProcess", "ray::Runner", "ray::SupervisorActor"),
 }
 
 
