@@ -8,6 +8,7 @@ import pytest
 import torch
 from jaxtyping import Float, Int
 from small_runs import SMALL, Watch, assert_same_end, new_run, train
+from small_scenes import nerf_of
 from tiny_prior import make_tiny_prior
 from torch import Tensor
 
@@ -143,12 +144,12 @@ def test_both_branches_move_the_particle_by_their_weights(priors: tuple[Path, Pa
     assert 0 < ((views["latents/ccm"][:, 3] + 1) / 2).mean() < 1
     wish = np.zeros_like(views["latents/ccm"])
     wish[:, 3] = -1.0  # more opacity everywhere
-    before = particle.scene.field.density(torch.zeros(1, 3)).item()
-    head = particle.scene.field.head.detach().clone()
+    before = nerf_of(particle).field.density(torch.zeros(1, 3)).item()
+    head = nerf_of(particle).field.head.detach().clone()
     stats = particle.apply(0, np.ones_like(views["latents/rgb"]), wish)
     assert stats["loss/ccm"] > 0
-    assert particle.scene.field.density(torch.zeros(1, 3)).item() > before
-    changed = (particle.scene.field.head != head).any(dim=1)
+    assert nerf_of(particle).field.density(torch.zeros(1, 3)).item() > before
+    changed = (nerf_of(particle).field.head != head).any(dim=1)
     assert changed.tolist() == [True, False, False, False]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from jaxtyping import Float
 from small_runs import new_run, small_config
+from small_scenes import nerf_of
 from torch import Tensor
 
 from raydream.config.actors import ParticleConfig, particle_config
@@ -69,7 +70,7 @@ def assert_same(first: Message, second: Message) -> None:
 
 
 def parameter_gradients(particle: Particle) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in particle.scene.named_parameters() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in nerf_of(particle).named_parameters() if p.grad is not None}
 
 
 # --- what a call may change ---------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def test_the_gradient_of_the_latents_reaches_every_parameter() -> None:
     particle.codec = ColorCodec()
     particle.render(0)
     particle.apply(0, some_gradient(0))
-    named = dict(particle.scene.named_parameters())
+    named = dict(nerf_of(particle).named_parameters())
     groups = {name.split(".weights")[0] for name in named}
     assert groups == {"field.table", "field.hidden", "field.head", "background"}
     for name, p in named.items():
@@ -193,7 +194,7 @@ def test_the_gradient_is_that_of_the_product_over_the_views() -> None:
     particle.render(0)
     assert particle._pending is not None
     latents = particle._pending.latents["rgb"]
-    parameters = dict(particle.scene.named_parameters())
+    parameters = dict(nerf_of(particle).named_parameters())
     expected = torch.autograd.grad(latents, list(parameters.values()), torch.from_numpy(gradient) / VIEWS, True)
     particle.apply(0, gradient)
     for (name, found), wanted in zip(parameter_gradients(particle).items(), expected):
@@ -237,8 +238,8 @@ def test_regularizers_add_to_the_gradient_and_to_the_figures() -> None:
     assert all(stats[name] > 0 for name in names - {"loss/orientation"})
     assert names <= set(stats)
     assert stats["loss/rgb"] == 0
-    assert particle.scene.field.table.grad is not None
-    assert particle.scene.field.table.grad.abs().max() > 0
+    assert nerf_of(particle).field.table.grad is not None
+    assert nerf_of(particle).field.table.grad.abs().max() > 0
 
 
 def test_figures_of_a_step() -> None:
@@ -308,7 +309,7 @@ def test_pictures_have_straight_alpha() -> None:
     """A soft ball of one colour: that colour wherever anything is seen, also where it is thin."""
     particle = new_particle()
     with torch.no_grad():
-        particle.scene.field.head.zero_()
+        nerf_of(particle).field.head.zero_()
     pictures = particle.look_at([0.0, 90.0, 180.0], 10.0, 24)
     assert pictures.shape == (3, 24, 24, 4)
     assert pictures.dtype == np.uint8

@@ -7,6 +7,7 @@ import torch
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
 from raydream.config.scene import HashGridConfig, LossConfig, NerfConfig, ShadingConfig
+from raydream.distill.particle import Particle
 from raydream.scene.nerf import NerfScene
 from raydream.types import Cameras
 
@@ -42,3 +43,9 @@ def make_cameras(azimuth_deg: list[float], image_px: int = 12) -> Cameras:
     view = len(azimuth_deg)
     elevation, distance, fov = (torch.full((view,), number, dtype=torch.float64) for number in (20.0, 3.0, 45.0))
     return orbit_cameras(torch.tensor(azimuth_deg, dtype=torch.float64), elevation, distance, fov, image_px, image_px)
+
+
+def nerf_of(particle: Particle) -> NerfScene:
+    """A particle's scene, where that is a NeRF."""
+    assert isinstance(particle.scene, NerfScene)
+    return particle.scene

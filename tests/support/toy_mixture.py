@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
@@ -112,8 +111,10 @@ class MlpLearner(nn.Module):
             self.network = nn.Sequential(
                 nn.Linear(13, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4)
             )
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        last = self.network[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def eps(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return eps_from_v(self.predict(z_t, t, cond), z_t, ABAR[t])
@@ -180,7 +181,7 @@ def distil(score: Score, seed: int = 0, num_steps: int = NUM_STEPS) -> Float[Ten
         messages = toy_messages(positions, cameras, step)
         *gradients, _ = score.guide(step, "rgb", everyone, *messages)
         rate = 0.5 * (1 - step / num_steps)
-        positions = positions - rate * torch.from_numpy(np.stack(gradients))[..., 0, 0]
+        positions = positions - rate * torch.stack([torch.from_numpy(gradient) for gradient in gradients])[..., 0, 0]
         score.fit(step, everyone, *messages)
     return positions.flatten(0, 1)
 
