@@ -159,7 +159,8 @@ def test_clocked_actors_do_what_they_did() -> None:
             raise KeyError("planted")
 
     runtime = ClockedRuntime(LocalRuntime())
-    actor = runtime.spawn("particle", 0, Worker)
+    actor = runtime.spawn("particle", 0)
+    runtime.get([runtime.build(actor, Worker)], 1.0)
     assert runtime.get([runtime.call(actor, "add", 2, 3)], 1.0) == [5]
     with pytest.raises(ActorFailed, match="planted"):
         runtime.get([runtime.call(actor, "fail")], 1.0)
