@@ -7,13 +7,13 @@ from typing import cast
 
 from raydream.config import strict_json
 from raydream.config.checks import require
-from raydream.config.names import MethodName
+from raydream.config.names import METHOD_WORDS, MethodName
 from raydream.config.presets import PRESETS
 from raydream.config.prior import PriorConfig
 from raydream.config.run import MAX_PROMPT_CHARACTERS, RunConfig
 from raydream.generate import check_run
 from serve.records import CheckedRequest, Record
-from serve.schema import GenerationRequest, Limits, PriorInfo, Priors
+from serve.schema import GenerationRequest, Limits, MethodInfo, PriorInfo, Priors
 from serve.settings import Settings
 
 
@@ -51,7 +51,8 @@ def offered(settings: Settings) -> Priors:
         for name in settings.presets
     ]
     limits = Limits(n=settings.max_n, steps=settings.max_steps, prompt_characters=MAX_PROMPT_CHARACTERS)
-    return Priors(items=items, limits=limits)
+    methods = [MethodInfo(name=name, description=words) for name, words in METHOD_WORDS.items()]
+    return Priors(items=items, methods=methods, limits=limits)
 
 
 def _configured(

@@ -110,6 +110,13 @@ class PriorInfo(BaseModel):
     default_steps: int
 
 
+class MethodInfo(BaseModel):
+    """A method of distillation."""
+
+    name: MethodName
+    description: str
+
+
 class Limits(BaseModel):
     """The greatest values that this service takes."""
 
@@ -119,9 +126,10 @@ class Limits(BaseModel):
 
 
 class Priors(BaseModel):
-    """All presets, and the limits that hold for all of them."""
+    """All presets and methods, and the limits that hold for all of them."""
 
     items: list[PriorInfo]
+    methods: list[MethodInfo]
     limits: Limits
 
 

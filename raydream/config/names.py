@@ -9,5 +9,12 @@ MethodName = Literal["vsd", "sds", "sjc", "csd"]
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
 LEARNING_METHODS: tuple[MethodName, ...] = ("vsd",)  # those whose reference is a model that learns from the renders
 
+METHOD_WORDS: dict[MethodName, str] = {  # for a person who has to choose
+    "vsd": "Variational: different and detailed",
+    "sds": "Distillation: fast and smooth",
+    "sjc": "Chaining: plain gradient of the score",
+    "csd": "Classifier: what the words add, alone; not for exhibits",
+}
+
 RenderKind = Literal["rgb", "ccm"]
 PriorKindName = Literal["diffusers", "exhibit"]

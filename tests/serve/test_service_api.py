@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from service_cases import CHAIR, URL, assert_problem, client_of, epoch_of, finished, post, small_settings
 
+from raydream.config.names import METHOD_NAMES
 from raydream.store.run_folder import MESH
 from serve.api import build_api
 from serve.guard import MAX_BODY_BYTES, PAGE_POLICY
@@ -260,6 +261,7 @@ def test_priors_name_what_they_know(client: TestClient) -> None:
     assert [item["name"] for item in body["items"]] == ["exhibit", "embedded"]
     assert [item["default"] for item in body["items"]] == [True, False]
     assert all("chair" in item["words"] for item in body["items"])
+    assert [method["name"] for method in body["methods"]] == list(METHOD_NAMES)
     assert body["limits"] == {"n": 8, "steps": 25_000, "prompt_characters": 1000}
     assert client.get("/v1/presets").json() == body
 

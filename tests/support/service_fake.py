@@ -37,7 +37,6 @@ POLICY = (
 NUM_STEPS, PREVIEW_EVERY, SIZE_PX, QUEUE_S, MAX_N = 40, 10, 96, 0.3, 16
 FILES = {"preview.png": "image/png", "turntable.mp4": "video/mp4", "mesh.glb": "model/gltf-binary"}
 
-
 # --- pictures, films and meshes -------------------------------------------------------------------------------------
 
 
@@ -211,7 +210,9 @@ def make_app(service: FakeService) -> FastAPI:
         large = {"name": "sd21", "description": "Stable Diffusion 2.1: nearly any object, on GPUs.", "words": None}
         limits = {"n": MAX_N, "steps": 1000, "prompt_characters": 500}
         items = [small | {"default": True, "default_steps": 40}, large | {"default": False, "default_steps": 900}]
-        return {"items": items, "limits": limits}
+        words = {"vsd": "Variational: different and detailed", "sds": "Distillation: fast and smooth"}
+        methods = [{"name": name, "description": each} for name, each in words.items()]
+        return {"items": items, "methods": methods, "limits": limits}
 
     add_generations(app, service)
     add_files(app, service)

@@ -1,7 +1,6 @@
 /** The service's HTTP interface: types of its answers, and one way to ask. */
 
 export type State = "queued" | "running" | "finished" | "failed" | "cancelled";
-export type Method = "vsd" | "sds" | "sjc";
 
 export interface Particle {
   index: number;
@@ -23,7 +22,7 @@ export interface Generation {
   prompt: string;
   n: number;
   preset: string;
-  method: Method;
+  method?: string;
   seed: number;
   steps: number | null;
   state: State;
@@ -49,6 +48,7 @@ export interface Prior {
 /** What may be ordered: presets with their priors, and the greatest values that the service takes. */
 export interface Choices {
   items: Prior[];
+  methods: { name: string; description: string }[];
   limits: { n: number; steps: number; prompt_characters: number };
 }
 
@@ -56,7 +56,7 @@ export interface Order {
   prompt: string;
   n: number;
   preset: string;
-  method: Method;
+  method?: string;
   seed: number;
   steps?: number;
 }

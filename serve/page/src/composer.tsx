@@ -1,14 +1,8 @@
 /** The order form: a prompt, how many, and what few people need under "More". */
 import { useEffect, useRef, useState } from "preact/hooks";
-import { type Choices, getChoices, type Method, type Order, postGeneration, Problem } from "./api";
+import { type Choices, getChoices, type Order, postGeneration, Problem } from "./api";
 import { hrefOf } from "./hooks";
 import { Words } from "./words";
-
-const METHODS: [Method, string][] = [
-  ["vsd", "Variational: different and detailed"],
-  ["sds", "Distillation: fast and smooth"],
-  ["sjc", "Chaining: plain gradient of the score"],
-];
 
 /** A key of 128 random bits; randomUUID is missing where the page is not served from a secure context. */
 const newKey = (): string =>
@@ -22,7 +16,7 @@ function orderOf(form: FormData): Order {
     prompt: text("prompt"),
     n: Number(text("n")),
     preset: text("preset"),
-    method: text("method") as Method,
+    method: text("method") || undefined,
     seed: text("seed") ? Number(text("seed")) : newSeed(),
   };
   return text("steps") ? { ...order, steps: Number(text("steps")) } : order;
@@ -115,7 +109,7 @@ export function Composer() {
           </div>
           {prior && <p class="hint about">{prior.description}</p>}
         </div>
-        <More wrong={wrong} usualSteps={prior?.default_steps} maxSteps={choices?.limits.steps} open={["method", "seed", "steps"].includes(problem?.field ?? "")} />
+        <More wrong={wrong} methods={choices?.methods} usualSteps={prior?.default_steps} maxSteps={choices?.limits.steps} open={["method", "seed", "steps"].includes(problem?.field ?? "")} />
         <p id="problem" class="wrong" role="alert">
           {problem && `${problem.field && !problem.detail.startsWith(problem.field) ? `${problem.field}: ` : ""}${problem.detail}`}
         </p>
@@ -128,10 +122,11 @@ interface MoreProps {
   wrong: (field: string) => object;
   usualSteps: number | undefined;
   maxSteps: number | undefined;
+  methods: Choices["methods"] | undefined;
   open: boolean;
 }
 
-function More({ wrong, usualSteps, maxSteps, open }: MoreProps) {
+function More({ wrong, methods, usualSteps, maxSteps, open }: MoreProps) {
   return (
     <details open={open}>
       <summary>More</summary>
@@ -139,9 +134,9 @@ function More({ wrong, usualSteps, maxSteps, open }: MoreProps) {
         <div class="field">
           <label for="method">Method</label>
           <select id="method" name="method" {...wrong("method")}>
-            {METHODS.map(([value, words]) => (
-              <option key={value} value={value}>
-                {words}
+            {methods?.map(({ name, description }) => (
+              <option key={name} value={name}>
+                {description}
               </option>
             ))}
           </select>
