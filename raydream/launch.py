@@ -3,6 +3,7 @@
 import json
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -68,7 +69,8 @@ def keep_output(config: RunConfig, run: RunFolder) -> None:
 def _run(config: RunConfig, run: RunFolder) -> int:
     from raydream.distill.loop import RunFailed
 
-    stop, resume = threading.Event(), f"resume with: python jobs/vsd_particles.py --resume {shlex.quote(run.uri)}"
+    program = "raydream run" if sys.argv[0] == "raydream run" else "python jobs/vsd_particles.py"
+    stop, resume = threading.Event(), f"resume with: {program} --resume {shlex.quote(run.uri)}"
     say(f"run folder: {run.uri}")
     with _stopped_by_signals(stop, resume) as listen:
         try:
