@@ -41,7 +41,10 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
     """Prints a line for each finding and one for each remedy; 1 if something that every run needs is broken."""
     argparse.ArgumentParser(description=description).parse_args(words)
     logging.disable(logging.WARNING)  # what libraries say while they are looked at is told below in our words
-    findings = examine()
+    try:
+        findings = examine()
+    finally:
+        logging.disable(logging.NOTSET)
     width = max(len(finding.name) for finding in findings) + 2
     for finding in findings:
         mark = "!!" if finding.is_broken else "- " if finding.remedy else "  "

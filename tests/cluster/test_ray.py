@@ -179,7 +179,7 @@ def test_killed_processes_and_passing_errors_change_nothing(cluster, tmp_path, u
             raise RuntimeError("out of memory, perhaps")
 
         def sabotage(host: Any) -> None:
-            host._target.render = broken
+            host._place._target.render = broken
 
         ray.get(actor_of(runtime, "particle", 0).place.__ray_call__.options(concurrency_group="ctl").remote(sabotage))
 
@@ -205,7 +205,7 @@ def test_an_actor_that_hangs_is_restarted(cluster: str, tmp_path: Path, way: str
 
     def hang() -> None:
         def sabotage(host: Any) -> None:
-            host._target.render = lambda step: time.sleep(3600)
+            host._place._target.render = lambda step: time.sleep(3600)
 
         ray.get(actor_of(runtime, "particle", 0).place.__ray_call__.options(concurrency_group="ctl").remote(sabotage))
 
