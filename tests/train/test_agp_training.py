@@ -23,6 +23,7 @@ from raydream.train.agp.samples import MemorySamples, check_views
 from raydream.train.agp.train import AGP, SAMPLES, AgpSession, finetune_agp
 from raydream.train.deepspeed import DeepSpeedEngine, read_deepspeed
 from raydream.train.engine import EngineMaker, PlainEngine, cut, join, slice_length
+from raydream.train.loop import Worker
 from raydream.train.team import Team
 
 pytestmark = pytest.mark.slow
@@ -53,8 +54,8 @@ def _train(
     run = RunFolder.open(str(out)) if out.exists() else RunFolder.create(str(out), strict_json.dumps(config))
     source = MemorySamples.read(inputs.views, LATENT_PX, config.data)
     session = AgpSession(
-        run, inputs.prior, check_views(inputs.views, LATENT_PX), source, CPU, team or Team(), make_engine,
-        lambda row: None, should_stop,
+        run, inputs.prior, check_views(inputs.views, LATENT_PX), source, make_engine,
+        Worker(CPU, team or Team(), lambda row: None, should_stop),
     )  # fmt: skip
     return finetune_agp(config, session)
 

@@ -22,6 +22,7 @@ from raydream.priors.find import check_prior
 from raydream.train import gate
 from raydream.train.captions import Lexicon
 from raydream.train.learner import Learner, learning_rate, progress
+from raydream.train.loop import Worker
 from raydream.train.prior import job as train_job
 from raydream.train.prior.checkpoint import read_tensors
 from raydream.train.prior.models import build_vae, load_models, normalise_latents, sample_latents
@@ -37,7 +38,7 @@ VAE_STEPS, UNET_STEPS = 40, 30
 
 
 def _train(config: TrainConfig, out: Path, should_stop: Callable[[], bool] = lambda: False) -> bool:
-    return train_prior(small_views(), config, out, CPU, Team(), lambda row: None, should_stop)
+    return train_prior(small_views(), config, out, Worker(CPU, Team(), lambda row: None, should_stop))
 
 
 def _losses(out: Path, stage: str) -> list[float]:

@@ -173,9 +173,8 @@ def _work(worker: Worker, *, request: AgpRequest) -> bool:
         else:
             source = MemorySamples.read(request.views, request.latent_px, request.config.data)
         session = AgpSession(
-            RunFolder.open(request.out), request.prior, request.view_config, source, worker.device, worker.team,
-            request.make_engine, worker.report, worker.should_stop,
-        )  # fmt: skip
+            RunFolder.open(request.out), request.prior, request.view_config, source, request.make_engine, worker
+        )
         return finetune_agp(request.config, session)
 
 

@@ -6,7 +6,6 @@ column for each camera) and ``agp/``, the averaged model as ``AgpDenoiser.load``
 
 import functools
 import io
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +31,8 @@ from raydream.train.agp.samples import SCENE_UNITS, Samples, SampleSource, camer
 from raydream.train.captions import phrase
 from raydream.train.engine import EngineMaker
 from raydream.train.learner import Learner
-from raydream.train.loop import Every, MetricsRow, MetricsSink, Stage, Worker, train
+from raydream.train.loop import Every, MetricsRow, Stage, Worker, train
 from raydream.train.sampling import sample, stratified_timesteps
-from raydream.train.team import Team
 from raydream.train.texts import CachedTexts
 from raydream.types import Condition
 
@@ -44,17 +42,14 @@ _GRID_PROMPTS = 8
 
 @dataclass(frozen=True)
 class AgpSession:
-    """Where one worker trains, on what, and whom it tells; ``should_stop`` is asked between steps."""
+    """Where one worker trains, on what, and by which engine."""
 
     run: RunFolder
     prior: Path
     views: ViewConfig
     source: SampleSource
-    device: torch.device
-    team: Team
     make_engine: EngineMaker
-    report: MetricsSink
-    should_stop: Callable[[], bool]
+    worker: Worker
 
 
 @dataclass(frozen=True)
@@ -75,16 +70,16 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
     where the folder's settings or checkpoint do not fit.
     """
     torch.set_num_threads(config.num_threads)
-    team = session.team
+    team, device = session.worker.team, session.worker.device
     with ExitStack() as stack:
         if team.rank == 0:
             stack.enter_context(session.run.lock())
         check_settings(config, session.run)
-        denoiser = AgpDenoiser.from_prior(session.prior, config.model.rank, config.seed, session.device)
+        denoiser = AgpDenoiser.from_prior(session.prior, config.model.rank, config.seed, device)
         facts = replace(denoiser.facts, distance=_scene_distance(session.views), fov_y_deg=session.views.fov_y_deg)
-        texts = CachedTexts.load(session.prior, session.device)
+        texts = CachedTexts.load(session.prior, device)
         found = session.run.latest_checkpoint() if team.rank == 0 else None
-        step = int(team.largest([float(found.step if found else -1)], session.device)[0])
+        step = int(team.largest([float(found.step if found else -1)], device)[0])
         if config.start and step < 0:
             begin_from(denoiser, config)
         if config.model.gradient_checkpointing:
@@ -108,7 +103,7 @@ def finetune_agp(config: AgpConfig, session: AgpSession) -> bool:
             show_every=Every(steps=config.sample_every_steps),
             shows_when_stopped=True,
         )
-        done = train(learner, stage, Worker(session.device, team, session.report, session.should_stop))
+        done = train(learner, stage, session.worker)
         session.run.close()
         return done
 
@@ -208,20 +203,20 @@ def picture(latents: Float[Tensor, "view 4 h w"], columns: int, zoom: int = 4) -
 
 def _loss(config: AgpConfig, session: AgpSession, denoiser: AgpDenoiser, texts: CachedTexts, step: int) -> Tensor:
     """The loss of this worker's batch at a step."""
-    draw = seeds.generator(config.seed, "agp batch", session.team.rank, step)
+    draw = seeds.generator(config.seed, "agp batch", session.worker.team.rank, step)
     samples = session.source.samples(config.stage.batch_size, draw)
     return agp_loss(denoiser, make_batch(denoiser, texts, samples, config.data, draw), config.bfloat16)
 
 
 def _log(session: AgpSession, row: MetricsRow) -> None:
-    if session.team.rank == 0:
+    if session.worker.team.rank == 0:
         session.run.append_metrics([row])
-    session.report(row)
+    session.worker.report(row)
 
 
 def _save(learner: Learner[nn.Module], prior_sha256: str, config: AgpConfig, session: AgpSession) -> None:
     checkpoint.save(learner, session.run, prior_sha256)
-    if session.team.rank == 0:
+    if session.worker.team.rank == 0:
         session.run.prune_checkpoints(config.keep_checkpoints)
 
 
@@ -235,12 +230,12 @@ class _Shown:
     def write(self, learner: Learner[nn.Module]) -> None:
         """Writes both, in rank 0; all workers call it together."""
         averaged = learner.averaged()
-        if self._session.team.rank:
+        if self._session.worker.team.rank:
             return
         run, config = self._session.run, self._config
         rank = config.model.export_rank or config.model.rank
         if self._denoiser is None:
-            self._denoiser = AgpDenoiser.from_prior(self._session.prior, rank, config.seed, self._session.device)
+            self._denoiser = AgpDenoiser.from_prior(self._session.prior, rank, config.seed, self._session.worker.device)
             self._denoiser.unet.eval()
         if config.model.export_rank:
             self._denoiser.load_nearest(averaged)

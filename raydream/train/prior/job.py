@@ -118,10 +118,7 @@ def _work(worker: "Worker", *, request: TrainRequest) -> bool:
     from raydream.train.prior.train import train_prior
     from raydream.views.view_set import open_views
 
-    views = open_views(request.views)
-    return train_prior(
-        views, request.config, request.out, worker.device, worker.team, worker.report, worker.should_stop
-    )
+    return train_prior(open_views(request.views), request.config, request.out, worker)
 
 
 def _pack(source: str, path: Path) -> int:

@@ -40,7 +40,7 @@ from raydream.train.captions import (
     with_other_word,
 )
 from raydream.train.learner import ModuleT, set_parameters
-from raydream.train.loop import Every, MetricsRow, MetricsSink, Stage, Worker
+from raydream.train.loop import Every, MetricsRow, Stage, Worker
 from raydream.train.loop import train as train_stage
 from raydream.train.prefetch import Prefetch
 from raydream.train.prior import checkpoint
@@ -57,7 +57,6 @@ from raydream.train.prior.models import (
     sample_latents,
 )
 from raydream.train.sampling import stratified_timesteps
-from raydream.train.team import Team
 from raydream.views.view_set import ViewSet
 
 METRICS, SAMPLES, PRIOR = "metrics.jsonl", "samples", "prior"
@@ -117,15 +116,7 @@ def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon
     return TrainSets(maker(train, kept), maker(train, spare or kept), maker(held_out, kept + spare))
 
 
-def train_prior(
-    views: ViewSet,
-    config: TrainConfig,
-    out: Path,
-    device: torch.device,
-    team: Team,
-    report: MetricsSink,
-    should_stop: Callable[[], bool],
-) -> bool:
+def train_prior(views: ViewSet, config: TrainConfig, out: Path, worker: Worker) -> bool:
     """Trains, or goes on training, the prior in folder ``out``; True when both stages are finished.
 
     Run it again with the same settings after any interruption. ValueError names ``out`` where it holds a training with
@@ -133,11 +124,12 @@ def train_prior(
     """
     torch.set_num_threads(config.num_threads)
     out.mkdir(parents=True, exist_ok=True)
+    team, device = worker.team, worker.device
     with training_lock(out) if team.rank == 0 else nullcontext():
         if team.rank == 0:
             check_same_training(config, out)
             (out / CONFIG).write_text(strict_json.dumps(config) + "\n", encoding="utf-8")
-        session = Session(config, out, Worker(device, team, report, should_stop))
+        session = Session(config, out, worker)
         given = load_models(resolve_prior(config.start), device) if config.start else None
         sets = make_sets(views, config, device, given.lexicon if given else None)
         if team.rank == 0:
