@@ -11,6 +11,8 @@ from peft import LoraConfig
 from torch import Tensor
 from torch.nn import Parameter
 
+from raydream.store.tensors import odd_names
+
 ADAPTER = "default"  # the name under which peft keeps the updates
 
 
@@ -48,9 +50,8 @@ def initialise(named: Mapping[str, Parameter], camera: TimestepEmbedding, seed: 
 @torch.no_grad()
 def set_all(named: Mapping[str, Parameter], values: Mapping[str, Tensor], what: str) -> None:
     """Copies a value into every parameter; ValueError that begins with ``what`` where names or shapes are others."""
-    here, there = ({name: tuple(each.shape) for name, each in some.items()} for some in (named, values))
-    if here != there:
-        odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    odd = odd_names(named, values)
+    if odd:
         raise ValueError(f"{what}; {len(odd)} tensors differ, the first is {odd[0]!r}")
     for name, parameter in named.items():
         parameter.copy_(values[name])

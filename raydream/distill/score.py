@@ -26,6 +26,7 @@ from raydream.priors.protocol import LearnedReference
 from raydream.schedule import Schedule
 from raydream.seeds import generator
 from raydream.store.run_folder import FileDigest
+from raydream.store.tensors import odd_names
 from raydream.types import Latents, Views
 
 Figures = dict[str, float]
@@ -154,7 +155,7 @@ class Score:
     @torch.no_grad()
     def _take_learned(self, arrays: Message) -> bool:
         found = {name.removeprefix(_LEARNED): a for name, a in arrays.items() if name.startswith(_LEARNED)}
-        if {n: a.shape for n, a in found.items()} != {n: tuple(p.shape) for n, p in self.learned.items()}:
+        if odd_names(self.learned, found):
             return False
         for name, parameter in self.learned.items():
             parameter.copy_(torch.from_numpy(np.array(found[name])))

@@ -21,6 +21,7 @@ from raydream.scene.isosurface import extract_mesh, solid_box
 from raydream.scene.occupancy import OccupancyGrid
 from raydream.scene.protocol import Draws
 from raydream.scene.texture import bake_texture
+from raydream.store.tensors import odd_names
 from raydream.types import Backend, Cameras, Mesh, Rays, RaySamples, Render, VolumeSamples
 
 _OCCUPANCY = "occupancy"
@@ -135,9 +136,7 @@ class NerfScene(nn.Module):
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """``ValueError`` where it is of a field of other sizes."""
-        here = {name: tuple(value.shape) for name, value in self.state().items()}
-        there = {name: tuple(value.shape) for name, value in state.items()}
-        odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        odd = odd_names(self.state(), state)
         if odd:
             raise ValueError(f"stages: a scene of other sizes cannot go on in this one ({odd[0]} differs)")
         self.load_state_dict({name: value for name, value in state.items() if name != _OCCUPANCY})

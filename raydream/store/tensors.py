@@ -2,12 +2,26 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import safetensors.numpy
 
 _KEY = "raydream"  # safetensors' own metadata are strings; ours is one JSON document under this key
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """An array or a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def odd_names(here: Mapping[str, Shaped], there: Mapping[str, Shaped]) -> list[str]:
+    """The names that only one side has or whose shapes differ, sorted."""
+    shapes, others = ({name: tuple(each.shape) for name, each in some.items()} for some in (here, there))
+    return sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
 
 
 def pack(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> bytes:
