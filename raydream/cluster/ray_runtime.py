@@ -50,11 +50,11 @@ class ActorProcess:
         self._lock = threading.Lock()
 
     def call(self, method: str, *args: Any) -> Any:
-        """A method of the actor's object, or "build" with a factory of it."""
+        """What ``Place.call`` does."""
         with self._lock:
             self._busy_since = time.monotonic()
         try:
-            return self._place.build(*args) if method == BUILD else self._place.call(method, *args)
+            return self._place.call(method, *args)
         except Exception as error:  # told in words: an exception's own class may not survive the way to the driver
             raise CallError(self._label, type(error).__name__, str(error)) from error
         finally:

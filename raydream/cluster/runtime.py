@@ -86,8 +86,8 @@ class Place:
         self._target = factory()
 
     def call(self, method: str, *args: Any) -> Any:
-        """A method of the object."""
-        return getattr(self._target, method)(*args)
+        """A method of the object, or ``BUILD`` with a factory of one."""
+        return getattr(self if method == BUILD else self._target, method)(*args)
 
 
 class LocalRuntime:
@@ -131,7 +131,7 @@ class LocalRuntime:
         if actor.place is None:
             return ActorFailed("actor_died", f"{actor} is gone", actor=actor)
         try:
-            return actor.place.build(*args) if method == BUILD else actor.place.call(method, *args)
+            return actor.place.call(method, *args)
         except Exception as error:  # what a process boundary would do: the caller learns of it from the reference
             failure = ActorFailed("application_error", f"{actor}: {error}", type(error).__name__, actor)
             failure.__cause__ = error
