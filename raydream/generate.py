@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from raydream.config import strict_json
-from raydream.config.run import RunConfig, cluster_config
+from raydream.config.run import PREVIOUS, RunConfig, cluster_config
 from raydream.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ def generate(config: RunConfig, out: str, stop: threading.Event | None = None) -
     Raises ``ValueError`` naming the field for what cannot be, before anything heavy loads, and ``RunFailed`` where the
     run cannot go on; what was made until then stays, and the same call goes on from its last checkpoint.
     """
-    config = check_run(config)
+    config, stop = check_run(config), stop or threading.Event()
     with ExitStack() as stack:
         run = _open(config, out)
         stack.callback(run.close)
         stack.enter_context(run.lock())
-        advance(config, run, lambda observer: make_runtime(config, observer.phase), stop or threading.Event())
+        advance(config, run, lambda observer: make_runtime(config, observer.phase, stop), stop)
     return run
 
 
@@ -41,6 +41,10 @@ def check_run(config: RunConfig) -> RunConfig:
     """
     from raydream.priors.geometric import check_priors  # torch only for what is to be run
 
+    for start in {stage.start for stage in config.stages} - {"", PREVIOUS}:
+        from raydream.distill.loop import other_run
+
+        other_run(start, config.n)
     return check_priors(config)
 
 

@@ -14,6 +14,7 @@ from raydream.config.branches import BranchConfig
 from raydream.config.run import PREVIOUS, RunConfig
 from raydream.distill.loop import RunFailed
 from raydream.distill.pipeline import run_pipeline
+from raydream.generate import check_run
 from raydream.schedule import Constant
 from raydream.store.run_folder import RunFolder
 from raydream.store.tensors import unpack
@@ -143,3 +144,11 @@ def test_what_cannot_follow_is_refused(tmp_path: Path, undisturbed: RunFolder) -
     many = small_config("n=4", f"stages.0.start={undisturbed.uri}", steps=2)
     with pytest.raises(ValueError, match=r"has 3 particles, this run has 4; give --n 3"):
         train(new_run(tmp_path / "many", many), many)
+
+
+def test_a_run_to_start_from_is_looked_at_before_anything_is_loaded(tmp_path: Path, undisturbed: RunFolder) -> None:
+    check_run(small_config(f"stages.0.start={undisturbed.uri}"))
+    with pytest.raises(ValueError, match=r"has 3 particles, this run has 4; give --n 3"):
+        check_run(small_config("n=4", f"stages.0.start={undisturbed.uri}"))
+    with pytest.raises(ValueError, match="nowhere"):
+        check_run(small_config(f"stages.0.start={tmp_path / 'nowhere'}"))
