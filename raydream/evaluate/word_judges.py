@@ -10,12 +10,12 @@ from torch import Tensor
 
 from raydream import seeds
 from raydream.config.evaluate import EvaluateConfig
-from raydream.diffusion.codec import make_codec
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import add_noise
 from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.diffusion.text import encode_prompts
+from raydream.diffusion.vae import VaeCodec
 from raydream.priors.find import resolve_prior
 from raydream.types import Render
 
@@ -61,7 +61,7 @@ class PriorJudge:
         """The prior of the settings, ready to be asked about these captions and no others."""
         folder = resolve_prior(settings.prior)
         denoiser = DiffusersDenoiser.load(folder, torch.float32, device)
-        codec = make_codec("vae", 0, folder, False, torch.float32, device)
+        codec = VaeCodec.load(folder, 0, False, torch.float32, device)
         return cls(denoiser, codec, encode_prompts(folder, captions, device), settings)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from raydream.config.branches import BranchConfig, LearnerConfig
 from raydream.config.prior import PriorConfig
 from raydream.config.run import RunConfig
-from raydream.diffusion.codec import make_codec
 from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.prompts import bank_prompts, check_lengths
 from raydream.diffusion.text import TextBank, encode_prompts
@@ -40,20 +40,22 @@ class DiffusersPrior:
         return run
 
     def nouns(self) -> list[str] | None:
-        return known_nouns(resolve_prior(self.config.source))
+        return known_nouns(self._folder)
 
     def codec(self, device: torch.device) -> LatentCodec:
-        prior, folder = self.config, resolve_prior(self.config.source)
+        from raydream.diffusion.vae import VaeCodec  # importing diffusers takes seconds
+
+        prior, folder = self.config, self._folder
         dtype = torch.float32 if prior.dtype == "auto" else _DTYPES[prior.dtype]
         return CODECS.get(
             (folder, file_stamps(folder), prior.image_px, prior.sample_posterior, dtype, device),
-            lambda: make_codec("vae", prior.image_px, folder, prior.sample_posterior, dtype, device),
+            lambda: VaeCodec.load(folder, prior.image_px, prior.sample_posterior, dtype, device),
         )
 
     def denoiser(self, prompt: str, backend: str, device: torch.device) -> tuple[Denoiser, Float[Tensor, " t"]]:
-        from raydream.diffusion.denoiser import DiffusersDenoiser  # importing diffusers takes seconds
+        from raydream.diffusion.denoiser import DiffusersDenoiser
 
-        folder, dtype = resolve_prior(self.config.source), unet_dtype(self.config, device)
+        folder, dtype = self._folder, unet_dtype(self.config, device)
         files = file_stamps(folder)
         kept = DENOISERS.get((folder, files, dtype, device), lambda: DiffusersDenoiser.load(folder, dtype, device))
         # The same weights in layers of the run's own: a LoRA changes the layers around it and leaves the weights alone.
@@ -64,8 +66,7 @@ class DiffusersPrior:
     def texts(
         self, prompt: str, negative_prompt: str, branch: BranchConfig, backend: str, device: torch.device
     ) -> Texts:
-        folder = resolve_prior(self.config.source)
-        return text_bank(folder, file_stamps(folder), prompt, negative_prompt, branch, device)
+        return text_bank(self._folder, file_stamps(self._folder), prompt, negative_prompt, branch, device)
 
     def learner(self, denoiser: Denoiser, config: LearnerConfig, init: torch.Generator) -> LearnedReference:
         from raydream.diffusion.denoiser import DiffusersDenoiser
@@ -73,6 +74,11 @@ class DiffusersPrior:
 
         assert isinstance(denoiser, DiffusersDenoiser)
         return LoraDenoiser(denoiser, config.rank, int(torch.randint(2**31, (), generator=init)))
+
+    @cached_property
+    def _folder(self) -> Path:
+        """Found, and its files looked at, once for all of its parts."""
+        return resolve_prior(self.config.source)
 
 
 def text_bank(

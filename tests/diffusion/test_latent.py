@@ -14,7 +14,6 @@ from tiny_prior import make_tiny_prior
 from torch import Tensor
 
 from raydream.diffusion import latent
-from raydream.diffusion.codec import make_codec
 from raydream.diffusion.latent import LatentCodec, RgbaCodec
 from raydream.diffusion.vae import VaeCodec
 from raydream.types import Render
@@ -43,7 +42,7 @@ def of_rgb(rgb: Tensor) -> Render:
 
 
 def vae_codec(folder: Path, size_px: int = 0, sample_posterior: bool = False) -> LatentCodec:
-    return make_codec("vae", size_px, folder, sample_posterior, torch.float32, CPU)
+    return VaeCodec.load(folder, size_px, sample_posterior, torch.float32, CPU)
 
 
 def test_the_mean_is_the_vaes_own(folder: Path, vae: AutoencoderKL, generator: torch.Generator) -> None:
@@ -136,7 +135,7 @@ def test_a_round_trip_pulls_pixels_to_what_the_vae_sees(generator: torch.Generat
 
 def test_colour_and_opacity_directly(generator: torch.Generator) -> None:
     image = render(8, generator)
-    latents = make_codec("rgba", 0, None, False, torch.float32, CPU).encode(image, generator)
+    latents = RgbaCodec(0).encode(image, generator)
     over_grey = image.foreground + 0.5 * (1 - image.opacity)
     torch.testing.assert_close(latents[:, :3].permute(0, 2, 3, 1), 2 * over_grey - 1)
     torch.testing.assert_close(latents[:, 3], 2 * image.opacity[..., 0] - 1)
@@ -166,8 +165,8 @@ def test_the_rgba_gradient_is_the_slope(generator: torch.Generator) -> None:
 def test_the_direct_codec_does_without_diffusers() -> None:
     code = (
         "import sys, torch\nfrom raydream.diffusion import guidance, text\n"
-        "from raydream.diffusion.codec import make_codec\n"
-        "make_codec('rgba', 0, None, False, torch.float32, torch.device('cpu'))\n"
+        "from raydream.diffusion.latent import RgbaCodec\n"
+        "RgbaCodec(0)\n"
         "print({'diffusers', 'transformers', 'peft'} & set(sys.modules))"
     )
     root = Path(latent.__file__).parents[2]
