@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.assets.asset import Asset, AssetError, normalise_asset
-from raydream.assets.library import MANIFEST, AssetFilter, AssetRecord, filter_records, read_manifest_folder
+from raydream.assets.libraries import MANIFEST, AssetFilter, AssetRecord, filter_records, read_manifest_folder
 from raydream.assets.load import load_record
 from raydream.assets.nouns import COLOUR_WORDS, head_noun, words_of
 from raydream.assets.procedural import PROCEDURAL, procedural_records

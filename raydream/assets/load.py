@@ -9,7 +9,7 @@ from raydream.assets.error import AssetError
 from raydream.assets.files import AssetLimits, DiskFolder, Folder, choose_model, open_archive, read_limited
 from raydream.assets.formats import why_unsupported
 from raydream.assets.gltf import load_gltf_parts
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.parts import Part, build_asset
 from raydream.assets.procedural import PROCEDURAL, procedural_asset
 from raydream.assets.trimesh_parts import load_trimesh_parts

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from raydream.assets.asset import Asset
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.parts import Material, Part, build_asset, linear_from_srgb
 
 PROCEDURAL = "procedural"

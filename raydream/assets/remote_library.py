@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from raydream.assets.error import AssetError
-from raydream.assets.library import FRONTS, LVIS, MANIFEST, METADATA, OBJECT_PATHS, SUBSETS, AssetRecord
-from raydream.assets.library_folder import LISTING, OBJAVERSE_HOME, NamesIn, asset_files, check_asset_files
+from raydream.assets.folder_library import LISTING, OBJAVERSE_HOME, NamesIn, asset_files, check_asset_files
+from raydream.assets.libraries import FRONTS, LVIS, MANIFEST, METADATA, OBJECT_PATHS, SUBSETS, AssetRecord
 from raydream.assets.named_files import named_files
 from raydream.store.faults import StorageError
 from raydream.store.storage import LocalFiles, RemoteFiles, resolve

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from raydream.assets.asset import Asset, normalise_asset
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.load import load_record
 from raydream.backend import load_backend
 from raydream.camera import camera_rays, clip_from_world

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydream.assets.asset import AssetError
 from raydream.assets.exhibit import COLOUR_WORDS, match_records
-from raydream.assets.library import AssetFilter, filter_records, read_manifest_folder
+from raydream.assets.libraries import AssetFilter, filter_records, read_manifest_folder
 from raydream.assets.load import load_record
 from raydream.config.evaluate import EvaluateConfig
 from raydream.evaluate.around import Around, judge_around

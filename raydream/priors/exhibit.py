@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.assets.exhibit import asset_folder, available_nouns
-from raydream.assets.library import MANIFEST
+from raydream.assets.libraries import MANIFEST
 from raydream.assets.procedural import PROCEDURAL
 from raydream.backend import load_backend
 from raydream.config.branches import BranchConfig, LearnerConfig

@@ -18,7 +18,7 @@ from typing import IO, cast
 import pyarrow as pa
 
 from raydream.assets.error import AssetError
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.config import strict_json
 from raydream.config.render import PoolConfig, ViewConfig
 from raydream.store.faults import StorageError, is_passing

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.store.storage import LocalFiles, LocalLog, RemoteFiles, RemoteLog
 from raydream.views.schema import record_from_json
 

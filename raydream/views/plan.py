@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from raydream.assets import remote_library
 from raydream.assets.exhibit import asset_folder
-from raydream.assets.library import (
+from raydream.assets.folder_library import NamesIn, check_library, names_below, read_library
+from raydream.assets.libraries import (
     SUBSETS,
     AssetFilter,
     AssetRecord,
@@ -23,7 +24,6 @@ from raydream.assets.library import (
     why_not,
     with_captions,
 )
-from raydream.assets.library_folder import NamesIn, check_library, names_below, read_library
 from raydream.assets.licences import count_licences, why_no_licence
 from raydream.assets.procedural import PROCEDURAL, procedural_records
 from raydream.assets.remote_library import as_remote, check_reachable, index_of, is_remote

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.views.schema import record_to_json
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydream.assets.asset import Asset, AssetError, normalise_asset
 from raydream.assets.files import read_limited
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.load import DEFAULT_LIMITS, load_record
 from raydream.assets.procedural import PROCEDURAL
 from raydream.assets.raster import AssetViews, render_asset, shade

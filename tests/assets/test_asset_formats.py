@@ -17,7 +17,7 @@ from raydream.assets import files as asset_files
 from raydream.assets.asset import AssetError
 from raydream.assets.files import AssetLimits
 from raydream.assets.formats import CONVERTERS, SUFFIXES
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.load import load_asset
 from raydream.config.render import PoolConfig, ViewConfig
 from raydream.views.child import RenderProcess

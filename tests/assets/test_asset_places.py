@@ -6,7 +6,7 @@ import torch
 from gltf_writer import GltfWriter
 
 from raydream.assets.asset import AssetError, normalise_asset
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.load import load_asset
 from raydream.backend import load_backend
 from raydream.config.render import ViewConfig

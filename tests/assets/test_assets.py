@@ -15,7 +15,7 @@ from PIL import Image
 
 from raydream.assets.asset import AssetError, normalise_asset
 from raydream.assets.gltf_file import AssetLimits
-from raydream.assets.library import (
+from raydream.assets.libraries import (
     AssetFilter,
     AssetRecord,
     filter_records,

@@ -17,7 +17,7 @@ from raydream.assets.exhibit import (
     farthest_points,
     match_records,
 )
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.procedural import MAKERS, NUM_VARIANTS, procedural_asset
 
 

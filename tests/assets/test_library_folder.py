@@ -12,7 +12,7 @@ from pyarrow import fs
 from render_jobs import all_rows, render_without_ray, small_job
 
 from raydream.assets import remote_library
-from raydream.assets.library_folder import plain_name
+from raydream.assets.folder_library import plain_name
 from raydream.config.render import LibraryConfig
 from raydream.store.storage import LocalFiles, RemoteFiles, resolve
 from raydream.views import plan as render_plan

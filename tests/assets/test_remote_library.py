@@ -11,7 +11,7 @@ from render_jobs import render_without_ray, small_job
 
 from raydream.assets import remote_library
 from raydream.assets.error import AssetError
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.remote_library import AssetFetcher
 from raydream.config.render import LibraryConfig
 from raydream.store.storage import LocalFiles, RemoteFiles

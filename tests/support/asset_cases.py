@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from gltf_writer import GltfWriter
 
-from raydream.assets.library import AssetRecord, iterate_objaverse_folder
+from raydream.assets.libraries import AssetRecord, iterate_objaverse_folder
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "assets"
 MINIPACK = SHARED / "minipack"  # CC0 models, beside the checkout where there are any

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.backend import load_backend
 from raydream.config import strict_json
 from raydream.config.render import LibraryConfig, PoolConfig, RenderJobConfig, ViewConfig

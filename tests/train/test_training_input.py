@@ -14,7 +14,7 @@ from ray import cloudpickle
 from small_agp import view_recipe, write_prior, write_views
 from small_views import small_config, small_views
 
-from raydream.assets.library import AssetFilter, AssetRecord, read_manifest_folder, why_not
+from raydream.assets.libraries import AssetFilter, AssetRecord, read_manifest_folder, why_not
 from raydream.assets.licences import spdx_licence
 from raydream.assets.procedural import procedural_records
 from raydream.config import strict_json

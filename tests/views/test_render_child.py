@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from raydream.assets.error import AssetError
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.procedural import procedural_records
 from raydream.backend import load_backend
 from raydream.config.render import PoolConfig, ViewConfig

@@ -15,7 +15,7 @@ from gltf_writer import GltfWriter
 from render_jobs import SMALL, InThisProcess, job_command, render_without_ray, run_here, small_job
 
 from raydream.assets import remote_library
-from raydream.assets.library import AssetRecord
+from raydream.assets.libraries import AssetRecord
 from raydream.assets.remote_library import AssetFetcher
 from raydream.config import strict_json
 from raydream.store import faults as storage_faults

@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from raydream.assets.formats import CONVERTERS, SUFFIXES
-from raydream.assets.library import MANIFEST, OBJECT_PATHS, AssetRecord, iterate_objaverse_folder, read_manifest_folder
+from raydream.assets.libraries import (
+    MANIFEST,
+    OBJECT_PATHS,
+    AssetRecord,
+    iterate_objaverse_folder,
+    read_manifest_folder,
+)
 
 OBJAVERSE_HOME = "hf-objaverse-v1"  # what Objaverse's own package makes in ~/.objaverse
 LISTING = "asset_files.txt"  # stands for the files themselves in the copy of a remote library's index
