@@ -34,7 +34,7 @@ class Asset:
     -1. Everything is opaque: alpha masks became geometry when it was loaded (``num_source_faces`` counts the
     triangles before). ``corner_normals`` are unit vectors. ``vertices`` are where the file puts them, in its units,
     unless float32 would lose the shape there: then they lie about the origin, those of a tiny object scaled to a side
-    of 1. ``warnings`` are words of ``asset_warnings``.
+    of 1. ``warnings`` are those of ``error.warning``.
     """
 
     uid: str

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raydream.assets.asset import Asset, AssetError, normalise_asset
+from raydream.assets.error import loses_colours
 from raydream.assets.libraries import MANIFEST, AssetFilter, AssetRecord, filter_records, read_manifest_folder
 from raydream.assets.load import load_record
 from raydream.assets.nouns import COLOUR_WORDS, head_noun, words_of
 from raydream.assets.procedural import PROCEDURAL, procedural_records
 from raydream.assets.raster import render_asset
-from raydream.assets.warnings import loses_colours
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras
 

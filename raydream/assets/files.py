@@ -18,9 +18,13 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from raydream.assets.error import AssetError
-from raydream.assets.formats import CONVERTERS, why_unsupported
 from raydream.store.faults import is_passing
 
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".usdz", ".zip")
+CONVERTERS = {
+    ".fbx": "Blender (File, Export, glTF 2.0) or FBX2glTF",
+    ".dae": "Blender (File, Export, glTF 2.0) or COLLADA2GLTF",
+} | dict.fromkeys((".blend", ".3ds", ".usd", ".usda", ".usdc"), "Blender (File, Export, glTF 2.0)")
 _MAX_NAMES = 4000  # that are looked at for one that is spelt otherwise
 _MAX_MEMBERS = 20_000
 # What an archive is taken for where it holds several models: the kinds that say most of colours first.
@@ -134,8 +138,7 @@ def open_archive(data: bytes, max_bytes: int) -> ZipFolder:
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = posixpath.normpath(info.filename.replace("\\", "/"))
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-        if not info.is_dir() and not hidden and not name.startswith("/"):
+        if not info.is_dir() and not is_hidden(name) and not name.startswith("/"):
             members.setdefault(name, info)
     return ZipFolder(archive, members, "", max_bytes)
 
@@ -247,3 +250,16 @@ def resolve_inside(folder: Path, name: str) -> Path:
 def _leads_away(name: str) -> bool:
     """Whether a name is a URL or has a drive letter."""
     return re.match(r"[A-Za-z][\w+.-]*:", name) is not None or "\0" in name
+
+
+def why_unsupported(suffix: str) -> str:
+    """What to tell a person whose asset has another suffix: what turns it into one that is read."""
+    converter = CONVERTERS.get(suffix.lower())
+    if converter:
+        return f"{suffix.lower()} is not read; convert it with {converter}"
+    return f"{suffix[:20] or 'a file without suffix'} is not read; {', '.join(SUFFIXES)} are"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative path is of no interest to people: what programs keep for themselves."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from raydream.assets.formats import CONVERTERS, SUFFIXES
+from raydream.assets.files import CONVERTERS, SUFFIXES, is_hidden
 from raydream.assets.libraries import (
     MANIFEST,
     OBJECT_PATHS,
@@ -75,7 +75,7 @@ def names_below(folder: Path) -> NamesIn:
 
 def asset_files(names: Iterable[str]) -> list[str]:
     """Those of the relative names that are of asset files, hidden ones left out."""
-    return [name for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden(name)]
+    return [name for name in names if name.lower().endswith(SUFFIXES) and not is_hidden(name)]
 
 
 def check_asset_files(names: Iterable[str], source: str) -> None:
@@ -85,7 +85,7 @@ def check_asset_files(names: Iterable[str], source: str) -> None:
     names = list(names)
     if asset_files(names):
         return
-    kinds = Counter(posixpath.splitext(name.lower())[1] for name in names if not _is_hidden(name))
+    kinds = Counter(posixpath.splitext(name.lower())[1] for name in names if not is_hidden(name))
     there = ", ".join(f"{count} {kind[:20] or 'without suffix'}" for kind, count in kinds.most_common(5))
     converter = next((f"; convert {kind} with {CONVERTERS[kind]}" for kind in kinds if kind in CONVERTERS), "")
     raise ValueError(
@@ -140,7 +140,3 @@ def _plain_words(name: str) -> str:
     told = [word for word in words if word not in _MARKS and not re.search(r"\d", word)]
     told = [word for word in told if len(word) > 1 or word > "\x7f"]  # one letter is a word in Chinese, not in English
     return "" if set(told) <= _EMPTY_WORDS else " ".join(told)
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -14,9 +14,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from raydream.assets.error import AssetError
+from raydream.assets.error import AssetError, warning
 from raydream.assets.files import AssetLimits, Folder, read_named
-from raydream.assets.warnings import warning
 
 GLB_MAGIC, CHUNK_JSON, CHUNK_BIN = b"glTF", 0x4E4F534A, 0x004E4942
 COMPONENT_DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}

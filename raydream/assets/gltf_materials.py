@@ -9,7 +9,7 @@ import numpy as np
 from raydream.assets.asset import WRAP_CLAMP, WRAP_MIRROR, WRAP_REPEAT
 from raydream.assets.error import AssetError
 from raydream.assets.gltf_file import GltfFile, is_count
-from raydream.assets.images import decode_texture
+from raydream.assets.images import decode_texture, texture_warning
 from raydream.assets.parts import BLEND_CUTOFF, DARK, Material, shines, with_emission
 
 WRAP_MODES = {10497: WRAP_REPEAT, 33648: WRAP_MIRROR, 33071: WRAP_CLAMP}
@@ -124,21 +124,13 @@ class MaterialReader:
         return self._images[source]
 
     def _decode(self, source: int) -> np.ndarray | str:
-        limits, data = self._file.limits, b""
+        data = b""
         try:
             data = self._file.image_bytes(source)
-            return decode_texture(data, limits.max_texture_px, limits.texture_side_px)
+            return decode_texture(data, self._file.limits)
         except AssetError as error:
-            match error.reason:
-                case "missing_file":
-                    return "texture_missing"
-                case "outside_folder":
-                    return "texture_outside_folder"
-                case "bad_texture" if data.startswith(b"\xabKTX"):
-                    return "texture_compression_unsupported"
-                case "bad_texture" | "bad_reference" | "truncated" | "malformed":
-                    return "texture_unreadable"
-            raise
+            is_compressed = error.reason == "bad_texture" and data.startswith(b"\xabKTX")
+            return "texture_compression_unsupported" if is_compressed else texture_warning(error)
 
 
 def _colour(value: object, width: int) -> np.ndarray:

@@ -2,27 +2,66 @@
 
 import io
 import warnings
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from raydream.assets.error import AssetError
+from raydream.assets.error import AssetError, warning
+from raydream.assets.files import AssetLimits, Folder, read_named
 
 # PIL has readers for more; these are the ones that hold textures and whose readers are looked after.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TGA", "GIF", "TIFF", "DDS")
+# What an asset can do without, by the reason of its AssetError: the words of warnings.
+_WARNINGS = {"missing_file": "texture_missing", "outside_folder": "texture_outside_folder"} | dict.fromkeys(
+    ("bad_texture", "bad_reference", "truncated", "malformed"), "texture_unreadable"
+)
 
 
-def decode_texture(data: bytes, max_px: int, side_px: int) -> np.ndarray:
-    """RGBA bytes of an encoded image, reduced so that no side is over ``side_px``; AssetError ``bad_texture``, or
-    ``too_large`` before one of more than ``max_px`` is unpacked.
+@dataclass
+class AssetSource:
+    """What an asset is read from and how much of it. ``warnings`` collects what was left out, once each."""
+
+    folder: Folder
+    limits: AssetLimits
+    warnings: dict[str, None] = field(default_factory=dict)
+    _textures: dict[str, np.ndarray | None] = field(default_factory=dict)
+
+    def warn(self, word: str, name: str = "") -> None:
+        self.warnings[warning(word, name)] = None
+
+    def texture(self, name: str) -> np.ndarray | None:
+        """RGBA bytes of an image that the asset names, read once; None, with a warning, where it cannot be read."""
+        if name not in self._textures:
+            self._textures[name] = self._read_texture(name)
+        return self._textures[name]
+
+    def _read_texture(self, name: str) -> np.ndarray | None:
+        try:
+            return decode_texture(read_named(self.folder, name, self.limits.max_bytes), self.limits)
+        except AssetError as error:
+            self.warn(texture_warning(error), name)
+            return None
+
+
+def texture_warning(error: AssetError) -> str:
+    """The word of the warning for a texture that cannot be read; raises the error that no asset can do without."""
+    if error.reason not in _WARNINGS:
+        raise error
+    return _WARNINGS[error.reason]
+
+
+def decode_texture(data: bytes, limits: AssetLimits) -> np.ndarray:
+    """RGBA bytes of an encoded image, reduced where a side is too long; AssetError ``bad_texture``, or ``too_large``
+    before one of too many pixels is unpacked.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_px:
+        if image.width * image.height > limits.max_texture_px:
             raise AssetError("too_large", f"a texture of {image.width} x {image.height}")
-        factor = -(-max(image.size) // side_px)
+        factor = -(-max(image.size) // limits.texture_side_px)
         rgba = _eight_bits(image).convert("RGBA")
         return np.asarray(rgba.reduce(factor) if factor > 1 else rgba)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's readers raise

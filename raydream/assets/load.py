@@ -5,15 +5,21 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from raydream.assets.asset import Asset, turn_front
-from raydream.assets.error import AssetError
-from raydream.assets.files import AssetLimits, DiskFolder, Folder, choose_model, open_archive, read_limited
-from raydream.assets.formats import why_unsupported
+from raydream.assets.error import AssetError, warning
+from raydream.assets.files import (
+    AssetLimits,
+    DiskFolder,
+    Folder,
+    choose_model,
+    open_archive,
+    read_limited,
+    why_unsupported,
+)
 from raydream.assets.gltf import load_gltf_parts
 from raydream.assets.libraries import AssetRecord
 from raydream.assets.parts import Part, build_asset
 from raydream.assets.procedural import PROCEDURAL, procedural_asset
 from raydream.assets.trimesh_parts import load_trimesh_parts
-from raydream.assets.warnings import warning
 
 DEFAULT_LIMITS = AssetLimits()
 NO_USD = "USDZ needs usd-core: pip install 'raydream[usd]'; or convert it to GLB with Blender"

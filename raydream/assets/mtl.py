@@ -11,10 +11,9 @@ import numpy as np
 
 from raydream.assets.asset import WRAP_CLAMP, WRAP_REPEAT
 from raydream.assets.error import AssetError
-from raydream.assets.files import AssetLimits, Folder, read_named
-from raydream.assets.images import decode_texture
+from raydream.assets.files import read_named
+from raydream.assets.images import AssetSource
 from raydream.assets.parts import Material, linear_from_srgb, shines, with_emission
-from raydream.assets.warnings import Warn
 
 # How many words follow each option of a map; what is not here has one.
 _OPTION_WORDS = {"s": 3, "o": 3, "t": 3, "mm": 2}
@@ -31,107 +30,79 @@ class ObjMaterial:
     offset: tuple[float, float] = (0.0, 0.0)
 
 
-def read_materials(obj: str, folder: Folder, limits: AssetLimits, warn: Warn) -> dict[str, ObjMaterial]:
-    """The materials of all files that an OBJ names, by name; ``warn`` is told of files, images and names not found.
+def read_materials(obj: str, source: AssetSource) -> dict[str, ObjMaterial]:
+    """The materials of all files that an OBJ names, by name; warns of files, images and names not found.
 
     Raises AssetError ``too_large``.
     """
     found: dict[str, ObjMaterial] = {}
     lines = re.findall(r"^[ \t]*mtllib[ \t]+(.+?)[ \t\r]*$", obj, re.MULTILINE)
     for line in dict.fromkeys(lines):
-        for text in _library_texts(line, folder, limits, warn):
-            found |= _MtlReader(folder, limits, warn).read(text)
+        for text in _library_texts(line, source):
+            found |= _read_library(text, source)
     if found:
         used = re.findall(r"^[ \t]*usemtl[ \t]+(.+?)[ \t\r]*$", obj, re.MULTILINE)
         for name in sorted(set(used) - found.keys() - NAMES_OF_NO_MATERIAL):
-            warn("material_missing", name)
+            source.warn("material_missing", name)
     return found
 
 
-def _library_texts(line: str, folder: Folder, limits: AssetLimits, warn: Warn) -> list[str]:
+def _library_texts(line: str, source: AssetSource) -> list[str]:
     """The files of a ``mtllib`` line: one name that may hold spaces, or several names."""
     try:
-        return [decoded(read_named(folder, line, limits.max_bytes))]
+        return [decoded(read_named(source.folder, line, source.limits.max_bytes))]
     except AssetError as error:
         if error.reason == "too_large":
             raise
         names = line.split()
         if len(names) > 1:
-            return [text for name in names for text in _library_texts(name, folder, limits, warn)]
+            return [text for name in names for text in _library_texts(name, source)]
         outside = error.reason == "outside_folder"
-        warn("material_file_outside_folder" if outside else "material_file_missing", line)
+        source.warn("material_file_outside_folder" if outside else "material_file_missing", line)
         return []
 
 
-class _MtlReader:
-    """One pass over a file of materials; images are read once."""
-
-    def __init__(self, folder: Folder, limits: AssetLimits, warn: Warn) -> None:
-        self._folder, self._limits, self._warn = folder, limits, warn
-        self._images: dict[str, np.ndarray | None] = {}
-
-    def read(self, text: str) -> dict[str, ObjMaterial]:
-        lines: dict[str, dict[str, str]] = {}
-        current: dict[str, str] = {}
-        for line in text.splitlines():
-            key, value = [*line.split(maxsplit=1), "", ""][:2]
-            if key.lower() == "newmtl":
-                current = lines.setdefault(" ".join(value.split()), {})
-            else:
-                current[key.lower()] = value.strip()
-        return {name: self._material(values) for name, values in lines.items()}
-
-    def _material(self, values: dict[str, str]) -> ObjMaterial:
-        base = self._layer(values.get("map_kd"), _colour(values.get("kd")), paints_alone=True)
-        glow_colour = _colour(values.get("ke") or ("1 1 1" if "map_ke" in values else "0 0 0"))
-        if not glow_colour[:3].any():
-            return base
-        glow = self._layer(values.get("map_ke"), glow_colour, paints_alone=False)
-        if ("map_ke" in values and glow.material.image is None) or not shines(base.material, glow.material):
-            return base
-        placed = base if glow.material.image is None else glow
-        both = base.material.image is not None and glow.material.image is not None
-        if both and _place(base) != _place(glow):
-            self._warn("emissive_ignored", values["map_ke"])
-            return base
-        return replace(placed, material=with_emission(base.material, glow.material))
-
-    def _layer(self, map_line: str | None, factor: np.ndarray, paints_alone: bool) -> ObjMaterial:
-        """A colour and its map. What a base's image says is all: many files say ``Kd 0 0 0`` beside it."""
-        if map_line is None:
-            return ObjMaterial(Material(factor))
-        name, options = _split_map(map_line)
-        image = self._image(name)
-        if image is None:
-            return ObjMaterial(Material(factor))
-        if [float(word) for word in options.get("mm", "0 1").split()] not in ([0], [0, 1]) or "imfchan" in options:
-            self._warn("texture_options_ignored", map_line)
-        wrap = WRAP_CLAMP if options.get("clamp", "").lower() == "on" else WRAP_REPEAT
-        material = Material(np.ones(4) if paints_alone else factor, image, (wrap, wrap))
-        return ObjMaterial(material, _pair(options.get("s"), 1.0), _pair(options.get("o"), 0.0))
-
-    def _image(self, name: str) -> np.ndarray | None:
-        if name not in self._images:
-            self._images[name] = read_texture(name, self._folder, self._limits, self._warn)
-        return self._images[name]
+def _read_library(text: str, source: AssetSource) -> dict[str, ObjMaterial]:
+    lines: dict[str, dict[str, str]] = {}
+    current: dict[str, str] = {}
+    for line in text.splitlines():
+        key, value = [*line.split(maxsplit=1), "", ""][:2]
+        if key.lower() == "newmtl":
+            current = lines.setdefault(" ".join(value.split()), {})
+        else:
+            current[key.lower()] = value.strip()
+    return {name: _material(values, source) for name, values in lines.items()}
 
 
-def read_texture(name: str, folder: Folder, limits: AssetLimits, warn: Warn) -> np.ndarray | None:
-    """RGBA bytes of an image that an OBJ, MTL or PLY names; None, with a warning, where it cannot be read."""
-    try:
-        data = read_named(folder, name, limits.max_bytes)
-        return decode_texture(data, limits.max_texture_px, limits.texture_side_px)
-    except AssetError as error:
-        match error.reason:
-            case "missing_file":
-                warn("texture_missing", name)
-            case "outside_folder":
-                warn("texture_outside_folder", name)
-            case "bad_texture" | "malformed":
-                warn("texture_unreadable", name)
-            case _:
-                raise
-        return None
+def _material(values: dict[str, str], source: AssetSource) -> ObjMaterial:
+    base = _layer(values.get("map_kd"), _colour(values.get("kd")), source, paints_alone=True)
+    glow_colour = _colour(values.get("ke") or ("1 1 1" if "map_ke" in values else "0 0 0"))
+    if not glow_colour[:3].any():
+        return base
+    glow = _layer(values.get("map_ke"), glow_colour, source, paints_alone=False)
+    if ("map_ke" in values and glow.material.image is None) or not shines(base.material, glow.material):
+        return base
+    placed = base if glow.material.image is None else glow
+    both = base.material.image is not None and glow.material.image is not None
+    if both and _place(base) != _place(glow):
+        source.warn("emissive_ignored", values["map_ke"])
+        return base
+    return replace(placed, material=with_emission(base.material, glow.material))
+
+
+def _layer(map_line: str | None, factor: np.ndarray, source: AssetSource, paints_alone: bool) -> ObjMaterial:
+    """A colour and its map. What a base's image says is all: many files say ``Kd 0 0 0`` beside it."""
+    if map_line is None:
+        return ObjMaterial(Material(factor))
+    name, options = _split_map(map_line)
+    image = source.texture(name)
+    if image is None:
+        return ObjMaterial(Material(factor))
+    if [float(word) for word in options.get("mm", "0 1").split()] not in ([0], [0, 1]) or "imfchan" in options:
+        source.warn("texture_options_ignored", map_line)
+    wrap = WRAP_CLAMP if options.get("clamp", "").lower() == "on" else WRAP_REPEAT
+    material = Material(np.ones(4) if paints_alone else factor, image, (wrap, wrap))
+    return ObjMaterial(material, _pair(options.get("s"), 1.0), _pair(options.get("o"), 0.0))
 
 
 def _split_map(line: str) -> tuple[str, dict[str, str]]:

@@ -10,9 +10,9 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 
 from raydream.assets.error import AssetError
 from raydream.assets.files import AssetLimits, Folder
-from raydream.assets.mtl import ObjMaterial, decoded, read_materials, read_texture
+from raydream.assets.images import AssetSource
+from raydream.assets.mtl import ObjMaterial, decoded, read_materials
 from raydream.assets.parts import Material, Part, linear_from_srgb
-from raydream.assets.warnings import warning
 
 
 class _StandIns:
@@ -37,16 +37,12 @@ class _StandIns:
 
 def load_trimesh_parts(data: bytes, kind: str, folder: Folder, limits: AssetLimits) -> tuple[list[Part], list[str]]:
     """The parts of an "obj", "ply" or "stl" file, without its normals (faces are flat), and warnings."""
-    told: dict[str, None] = {}
-
-    def warn(word: str, name: str) -> None:
-        told[warning(word, name)] = None
-
+    source = AssetSource(folder, limits)
     materials: dict[str, ObjMaterial] = {}
     if kind == "obj":
         text = decoded(data)
         data = text.encode()
-        materials = read_materials(text, folder, limits, warn)
+        materials = read_materials(text, source)
         if _has_vertex_colours(text) and not any(each.material.image is not None for each in materials.values()):
             materials = {}  # trimesh would take the plain material instead
     stand_ins = _StandIns(materials)
@@ -58,13 +54,13 @@ def load_trimesh_parts(data: bytes, kind: str, folder: Folder, limits: AssetLimi
     if sum(len(mesh.faces) for mesh in meshes) > limits.max_faces:
         raise AssetError("too_large", f"over {limits.max_faces} faces")
     if kind == "ply" and stand_ins.asked:
-        image = read_texture(stand_ins.asked[0], folder, limits, warn)
+        image = source.texture(stand_ins.asked[0])
         materials = {"": ObjMaterial(Material(image=image))}
         if len(re.findall(rb"^comment[ \t]+TextureFile", data, re.MULTILINE)) > 1:
-            warn("texture_missing", "more than one TextureFile")
+            source.warn("texture_missing", "more than one TextureFile")
     if len(scene.geometry) > len(meshes):
-        warn("points_or_lines_skipped", "")
-    return [_part(mesh, materials) for mesh in meshes], list(told)
+        source.warn("points_or_lines_skipped")
+    return [_part(mesh, materials) for mesh in meshes], list(source.warnings)
 
 
 def _has_vertex_colours(obj: str) -> bool:

@@ -4,17 +4,15 @@ What another kind of shader would show is left out with a warning. Source: the U
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from pxr import Sdf, Usd, UsdShade
 
 from raydream.assets.asset import WRAP_CLAMP, WRAP_MIRROR, WRAP_REPEAT
-from raydream.assets.files import AssetLimits, Folder
-from raydream.assets.mtl import read_texture
+from raydream.assets.images import AssetSource
 from raydream.assets.parts import BLEND_CUTOFF, Material, shines, with_emission
-from raydream.assets.warnings import Warn
 
 WRAPS = {"repeat": WRAP_REPEAT, "mirror": WRAP_MIRROR, "clamp": WRAP_CLAMP, "black": WRAP_CLAMP}
 DIFFUSE, COORDINATES, COLOURS = (0.18, 0.18, 0.18), "st", "displayColor"
@@ -38,12 +36,11 @@ class UsdMaterial:
 
 
 class UsdMaterials:
-    """Reads each material and image of a stage once."""
+    """Reads each material of a stage once."""
 
-    def __init__(self, folder: Folder, limits: AssetLimits, warn: Warn) -> None:
-        self._folder, self._limits, self._warn = folder, limits, warn
+    def __init__(self, source: AssetSource) -> None:
+        self._source = source
         self._materials: dict[str, UsdMaterial] = {}
-        self._images: dict[str, np.ndarray | None] = {}
 
     def of(self, prim: Usd.Prim) -> UsdMaterial:
         """What a mesh or a part of one is painted with: its material, or the colours of its points."""
@@ -58,23 +55,20 @@ class UsdMaterials:
     def _read(self, bound: UsdShade.Material) -> UsdMaterial:
         surface = bound.ComputeSurfaceSource()[0]
         if not surface or surface.GetShaderId() != "UsdPreviewSurface":
-            self._warn("material_unreadable", str(bound.GetPath()))
+            self._source.warn("material_unreadable", str(bound.GetPath()))
             return UsdMaterial(colours=COLOURS)
         base = self._layer(surface, "diffuseColor", DIFFUSE)
         opacity, threshold = self._number(surface, "opacity", 1.0), self._number(surface, "opacityThreshold", 0.0)
         connected = bool(surface.GetInput("opacity")) and surface.GetInput("opacity").HasConnectedSource()
         cutoff = None if opacity >= 1 and not connected else threshold or BLEND_CUTOFF
         factor = np.append(base.material.factor[:3], 1.0 if connected else opacity)
-        opaque = base.material
-        base = UsdMaterial(
-            Material(factor, opaque.image, opaque.wrap, alpha_cutoff=cutoff), base.coordinates, base.colours, base.turn
-        )
+        base = replace(base, material=replace(base.material, factor=factor, alpha_cutoff=cutoff))
         glow = self._layer(surface, "emissiveColor", (0.0, 0.0, 0.0))
         if not shines(base.material, glow.material):
             return base
         images = base.material.image is not None and glow.material.image is not None
         if base.colours or glow.colours or (images and not base.lies_as(glow)):
-            self._warn("emissive_ignored", str(bound.GetPath()))
+            self._source.warn("emissive_ignored", str(bound.GetPath()))
             return base
         placed = base if glow.material.image is None else glow
         return UsdMaterial(with_emission(base.material, glow.material), placed.coordinates, "", placed.turn)
@@ -96,22 +90,20 @@ class UsdMaterials:
             return UsdMaterial(colours=str(_value(shader, "varname", COLOURS)))
         colour = np.asarray(_value(surface, name, default), np.float64)
         if colour.shape != (3,):
-            self._warn("material_unreadable", f"{name} of {surface.GetPath()}")
+            self._source.warn("material_unreadable", f"{name} of {surface.GetPath()}")
             colour = np.array(default)
         return UsdMaterial(Material(np.append(np.nan_to_num(colour).clip(0, 1), 1.0)))
 
     def _texture(self, shader: UsdShade.Shader, default: tuple[float, float, float]) -> UsdMaterial:
         file = _value(shader, "file", None)
         name = file.path if isinstance(file, Sdf.AssetPath) else ""
-        if name not in self._images:
-            self._images[name] = read_texture(name, self._folder, self._limits, self._warn)
-        image = self._images[name]
+        image = self._source.texture(name)
         if image is None:
             white = (1.0, 1.0, 1.0) if any(default) else default
             return UsdMaterial(Material(np.array([*white, 1.0])))
         scale = np.asarray(_value(shader, "scale", (1, 1, 1, 1)), np.float64)[:3]
         if any(_value(shader, "bias", ())) or _value(shader, "sourceColorSpace", "auto") == "raw":
-            self._warn("texture_options_ignored", name)
+            self._source.warn("texture_options_ignored", name)
         wrap_s, wrap_t = (WRAPS.get(str(_value(shader, key, "repeat")), WRAP_REPEAT) for key in ("wrapS", "wrapT"))
         coordinates, turn = self._coordinates(shader)
         return UsdMaterial(Material(np.append(scale.clip(0, 1), 1.0), image, (wrap_s, wrap_t)), coordinates, "", turn)

@@ -14,9 +14,9 @@ from pxr import Sdf, Usd, UsdGeom, UsdShade
 
 from raydream.assets.error import AssetError
 from raydream.assets.files import AssetLimits, open_archive
+from raydream.assets.images import AssetSource
 from raydream.assets.parts import Part
 from raydream.assets.usd_materials import UsdMaterial, UsdMaterials
-from raydream.assets.warnings import Warn, warning
 
 _SUFFIXES = (".usd", ".usda", ".usdc")
 # What USD raises of a file that lies; its own errors are RuntimeErrors.
@@ -26,8 +26,10 @@ _MALFORMED = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, O
 class _Corners:
     """Some corners of a mesh's faces, as indices into all of its corners, and what the mesh tells there."""
 
-    def __init__(self, prim: Usd.Prim, corners: np.ndarray, faces: np.ndarray, indices: np.ndarray, warn: Warn) -> None:
-        self._prim, self._warn = prim, warn
+    def __init__(
+        self, prim: Usd.Prim, corners: np.ndarray, faces: np.ndarray, indices: np.ndarray, source: AssetSource
+    ) -> None:
+        self._prim, self._source = prim, source
         self._places = {
             "constant": np.zeros_like(corners),
             "uniform": faces,
@@ -41,12 +43,14 @@ class _Corners:
         primvar = UsdGeom.PrimvarsAPI(self._prim).FindPrimvarWithInheritance(name)
         if not primvar or not primvar.HasValue():
             if absent:
-                self._warn(absent, f"{name} of {self._prim.GetPath()}")
+                self._source.warn(absent, f"{name} of {self._prim.GetPath()}")
             return None
         values = np.array(primvar.ComputeFlattened(Usd.TimeCode.EarliestTime()), np.float64)
         place = self._places[str(primvar.GetInterpolation())]
         if values.ndim != 2 or values.shape[1] != width or len(values) <= place.max():
-            self._warn("texcoord_ignored" if width == 2 else "color_ignored", f"{name} of {self._prim.GetPath()}")
+            self._source.warn(
+                "texcoord_ignored" if width == 2 else "color_ignored", f"{name} of {self._prim.GetPath()}"
+            )
             return None
         return values[place]
 
@@ -57,23 +61,17 @@ def load_usdz_parts(data: bytes, limits: AssetLimits) -> tuple[list[Part], list[
     root = next(iter(package.members), "")
     if posixpath.splitext(root)[1].lower() not in _SUFFIXES:
         raise AssetError("malformed", "its first file is no USD layer")
-    told: dict[str, None] = {}
-
-    def warn(word: str, name: str) -> None:
-        told[warning(word, name)] = None
-
-    folder = replace(package, home=posixpath.dirname(root))
-    materials = UsdMaterials(folder, limits, warn)
+    source = AssetSource(replace(package, home=posixpath.dirname(root)), limits)
     try:
         with os.fdopen(os.memfd_create("layer"), "wb") as file:  # USD reads files only, and this one ends with us
-            file.write(folder.read(posixpath.basename(root), limits.max_bytes))
+            file.write(source.folder.read(posixpath.basename(root), limits.max_bytes))
             file.flush()
             layer = _lone_layer(f"/proc/self/fd/{file.fileno()}", posixpath.splitext(root)[1].lower())
-            parts = list(_parts(layer, materials, limits, warn))
+            parts = list(_parts(layer, source))
     except _MALFORMED as error:
         words = " ".join(str(error).split()).rpartition(" : ")[2]  # the part before tells of USD's own source
         raise AssetError("malformed", f"{type(error).__name__}: {words}"[:200]) from error
-    return parts, list(told)
+    return parts, list(source.warnings)
 
 
 def _lone_layer(path: str, suffix: str) -> Sdf.Layer:
@@ -90,12 +88,13 @@ def _lone_layer(path: str, suffix: str) -> Sdf.Layer:
 
     layer.Traverse(Sdf.Path.absoluteRootPath, look)
     if others:
-        told = f"it is put together of several layers ({others[0][:80]}); usdcat --flatten makes one of them"
-        raise AssetError("unsupported_format", told)
+        detail = f"it is put together of several layers ({others[0][:80]}); usdcat --flatten makes one of them"
+        raise AssetError("unsupported_format", detail)
     return layer
 
 
-def _parts(layer: Sdf.Layer, materials: UsdMaterials, limits: AssetLimits, warn: Warn) -> Iterator[Part]:
+def _parts(layer: Sdf.Layer, source: AssetSource) -> Iterator[Part]:
+    limits, materials = source.limits, UsdMaterials(source)
     stage = Usd.Stage.Open(layer)
     time = Usd.TimeCode.EarliestTime()
     places = UsdGeom.XformCache(time)
@@ -109,14 +108,14 @@ def _parts(layer: Sdf.Layer, materials: UsdMaterials, limits: AssetLimits, warn:
         if num_prims > limits.max_nodes:
             raise AssetError("too_large", f"over {limits.max_nodes} prims")
         if prim.IsA(UsdGeom.PointInstancer):
-            warn("instances_skipped", str(prim.GetPath()))
+            source.warn("instances_skipped", str(prim.GetPath()))
             prims.PruneChildren()
         elif prim.IsA(UsdGeom.Gprim) and _is_drawn(prim, time):
             if not prim.IsA(UsdGeom.Mesh):
-                warn("shape_skipped", f"{prim.GetTypeName()} {prim.GetPath()}")
+                source.warn("shape_skipped", f"{prim.GetTypeName()} {prim.GetPath()}")
                 continue
             world = np.array(places.GetLocalToWorldTransform(prim))[:, :3] @ upright.T  # for points as rows
-            for part in _mesh_parts(prim, world, materials, limits.max_faces - num_faces, warn):
+            for part in _mesh_parts(prim, world, materials, source, limits.max_faces - num_faces):
                 num_faces += len(part.triangles)
                 yield part
 
@@ -128,22 +127,17 @@ def _is_drawn(prim: Usd.Prim, time: Usd.TimeCode) -> bool:
 
 
 def _mesh_parts(
-    prim: Usd.Prim, world: np.ndarray, materials: UsdMaterials, max_faces: int, warn: Warn
+    prim: Usd.Prim, world: np.ndarray, materials: UsdMaterials, source: AssetSource, max_faces: int
 ) -> Iterator[Part]:
     """A mesh by its materials: one for some of its faces, one for the rest."""
     mesh, time = UsdGeom.Mesh(prim), Usd.TimeCode.EarliestTime()
-    points, counts, indices = (
-        np.array([] if value is None else value)
-        for value in (
-            mesh.GetPointsAttr().Get(time),
-            mesh.GetFaceVertexCountsAttr().Get(time),
-            mesh.GetFaceVertexIndicesAttr().Get(time),
-        )
-    )
+    attributes = (mesh.GetPointsAttr(), mesh.GetFaceVertexCountsAttr(), mesh.GetFaceVertexIndicesAttr())
+    values = (attribute.Get(time) for attribute in attributes)
+    points, counts, indices = (np.array([] if value is None else value) for value in values)
     if not len(points) or not len(counts):
         return
     if prim.HasAttribute("primvars:skel:jointIndices"):
-        warn("skin_ignored", str(prim.GetPath()))
+        source.warn("skin_ignored", str(prim.GetPath()))
     points = points.astype(np.float64)
     if counts.min() < 0 or counts.sum() != len(indices):
         raise AssetError("malformed", f"the faces of {str(prim.GetPath())[:100]} do not add up")
@@ -165,19 +159,19 @@ def _mesh_parts(
         chosen = owner[face_of] == number
         if chosen.any():
             flat = corners[chosen].reshape(-1)
-            told = _Corners(prim, flat, face_of[chosen].repeat(3), indices, warn)
-            yield _painted(points[indices[flat]] @ world[:3] + world[3], told, material)
+            corner_values = _Corners(prim, flat, face_of[chosen].repeat(3), indices, source)
+            yield _painted(points[indices[flat]] @ world[:3] + world[3], corner_values, material)
 
 
-def _painted(positions: np.ndarray, told: _Corners, paint: UsdMaterial) -> Part:
+def _painted(positions: np.ndarray, values: _Corners, paint: UsdMaterial) -> Part:
     triangles = np.arange(len(positions)).reshape(-1, 3)
     uv = colors = None
     if paint.coordinates:
-        uv = told.read(paint.coordinates, 2, "texture_coordinates_missing")
+        uv = values.read(paint.coordinates, 2, "texture_coordinates_missing")
     if uv is not None:
         uv = (uv @ paint.turn[:, :2].T + paint.turn[:, 2]) * [1, -1] + [0, 1]  # v grows upwards in USD
     if paint.colours:
-        rgb = told.read(paint.colours, 3, "")
+        rgb = values.read(paint.colours, 3, "")
         colors = None if rgb is None else np.concatenate([rgb, np.ones((len(rgb), 1))], axis=1)
     return Part(positions, triangles, paint.material, uv=uv, colors=colors)
 

@@ -1,6 +1,7 @@
 """``raydream COMMAND``, also as ``python -m raydream.console``: what the files in ``jobs/`` do, and ``doctor``."""
 
 import difflib
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,15 @@ COMMANDS = {
     "evaluate": "Measures finished runs: does the prompt win, do particles differ, have they one front.",
     "serve": "The service with its page and API, on one machine or as a job of a cluster.",
     "doctor": "What this machine has and lacks for all of these.",
+}
+_MODULES = {
+    "run": "raydream.launch",
+    "render": "raydream.views.command",
+    "train-prior": "raydream.train.prior.job",
+    "finetune-agp": "raydream.train.agp.job",
+    "evaluate": "raydream.evaluate.command",
+    "serve": "serve.__main__",
+    "doctor": "raydream.console.doctor",
 }
 _BAD_INPUT = 2
 
@@ -33,7 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {name!r} is no command; {hint}", file=sys.stderr)
         return _BAD_INPUT
     sys.argv = [f"raydream {name}", *rest]  # what argparse calls a program
-    return _start(name, rest)
+    command = importlib.import_module(_MODULES[name])
+    return command.main(rest) if name == "serve" else command.main(COMMANDS[name], rest)
 
 
 def _help() -> str:
@@ -43,39 +54,6 @@ def _help() -> str:
         "usage: raydream COMMAND ...\n\nOne prompt, several different 3D assets.\n\n"
         f"{commands}\n\nraydream COMMAND --help teaches its flags; raydream --version says which raydream this is."
     )
-
-
-def _start(name: str, words: Sequence[str]) -> int:
-    description = COMMANDS[name]
-    match name:
-        case "run":
-            from raydream import launch
-
-            return launch.main(description, words)
-        case "render":
-            from raydream.views import command as render
-
-            return render.main(description, words)
-        case "train-prior":
-            from raydream.train.prior import job as train_prior
-
-            return train_prior.main(description, words)
-        case "finetune-agp":
-            from raydream.train.agp import job as finetune_agp
-
-            return finetune_agp.main(description, words)
-        case "evaluate":
-            from raydream.evaluate import command as evaluate
-
-            return evaluate.main(description, words)
-        case "serve":
-            from serve import __main__ as service
-
-            return service.main(words)
-        case _:
-            from raydream.console import doctor
-
-            return doctor.main(description, words)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,8 +61,8 @@ def examine() -> list[Finding]:
     lacking = missing_packages()
     if lacking is not None:
         return [_python(), lacking]
-    looks: list[Callable[[], Finding]] = [_torch, _processor, _gpu, _kernels, _film, _priors, _assets, _disk, _ray]
-    return [_python(), *(look() for look in looks), *_extras()]
+    looks = (_python, _torch, _processor, _gpu, _kernels, _film, _priors, _assets, _disk, _ray)
+    return [*(look() for look in looks), *(_extra(package) for package in OPTIONAL)]
 
 
 def missing_packages() -> Finding | None:
@@ -72,18 +72,10 @@ def missing_packages() -> Finding | None:
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
         needed = []
     names = [re.split(r"[\s\[<>=!~;(]", line, maxsplit=1)[0] for line in needed if "extra ==" not in line]
-    missing = [name for name in names if not _is_installed(name)]
+    missing = [name for name in names if not list(importlib.metadata.distributions(name=name))]
     if not missing:
         return None
     return Finding("packages", f"{', '.join(missing)} not found", f"pip install {' '.join(missing)}", is_broken=True)
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _python() -> Finding:
@@ -198,9 +190,6 @@ def _ray() -> Finding:
     return Finding("ray", f"{version}; {where}")
 
 
-def _extras() -> list[Finding]:
-    found = []
-    for package, (what, remedy) in OPTIONAL.items():
-        is_there = find_spec(package) is not None
-        found.append(Finding(package, f"{'' if is_there else 'not installed: '}{what}", "" if is_there else remedy))
-    return found
+def _extra(package: str) -> Finding:
+    what, remedy = OPTIONAL[package]
+    return Finding(package, what) if find_spec(package) else Finding(package, f"not installed: {what}", remedy)

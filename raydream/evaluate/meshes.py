@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raydream.assets.asset import Asset, AssetError
-from raydream.assets.formats import SUFFIXES
+from raydream.assets.files import SUFFIXES
 from raydream.assets.load import load_asset
 from raydream.config import strict_json
 from raydream.config.evaluate import EvaluateConfig

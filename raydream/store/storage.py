@@ -31,7 +31,7 @@ _Answer = TypeVar("_Answer")
 def resolve(uri: str, filesystem: fs.FileSystem | None, patience_s: float = PATIENCE_S) -> "LocalFiles | RemoteFiles":
     """The storage that a path or URI names; OSError or ValueError where there is none that we can reach.
 
-    A remote one is asked again for ``patience_s`` while it is busy or away, see ``storage_faults``.
+    A remote one is asked again for ``patience_s`` while it is busy or away, see ``faults.py``.
     """
     if filesystem is None and "://" not in uri:
         return LocalFiles(Path(uri).expanduser().resolve())
@@ -137,7 +137,7 @@ class LocalFiles:
 class RemoteFiles:
     """Files below a path of any ``pyarrow.fs`` filesystem.
 
-    Each call is made again, as a whole, while the storage is busy or away; see ``storage_faults`` for what it raises.
+    Each call is made again, as a whole, while the storage is busy or away; see ``faults.py`` for what it raises.
     """
 
     def __init__(self, filesystem: fs.FileSystem, root: str, patience_s: float = PATIENCE_S) -> None:

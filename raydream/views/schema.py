@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raydream.assets.error import word_of
 from raydream.assets.libraries import AssetRecord
-from raydream.assets.warnings import word_of
 from raydream.config import strict_json
 from raydream.config.render import ImageKind, ViewConfig
 

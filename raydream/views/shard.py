@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raydream.assets.error import AssetError
+from raydream.assets.error import AssetError, loses_colours
 from raydream.assets.load import DEFAULT_LIMITS
 from raydream.assets.remote_library import AssetFetcher, check_reachable, is_remote
-from raydream.assets.warnings import loses_colours
 from raydream.config import strict_json
 from raydream.config.render import RenderJobConfig
 from raydream.store.faults import StorageError

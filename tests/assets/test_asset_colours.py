@@ -11,11 +11,10 @@ from gltf_writer import GltfWriter
 from PIL import Image
 
 from raydream.assets.asset import Asset
-from raydream.assets.error import AssetError
+from raydream.assets.error import AssetError, loses_colours, warning, word_of
 from raydream.assets.files import AssetLimits
 from raydream.assets.images import decode_texture
 from raydream.assets.load import load_asset
-from raydream.assets.warnings import loses_colours, warning, word_of
 
 UV = np.float32([[0, 0], [1, 0], [0, 1]])
 RED = Image.new("RGB", (8, 8), (200, 30, 30))
@@ -61,7 +60,7 @@ IMAGES = {
 @pytest.mark.parametrize("name", IMAGES)
 def test_every_kind_of_image_has_its_colour(name):
     data, colour = IMAGES[name]
-    found = decode_texture(data, 10_000, 1024)
+    found = decode_texture(data, AssetLimits())
     assert found.shape[2] == 4
     assert np.abs(found[0, 0].astype(int) - colour).max() <= 2  # AVIF and JPEG lose a little
 
@@ -69,7 +68,7 @@ def test_every_kind_of_image_has_its_colour(name):
 @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
 def test_numbers_that_are_no_colours_are_refused_not_guessed(mode):
     with pytest.raises(AssetError) as caught:
-        decode_texture(encoded(Image.new(mode, (4, 4)), "TIFF"), 10_000, 1024)
+        decode_texture(encoded(Image.new(mode, (4, 4)), "TIFF"), AssetLimits())
     assert caught.value.reason == "bad_texture"
 
 

@@ -15,8 +15,7 @@ from PIL import Image
 
 from raydream.assets import files as asset_files
 from raydream.assets.asset import AssetError
-from raydream.assets.files import AssetLimits
-from raydream.assets.formats import CONVERTERS, SUFFIXES
+from raydream.assets.files import CONVERTERS, SUFFIXES, AssetLimits
 from raydream.assets.libraries import AssetRecord
 from raydream.assets.load import load_asset
 from raydream.config.render import PoolConfig, ViewConfig

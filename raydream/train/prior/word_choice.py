@@ -6,9 +6,9 @@ Where nothing is left, the error counts what each condition left, and names the 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+from raydream.assets.error import loses_colours
 from raydream.assets.licences import count_licences, is_accepted, why_no_licence
 from raydream.assets.nouns import COLOUR_WORDS, head_noun
-from raydream.assets.warnings import loses_colours
 from raydream.config.train import WordsConfig
 from raydream.views.view_set import ObjectCard
 
