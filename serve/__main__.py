@@ -79,16 +79,13 @@ def _held(settings: Settings, by_force: bool) -> Tenure:
     return tenure
 
 
-def _check_port(settings: Settings) -> None:
-    open_socket(settings, is_shared=False).close()  # a replica's share of somebody else's port would be no error
-
-
 def _wait_for_port(settings: Settings, patience_s: float) -> None:
     """A service that was taken over needs a moment to leave."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return _check_port(settings)
+            # a replica's share of somebody else's port would be no error
+            return open_socket(settings, is_shared=False).close()
         except ValueError:
             if time.monotonic() >= deadline:
                 raise
@@ -107,7 +104,7 @@ def _beat(tenure: Tenure, is_over: threading.Event) -> None:
 
 def _serve(settings: Settings, tenure: Tenure, by_force: bool) -> int:
     if not by_force:
-        _check_port(settings)
+        _wait_for_port(settings, 0.0)
     is_private = not check_address()
     connect()
     stop = threading.Event()

@@ -25,7 +25,7 @@ from serve.guard import PAGE_POLICY, REPORT_POLICY, Guard, owner_of
 from serve.keys import Keys
 from serve.live import Live, Representation, path_of
 from serve.metrics import Meter, Metered
-from serve.problems import install_handlers
+from serve.problems import HANDLERS
 from serve.pulse import Pulse
 from serve.records import Quota, Records, RecordsAway
 from serve.schema import (
@@ -312,8 +312,8 @@ def build_api(
         records.close()
 
     api = FastAPI(title="raydream", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    api.exception_handlers |= HANDLERS
     api.state.service, api.state.keys = service, keys
-    install_handlers(api)
     api.include_router(router)
     api.include_router(plain)
     api.mount("/static", StaticFiles(directory=_STATIC, check_dir=False), name="static")

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, Response
 
 from raydream.store.faults import StorageError
 from raydream.store.run_folder import CONFIG, METRICS, PARTICLES, PREVIEWS, REPORT, VERSIONS, RunFolder
+from raydream.store.storage import LocalFiles
 from serve.records import Record
 from serve.schema import FINAL_STATES, MAX_METRIC_ROWS, MetricRows
 from serve.settings import Settings
@@ -38,10 +39,10 @@ class Artefacts:
             raise HTTPException(404, f"there is no {name.rpartition('/')[2]} (yet)")
         if run.local_root is not None:
             return run.local_root / name
-        cached = self._settings.cache / record.id / name
-        if record.state not in FINAL_STATES or not cached.is_file():
-            _replace(cached, run.read_bytes(name))
-        return cached
+        cache = LocalFiles(self._settings.cache / record.id)
+        if record.state not in FINAL_STATES or not cache.exists(name):
+            cache.write(name, run.read_bytes(name))
+        return cache.path(name)
 
     def archive(self, record: Record) -> Path:
         """The whole run but its checkpoints and TensorBoard files, as a zip that is made once."""
@@ -115,10 +116,3 @@ def _pack(run: RunFolder, path: Path) -> None:
             entry.external_attr = 0o644 << 16
             kind = zipfile.ZIP_STORED if Path(name).suffix in _PACKED else zipfile.ZIP_DEFLATED
             archive.writestr(entry, run.read_bytes(name), kind)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -113,17 +113,12 @@ class Tenure:
     def __init__(self, leases: Leases, owner: str, holder: str) -> None:
         self.owner = owner
         self._leases, self._holder = leases, holder
-        self._epoch: int | None = None
-
-    @property
-    def epoch(self) -> int | None:
-        """None where another has it."""
-        return self._epoch
+        self.epoch: int | None = None  # where another has it
 
     def beat(self, by_force: bool = False) -> bool:
         """A sign of life; whether the lease is ours."""
-        self._epoch = self._leases.take(self.owner, self._holder, by_force)
-        return self._epoch is not None
+        self.epoch = self._leases.take(self.owner, self._holder, by_force)
+        return self.epoch is not None
 
     def look(self) -> Lease:
         """Whose it is."""
@@ -131,7 +126,7 @@ class Tenure:
 
     def release(self) -> None:
         """Lets it go, so that another need not wait."""
-        self._epoch = None
+        self.epoch = None
         self._leases.release(self.owner)
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from serve.records import Record, Records
-from serve.schema import FINAL_STATES, Failure, Generation, Links, ParticleLinks, Progress
+from serve.schema import FINAL_STATES, Generation, ParticleLinks
 
 _MAX_AGE_S = 0.5  # a run tells its news no more often
 _EVENT_EVERY_S = 1.0  # a stream's events, at most
@@ -22,10 +22,10 @@ def path_of(generation_id: str) -> str:
     return f"/v1/generations/{generation_id}"
 
 
-def present(record: Record, queue_position: int | None, paused: str = "") -> Generation:
+def present(record: Record, queue_position: int | None, paused: str) -> Generation:
     """A record for the wire; ``queue_position`` counts from 1, ``paused`` says why what waits is not started."""
-    path, has_ended = path_of(record.id), record.state in FINAL_STATES
-    is_finished = record.state == "finished"
+    path, is_finished = path_of(record.id), record.state == "finished"
+    has_archive = record.state in FINAL_STATES and record.started_at
     particles = [
         ParticleLinks(
             index=index,
@@ -35,34 +35,22 @@ def present(record: Record, queue_position: int | None, paused: str = "") -> Gen
         )
         for index in range(record.n)
     ]
-    error = Failure(title=record.error_title, detail=record.error_detail or "") if record.error_title else None
-    archive = f"{path}/archive.zip" if has_ended and record.started_at else None
-    links = {"self": path, "events": f"{path}/events", "metrics": f"{path}/metrics", "archive": archive}
-    return Generation(
-        id=record.id,
-        prompt=record.prompt,
-        n=record.n,
-        preset=record.preset,
-        method=record.method,  # type: ignore[arg-type]  # was a Method when it was accepted
-        seed=record.seed,
-        steps=record.steps,
-        state=record.state,  # type: ignore[arg-type]
-        queue_position=queue_position,
-        created_at=_time(record.created_at) or "",
-        started_at=_time(record.started_at),
-        ended_at=_time(record.ended_at),
-        progress=Progress(
-            step=record.step,
-            num_steps=record.num_steps,
-            eta_s=record.eta_s,
-            phase=paused if paused and record.state == "queued" else record.phase,
-            losses=record.losses,
-        ),
-        error=error,
-        preview_step=record.preview_step,
-        particles=particles,
-        links=Links.model_validate(links | {"report": f"{path}/report.html" if is_finished else None}),
-    )
+    links = {
+        "self": path,
+        "events": f"{path}/events",
+        "metrics": f"{path}/metrics",
+        "archive": f"{path}/archive.zip" if has_archive else None,
+        "report": f"{path}/report.html" if is_finished else None,
+    }
+    values = vars(record) | {
+        "queue_position": queue_position,
+        "progress": vars(record) | ({"phase": paused} if paused and record.state == "queued" else {}),
+        "error": {"title": record.error_title, "detail": record.error_detail or ""} if record.error_title else None,
+        "particles": particles,
+        "links": links,
+    }
+    times = {name: _time(values[name]) for name in ("created_at", "started_at", "ended_at")}
+    return Generation.model_validate(values | times)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ class _Generations:
 
 
 class Meter:
-    """What ``GET /metrics`` tells."""
+    """What ``GET /metrics`` tells; ``requests`` counts answers."""
 
     def __init__(self, records: Records) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Generations(records))  # type: ignore[arg-type]  # has all that a Collector needs
-        self._requests = Histogram(
+        self.requests = Histogram(
             "raydream_http_request_seconds",
             "Seconds to the first byte of an answer.",
             ["method", "route", "status"],
@@ -47,10 +47,6 @@ class Meter:
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self._registry)
-
-    def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Counts an answer; ``route`` is the pattern, not the path."""
-        self._requests.labels(method, route, str(status)).observe(seconds)
 
 
 class Metered:
@@ -64,9 +60,10 @@ class Metered:
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
+                route = getattr(scope.get("route"), "path", "none")  # the pattern, not the path
                 method = scope["method"] if route != "none" else "other"  # a client's words are no label
-                self._meter.request(method, route, message["status"], time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._meter.requests.labels(method, route, str(message["status"])).observe(seconds)
             await send(message)
 
         await self._app(scope, receive, send_counted if scope["type"] == "http" else send)

@@ -1,9 +1,10 @@
 """Errors as problem details (RFC 9457) that name the field."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -11,29 +12,15 @@ from starlette.exceptions import HTTPException
 from raydream.store.faults import StorageError
 from serve.keys import KeysAway
 from serve.records import KeyUsedForOther, NotNow, QuotaUsedUp, RecordsAway
-from serve.schema import Problem, title_of
+from serve.schema import TITLES, Problem
 
 _log = logging.getLogger(__name__)
 
 
 def problem(status: int, detail: str, field: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """The answer for an error."""
-    body = Problem(type="about:blank", title=title_of(status), status=status, detail=detail, field=field)
+    body = Problem(type="about:blank", title=TITLES.get(status, "Error"), status=status, detail=detail, field=field)
     return JSONResponse(body.model_dump(), status, dict(headers or {}), media_type="application/problem+json")
-
-
-def install_handlers(api: FastAPI) -> None:
-    """Turns whatever a route raises into a problem."""
-    api.add_exception_handler(HTTPException, _refused)
-    api.add_exception_handler(RequestValidationError, _invalid)
-    api.add_exception_handler(ValueError, _wrong_value)
-    api.add_exception_handler(QuotaUsedUp, _used_up)
-    api.add_exception_handler(KeyUsedForOther, _conflict)
-    api.add_exception_handler(StorageError, _away)
-    api.add_exception_handler(NotNow, _not_now)
-    api.add_exception_handler(KeysAway, _away)
-    api.add_exception_handler(RecordsAway, _away)
-    api.add_exception_handler(Exception, _failed)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
@@ -83,3 +70,18 @@ async def _away(_request: Request, error: Exception) -> Response:
 async def _failed(_request: Request, error: Exception) -> Response:
     _log.error("a request failed", exc_info=error)
     return problem(500, "the service failed; its log says why")
+
+
+# what turns whatever a route raises into a problem
+HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+    HTTPException: _refused,
+    RequestValidationError: _invalid,
+    ValueError: _wrong_value,
+    QuotaUsedUp: _used_up,
+    KeyUsedForOther: _conflict,
+    NotNow: _not_now,
+    StorageError: _away,
+    KeysAway: _away,
+    RecordsAway: _away,
+    Exception: _failed,
+}

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import OperationalError as RecordsAway  # the database does not answer
 
 from serve.lease import Leases, fence
-from serve.tables import GENERATIONS, METADATA, OWNERS
+from serve.tables import GENERATIONS, METADATA, OWNERS, Record
 
 __all__ = ["CheckedRequest", "KeyUsedForOther", "NotNow", "Quota", "QuotaUsedUp", "Record", "Records", "RecordsAway"]
 
@@ -29,38 +29,6 @@ _SEEN = (*UNFINISHED, *ENDED)
 _DAY_S = 86_400.0
 _BUSY_S = 30  # how long a writer waits for another
 _EVERYBODY = ""  # no owner's name
-
-
-@dataclass(frozen=True)
-class Record:
-    """One generation as it stands. Times are seconds since 1970; ``meshes`` are the particles that have one."""
-
-    id: str
-    owner: str
-    idempotency_key: str | None
-    request_digest: str
-    prompt: str
-    n: int
-    preset: str
-    method: str
-    seed: int
-    steps: int | None
-    num_steps: int
-    state: str
-    attempt: int
-    num_stalls: int
-    furthest_step: int
-    step: int
-    phase: str
-    eta_s: float | None
-    losses: dict[str, float]
-    preview_step: int | None
-    meshes: list[int]
-    error_title: str | None
-    error_detail: str | None
-    created_at: float
-    started_at: float | None
-    ended_at: float | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +107,7 @@ class Records:
                     raise KeyUsedForOther(f"it stands for generation {known.id}, which was asked for differently")
                 return known, False
             self._check_quota(connection, owner, quota)
-            row = {
+            row: dict[str, Any] = {
                 "id": uuid.uuid4().hex,
                 "owner": owner,
                 "idempotency_key": idempotency_key,
@@ -149,7 +117,8 @@ class Records:
                 "losses": {},
                 "meshes": [],
                 "created_at": self._clock(),
-            } | vars(request)
+            } | dict.fromkeys(("attempt", "num_stalls", "furthest_step", "step"), 0)
+            row |= vars(request)
             connection.execute(sa.insert(GENERATIONS).values(row))
             found = connection.execute(sa.select(GENERATIONS).where(GENERATIONS.c.id == row["id"])).one()
         return _record(found), True

@@ -150,18 +150,7 @@ class Problem(BaseModel):
     field: str | None = None
 
 
-def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for OpenAPI."""
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": _TITLES[status], "content": content} for status in statuses}
-
-
-def title_of(status: int) -> str:
-    """A few words for an HTTP status."""
-    return _TITLES.get(status, "Error")
-
-
-_TITLES = {
+TITLES = {
     400: "Bad request",
     401: "API key needed",
     403: "Not allowed from here",
@@ -177,3 +166,9 @@ _TITLES = {
     500: "Internal error",
     503: "Not ready",
 }
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for OpenAPI."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {status: {"description": TITLES[status], "content": content} for status in statuses}

@@ -17,6 +17,7 @@ from raydream.config.presets import DEFAULT_PRESET, PRESETS, make_preset
 from raydream.config.run import RunConfig
 
 PREFIX = "RAYDREAM_SERVE_"
+_LIMITS = ("max_n", "max_steps", "max_running", "max_queued", "unfinished_per_key", "daily_per_key")
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,10 @@ class Settings:
     min_free_mib: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("max_n", "max_steps", "max_running", "max_queued", "unfinished_per_key", "daily_per_key"):
-            require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
-        for name in ("previews_per_run", "num_replicas"):
-            require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
-        for name in ("keep_days", "keep_gib", "min_free_mib"):
-            require(getattr(self, name) >= 0, name, f"must be at least 0, got {getattr(self, name)}")
+        least_values = dict.fromkeys((*_LIMITS, "previews_per_run", "num_replicas"), 1)
+        least_values |= dict.fromkeys(("keep_days", "keep_gib", "min_free_mib"), 0)
+        for name, least in least_values.items():
+            require(getattr(self, name) >= least, name, f"must be at least {least}, got {getattr(self, name)}")
         require(0 <= self.warm_particles <= self.max_n, "warm_particles", f"must be 0..max_n={self.max_n}")
         require(0 < self.port < 65536, "port", f"must be 1..65535, got {self.port}")
         require(bool(self.presets), "presets", "must name at least one")

@@ -48,27 +48,21 @@ class Runners(Protocol):
 
     def statuses(self) -> dict[int, RunnerStatus]:
         """All runners that are alive."""
-        ...
 
     def open(self, slot: int) -> None:
         """Starts a runner where there is none."""
-        ...
 
     def has_room(self, slot: int, record: Record) -> bool:
         """Whether a generation's actors would find their places now, with what the runner holds already."""
-        ...
 
     def start(self, slot: int, job: Job) -> bool:
         """Gives work to a runner; False where it did not take it."""
-        ...
 
     def stop(self, slot: int) -> None:
         """Asks a runner to come to an end with its work."""
-        ...
 
     def kill(self, slot: int) -> None:
         """Ends a runner and all that it holds."""
-        ...
 
 
 class Supervisor:

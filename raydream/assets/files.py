@@ -49,11 +49,9 @@ class Folder(Protocol):
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """A file's content; AssetError ``missing_file``, ``outside_folder`` or ``too_large``."""
-        ...
 
     def names(self) -> list[str]:
         """The files that are there, as far as they are looked through for one that is spelt otherwise."""
-        ...
 
 
 @dataclass(frozen=True)
