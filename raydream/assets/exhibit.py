@@ -69,19 +69,19 @@ def match_prompt(prompt: str | None, source: str | None) -> tuple[Path | str, li
     records = _records(folder)
     chosen = records if prompt is None else match_records(records, prompt)
     if not chosen:
-        nouns = ", ".join(f"{noun} ({count})" for noun, count in count_nouns(records).most_common(60))
+        nouns = ", ".join(f"{noun} ({count})" for noun, count in _object_counts(records).most_common(60))
         raise ValueError(f"prompt: {(prompt or '')[:100]!r} names nothing in {where}; objects there: {nouns}")
     return where, chosen
 
 
 def available_nouns(source: str | None) -> Counter[str]:
     """The objects that prompts can name in a source (as in ``exhibit_assets``), with the number of assets of each."""
-    return count_nouns(_records(asset_folder(source)))
+    return _object_counts(_records(asset_folder(source)))
 
 
 def match_records(records: Sequence[AssetRecord], prompt: str) -> list[AssetRecord]:
     """The records about the prompt's object with all its colour words, in their given order."""
-    nouns = count_nouns(records)
+    nouns = _object_counts(records)
     words = words_of(prompt)
     head = head_noun(prompt)
     if head not in nouns:  # "a photo of a red chair": the last word that is an object here
@@ -90,11 +90,6 @@ def match_records(records: Sequence[AssetRecord], prompt: str) -> list[AssetReco
         return []
     colours = {word for word in words if word in COLOUR_WORDS and word != head}
     return [record for record in records if head in _record_nouns(record) and colours <= _record_colours(record)]
-
-
-def count_nouns(records: Sequence[AssetRecord]) -> Counter[str]:
-    """How many records are about each noun, by their first caption and their categories."""
-    return Counter(noun for record in records for noun in sorted(_record_nouns(record)))
 
 
 def farthest_points(features: Float[Tensor, "point width"], num_points: int) -> list[int]:
@@ -112,10 +107,8 @@ def farthest_points(features: Float[Tensor, "point width"], num_points: int) -> 
 
 
 def _records(folder: Path | None) -> list[AssetRecord]:
-    return procedural_records() if folder is None else _folder_records(folder)
-
-
-def _folder_records(folder: Path) -> list[AssetRecord]:
+    if folder is None:
+        return procedural_records()
     kept, dropped = filter_records(read_manifest_folder(folder), AssetFilter(max_faces=MAX_FACES))
     log.info("assets: %d records in %s, left out %s", len(kept), folder, dict(dropped))
     return kept
@@ -171,6 +164,11 @@ def _thumbnails(assets: Sequence[Asset]) -> Float[Tensor, "asset width"]:
         views = render_asset(normalise_asset(asset), cameras, backend, supersample=1)
         features.append(torch.cat([views.rgb, views.alpha], dim=-1).flatten())
     return torch.stack(features)
+
+
+def _object_counts(records: Sequence[AssetRecord]) -> Counter[str]:
+    """How many records are about each noun, by their first caption and their categories."""
+    return Counter(noun for record in records for noun in sorted(_record_nouns(record)))
 
 
 def _record_nouns(record: AssetRecord) -> set[str]:

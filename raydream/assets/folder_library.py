@@ -66,11 +66,7 @@ def _find_files(folder: Path) -> list[str]:
 
 def names_below(folder: Path) -> NamesIn:
     """Lists the folders of a library on this machine; one that is not there is empty."""
-
-    def names_in(name: str) -> list[str]:
-        return os.listdir(folder / name) if (folder / name).is_dir() else []
-
-    return names_in
+    return lambda name: os.listdir(folder / name) if (folder / name).is_dir() else []
 
 
 def asset_files(names: Iterable[str]) -> list[str]:
@@ -106,16 +102,14 @@ def _records_of_files(folder: Path, names: Iterable[str]) -> list[AssetRecord]:
     """A record for each object; of one in several formats side by side the first of ``SUFFIXES`` is taken."""
     by_object: dict[str, list[str]] = {}
     for name in asset_files(names):
-        by_object.setdefault(posixpath.splitext(name)[0], []).append(name)
-    num_files = sum(len(formats) for formats in by_object.values())
-    if num_files > len(by_object):
-        _log.warning("library: %d files are another format of one beside them; left out", num_files - len(by_object))
-    chosen = (min(formats, key=_preference) for formats in by_object.values())
+        stem, suffix = posixpath.splitext(name)
+        by_object.setdefault(stem, []).append(suffix)
+    num_others = sum(len(suffixes) - 1 for suffixes in by_object.values())
+    if num_others:
+        _log.warning("library: %d files are another format of one beside them; left out", num_others)
+    rank = {suffix: number for number, suffix in enumerate(SUFFIXES)}
+    chosen = (stem + min(found, key=lambda each: (rank[each.lower()], each)) for stem, found in by_object.items())
     return [_record_of_file(folder, name) for name in sorted(chosen)]
-
-
-def _preference(name: str) -> tuple[int, str]:
-    return SUFFIXES.index(posixpath.splitext(name.lower())[1]), name
 
 
 def _record_of_file(folder: Path, name: str) -> AssetRecord:
@@ -137,6 +131,6 @@ def _plain_words(name: str) -> str:
         return ""  # a hash
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = [re.sub(r"\d+$", "", word) for word in re.split(r"[\W_]+", spaced.lower())]
-    told = [word for word in words if word not in _MARKS and not re.search(r"\d", word)]
-    told = [word for word in told if len(word) > 1 or word > "\x7f"]  # one letter is a word in Chinese, not in English
-    return "" if set(told) <= _EMPTY_WORDS else " ".join(told)
+    kept = [word for word in words if word not in _MARKS and not re.search(r"\d", word)]
+    kept = [word for word in kept if len(word) > 1 or word > "\x7f"]  # one letter is a word in Chinese, not in English
+    return "" if set(kept) <= _EMPTY_WORDS else " ".join(kept)

@@ -38,8 +38,8 @@ class _Builder:
         self.parts: list[Part] = []
 
     def add(self, points: np.ndarray, triangles: np.ndarray, normals: np.ndarray, color: str) -> None:
-        red, green, blue = PALETTE.get(color) or (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
-        factor = np.append(linear_from_srgb(np.array([red, green, blue])), 1.0)
+        rgb = PALETTE.get(color) or [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        factor = np.append(linear_from_srgb(np.array(rgb)), 1.0)
         self.parts.append(Part(points, triangles, Material(factor), normals))
 
     def block(self, size: Point, centre: Point, color: str, rounding: Number = 0.3, tilt_deg: Number = 0.0) -> None:
@@ -90,9 +90,8 @@ def _rounded_cube(half: np.ndarray, radius: Number) -> tuple[np.ndarray, np.ndar
     side, slope = np.array([-1.0, -1.0, 1.0, 1.0]), np.array([-1.0, 0.0, 0.0, 1.0])
     i, j = (grid.ravel() for grid in np.meshgrid(range(4), range(4), indexing="ij"))
     first = np.flatnonzero((i < 3) & (j < 3))
-    square = np.concatenate(
-        [np.stack([first, first + 4, first + 5], axis=1), np.stack([first, first + 5, first + 1], axis=1)]
-    )
+    halves = ([first, first + 4, first + 5], [first, first + 5, first + 1])
+    square = np.concatenate([np.stack(half, axis=1) for half in halves])
     points: list[np.ndarray] = []
     triangles, normals = [], []
     for axis, sign in product(range(3), (-1.0, 1.0)):
@@ -139,12 +138,8 @@ def _chair(b: _Builder, variant: int, color: str) -> None:
     else:
         for x, z in product((-1.0, 1.0), (-1.0, 1.0)):
             spread = 0.12 if variant % 4 == 1 else 0.0
-            b.rod(
-                (x * (wide / 2 - 0.08), 0.85, z * 0.37),
-                (x * (wide / 2 - 0.08 + spread), 0, z * (0.37 + spread)),
-                0.055,
-                frame,
-            )
+            foot = (x * (wide / 2 - 0.08 + spread), 0, z * (0.37 + spread))
+            b.rod((x * (wide / 2 - 0.08), 0.85, z * 0.37), foot, 0.055, frame)
     back_z, top = -0.4, 0.95 + tall
     match variant % 3:
         case 0:
@@ -193,35 +188,25 @@ def _lamp(b: _Builder, variant: int, color: str) -> None:
         case 0:
             b.rod((0, 0.1, 0), (0, tall, 0), 0.045, stand)
         case 1:
-            b.turned(
-                [(0.08, 0.1), (0.28, tall * 0.3), (0.22, tall * 0.55), (0.06, tall * 0.8), (0.05, tall)],
-                (0, 0, 0),
-                stand,
-            )
+            vase = [(0.08, 0.1), (0.28, tall * 0.3), (0.22, tall * 0.55), (0.06, tall * 0.8), (0.05, tall)]
+            b.turned(vase, (0, 0, 0), stand)
         case _:
             b.rod((0, 0.1, 0), (0.0, tall * 0.55, -0.35), 0.05, stand)
             b.ball((0.08, 0.08, 0.08), (0, tall * 0.55, -0.35), METAL)
             b.rod((0, tall * 0.55, -0.35), (0, tall, 0), 0.05, stand)
-    match variant % 4:
-        case 0:
-            shade = [(0.52, 0), (0.3, 0.55), (0.28, 0.55), (0.5, 0)]
-        case 1:
-            shade = [(0.45, 0), (0.45, 0.5), (0.42, 0.5), (0.42, 0)]
-        case 2:
-            shade = [(0.55 * np.cos(a), 0.55 * np.sin(a)) for a in np.linspace(0, np.pi / 2, 8)]
-        case _:
-            shade = [(0.2, 0), (0.5, 0.35), (0.2, 0.7), (0.18, 0.7), (0.46, 0.35), (0.18, 0.02)]
-    b.turned(shade, (0, tall - 0.1, 0), color, sides=32)
+    shades = (
+        [(0.52, 0), (0.3, 0.55), (0.28, 0.55), (0.5, 0)],
+        [(0.45, 0), (0.45, 0.5), (0.42, 0.5), (0.42, 0)],
+        [(0.55 * np.cos(a), 0.55 * np.sin(a)) for a in np.linspace(0, np.pi / 2, 8)],
+        [(0.2, 0), (0.5, 0.35), (0.2, 0.7), (0.18, 0.7), (0.46, 0.35), (0.18, 0.02)],
+    )
+    b.turned(shades[variant % 4], (0, tall - 0.1, 0), color, sides=32)
     b.ball((0.13, 0.16, 0.13), (0, tall + 0.08, 0), "#fff3c4")
 
 
 def _mushroom(b: _Builder, variant: int, color: str) -> None:
-    wide, cap_height, stem = (
-        (0.8, 1.0, 0.6, 0.9)[variant % 4],
-        (0.5, 0.75, 1.0)[variant % 3],
-        (0.9, 0.6, 1.3)[(variant // 2) % 3],
-    )
-    num_stems = (1, 1, 3)[variant % 3]
+    wide, cap_height = (0.8, 1.0, 0.6, 0.9)[variant % 4], (0.5, 0.75, 1.0)[variant % 3]
+    stem, num_stems = (0.9, 0.6, 1.3)[(variant // 2) % 3], (1, 1, 3)[variant % 3]
     for index in range(num_stems):
         size = (1.0, 0.6, 0.45)[index]
         x, z = ((0, 0), (0.75, 0.25), (-0.55, 0.45))[index]
@@ -241,19 +226,15 @@ def _mushroom(b: _Builder, variant: int, color: str) -> None:
 
 
 def _car(b: _Builder, variant: int, color: str) -> None:
-    long, tall, wheel = (
-        (2.6, 2.2, 3.0)[variant % 3],
-        (0.5, 0.6, 0.42, 0.7)[variant % 4],
-        (0.32, 0.38, 0.29)[variant % 3],
-    )
+    long, tall = (2.6, 2.2, 3.0)[variant % 3], (0.5, 0.6, 0.42, 0.7)[variant % 4]
+    wheel = (0.32, 0.38, 0.29)[variant % 3]
     trim = ("white", "black", METAL, CREAM)[variant % 4]
     b.block((1.2, tall, long), (0, wheel + tall / 2, 0), color, 0.5)
     cabin_long, cabin_z = ((0.55, -0.05), (0.75, -0.1), (0.32, 0.15), (0.45, -0.2))[variant % 4]
     roof = wheel + tall
     b.block((1.04, 0.42, long * cabin_long), (0, roof + 0.18, long * cabin_z), GLASS, 0.5)
-    b.block(
-        (1.08, 0.12, long * cabin_long * 0.9), (0, roof + 0.42, long * cabin_z), color if variant % 2 else trim, 0.9
-    )
+    roof_color = color if variant % 2 else trim
+    b.block((1.08, 0.12, long * cabin_long * 0.9), (0, roof + 0.42, long * cabin_z), roof_color, 0.9)
     if variant % 4 == 2:  # a pickup's open bed
         b.block((1.0, 0.08, long * 0.4), (0, roof + 0.01, -long * 0.26), RUBBER, 0.2)
     if variant % 5 == 0:
@@ -279,19 +260,13 @@ def _tree(b: _Builder, variant: int, color: str) -> None:
         case 0:
             for level in range(4):
                 radius = 0.95 - 0.2 * level
-                b.turned(
-                    [(0, 0), (radius, 0.05), (radius * 0.3, 0.5), (0, 0.75)], (0, tall * 0.5 + 0.42 * level, 0), color
-                )
+                cone = [(0, 0), (radius, 0.05), (radius * 0.3, 0.5), (0, 0.75)]
+                b.turned(cone, (0, tall * 0.5 + 0.42 * level, 0), color)
         case 1:
             b.ball((0.85, 0.8, 0.85), (0, tall + 0.7, 0), color)
         case 2:
-            for x, y, z, r in (
-                (0, 0.9, 0, 0.6),
-                (0.5, 0.5, 0.2, 0.48),
-                (-0.5, 0.45, 0.1, 0.5),
-                (0.05, 0.4, -0.5, 0.46),
-                (0, 0.45, 0.5, 0.4),
-            ):
+            crowns = [(0, 0.9, 0, 0.6), (0.5, 0.5, 0.2, 0.48), (-0.5, 0.45, 0.1, 0.5)]
+            for x, y, z, r in [*crowns, (0.05, 0.4, -0.5, 0.46), (0, 0.45, 0.5, 0.4)]:
                 b.ball((r, r * 0.85, r), (x, tall + y, z), color)
                 b.rod((0, tall * 0.7, 0), (x, tall + y, z), 0.05, trunk)
         case _:
@@ -300,11 +275,8 @@ def _tree(b: _Builder, variant: int, color: str) -> None:
         for index in range(8):
             turn, lift = index * 2.4, 0.5 + 0.09 * index
             reach = 0.62 - 0.035 * index
-            b.ball(
-                (0.09, 0.09, 0.09),
-                (reach * np.sin(turn), tall + lift, reach * np.cos(turn)),
-                "red" if color != "red" else "yellow",
-            )
+            place = (reach * np.sin(turn), tall + lift, reach * np.cos(turn))
+            b.ball((0.09, 0.09, 0.09), place, "red" if color != "red" else "yellow")
 
 
 def _house(b: _Builder, variant: int, color: str) -> None:
@@ -320,9 +292,8 @@ def _house(b: _Builder, variant: int, color: str) -> None:
         ridge, faces = [(0.0, rise, -z), (0.0, rise, z)], "035 054 145 152 325 041 012 023"
     b.facets(np.array(eaves + ridge) + np.array([0, tall - 0.02, 0]), faces, color)
     b.block((0.3, 0.6, 0.06), (0 if variant % 2 else -wide * 0.22, 0.3, deep / 2), DARK_WOOD, 0.2)
-    for floor, (side, place) in product(
-        range(1 + (tall > 1.3)), (("z", 0.28), ("z", -0.28), ("x", 0.25), ("x", -0.25))
-    ):
+    windows = (("z", 0.28), ("z", -0.28), ("x", 0.25), ("x", -0.25))
+    for floor, (side, place) in product(range(1 + (tall > 1.3)), windows):
         height = 0.6 + 0.6 * floor
         if side == "z" and floor + (place > 0) > 0:
             b.block((0.3, 0.3, 0.05), (place * wide, height, deep / 2), GLASS, 0.2)
@@ -356,14 +327,7 @@ def _rocket(b: _Builder, variant: int, color: str) -> None:
 
 
 MAKERS: dict[str, Callable[[_Builder, int, str], None]] = {
-    "car": _car,
-    "chair": _chair,
-    "house": _house,
-    "lamp": _lamp,
-    "mushroom": _mushroom,
-    "rocket": _rocket,
-    "table": _table,
-    "tree": _tree,
+    maker.__name__[1:]: maker for maker in (_car, _chair, _house, _lamp, _mushroom, _rocket, _table, _tree)
 }
 
 

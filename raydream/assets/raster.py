@@ -7,6 +7,7 @@ to views that are meant to agree about it, whichever way its maker wound the tri
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,10 +94,7 @@ def shade_samples(
     ccm = canonical_coordinates(points, tight_box(asset.vertices))
     samples = torch.zeros(*fragments.face.shape, NUM_CHANNELS, dtype=points.dtype, device=points.device)
     samples[view, row, column] = torch.cat([rgb, torch.ones_like(depth), depth, normal, ccm], dim=-1)
-    num_views, height, width, _ = samples.shape
-    blocks = samples.view(
-        num_views, height // supersample, supersample, width // supersample, supersample, NUM_CHANNELS
-    )
+    blocks = samples.unflatten(2, (-1, supersample)).unflatten(1, (-1, supersample))
     return blocks.mean(dim=(2, 4))
 
 
@@ -155,17 +153,8 @@ def _wrap(index: Int[Tensor, " n"], size: Int[Tensor, " n"], mode: Int[Tensor, "
 
 def asset_to(asset: Asset, device: torch.device | str) -> Asset:
     """The asset with all its tensors on a device."""
-    textures = asset.textures
-    moved = Textures(
-        textures.texels.to(device), textures.levels.to(device), textures.wrap.to(device), textures.smooth.to(device)
-    )
-    return replace(
-        asset,
-        vertices=asset.vertices.to(device),
-        faces=asset.faces.to(device),
-        corner_colors=asset.corner_colors.to(device),
-        corner_normals=asset.corner_normals.to(device),
-        corner_uv=asset.corner_uv.to(device),
-        face_texture=asset.face_texture.to(device),
-        textures=moved,
-    )
+
+    def tensors_of(owner: Asset | Textures) -> dict[str, Any]:
+        return {name: value.to(device) for name, value in vars(owner).items() if isinstance(value, Tensor)}
+
+    return replace(asset, **tensors_of(asset), textures=Textures(**tensors_of(asset.textures)))

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
 from raydream.assets.error import AssetError
@@ -37,24 +38,15 @@ def index_of(uri: str) -> Iterator[Path]:
             files = resolve(uri, None)
             names = _index_names(files)
             for name in names:
-                _copy(files, name, Path(folder))
+                _put(Path(folder) / name, files.read(name))
             if not names:
-                listing = "\n".join(_asset_names(files, uri))
-                (Path(folder) / LISTING).write_text(listing, encoding="utf-8")
+                _put(Path(folder) / LISTING, "\n".join(_asset_names(files, uri)).encode())
         yield Path(folder)
 
 
 def remote_names(uri: str) -> NamesIn:
     """Lists the folders of a remote library; one that is not there is empty."""
-    files = resolve(uri, None)
-
-    def names_in(name: str) -> list[str]:
-        try:
-            return files.names_in(name)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    return names_in
+    return partial(_names_in, resolve(uri, None))
 
 
 def check_reachable(uri: str) -> None:
@@ -74,8 +66,8 @@ class AssetFetcher:
     """Brings the assets of remote libraries to this machine, by connections that it keeps."""
 
     def __init__(self) -> None:
-        self._libraries: dict[str, LocalFiles | RemoteFiles] = {}
-        self._names: dict[tuple[str, str], dict[str, set[str]]] = {}
+        self._library = cache(lambda uri: resolve(uri, None))
+        self._by_stem: dict[tuple[str, str], dict[str, set[str]]] = {}
 
     @contextmanager
     def local(self, record: AssetRecord, max_bytes: int) -> Iterator[AssetRecord]:
@@ -119,9 +111,7 @@ class AssetFetcher:
                 new = [(other,) for other in sorted(self._otherwise_spelt(uri, readings[0]))]
             else:
                 num_files, num_bytes = num_files + 1, num_bytes + len(data)
-                target = folder / each
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
+                _put(folder / each, data)
                 named = named_files(each, data)
                 new = [tuple(posixpath.join(home, other) for other in names) for names in named if _fits(names)]
             new = [readings for readings in new if readings not in seen]
@@ -148,20 +138,12 @@ class AssetFetcher:
         Their folder is listed once, however many assets lie in it.
         """
         home, base = posixpath.split(name)
-        if (uri, home) not in self._names:
+        if (uri, home) not in self._by_stem:
             by_stem: dict[str, set[str]] = {}
-            try:
-                for real in self._library(uri).names_in(home):
-                    by_stem.setdefault(_stem(real), set()).add(posixpath.join(home, real))
-            except (FileNotFoundError, NotADirectoryError):
-                by_stem.clear()
-            self._names[uri, home] = by_stem
-        return self._names[uri, home].get(_stem(base), set())
-
-    def _library(self, uri: str) -> LocalFiles | RemoteFiles:
-        if uri not in self._libraries:
-            self._libraries[uri] = resolve(uri, None)
-        return self._libraries[uri]
+            for real in _names_in(self._library(uri), home):
+                by_stem.setdefault(_stem(real), set()).add(posixpath.join(home, real))
+            self._by_stem[uri, home] = by_stem
+        return self._by_stem[uri, home].get(_stem(base), set())
 
 
 @contextmanager
@@ -171,8 +153,8 @@ def _naming_source(uri: str) -> Iterator[None]:
     except StorageError:
         raise
     except (OSError, ValueError) as error:
-        told = str(error).removeprefix("library.source: ")
-        raise ValueError(f"library.source: cannot read {uri}: {told}") from error
+        reason = str(error).removeprefix("library.source: ")
+        raise ValueError(f"library.source: cannot read {uri}: {reason}") from error
 
 
 def _index_names(files: LocalFiles | RemoteFiles) -> list[str]:
@@ -208,7 +190,13 @@ def _check_readable(files: LocalFiles | RemoteFiles, uri: str) -> None:
         raise StorageError(f"{uri.partition('?')[0]} is denied: {error}") from error
 
 
-def _copy(files: LocalFiles | RemoteFiles, name: str, folder: Path) -> None:
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(files.read(name))
+def _names_in(files: LocalFiles | RemoteFiles, folder: str) -> list[str]:
+    try:
+        return files.names_in(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

@@ -31,27 +31,11 @@ def shade_samples_numba(
     textures = asset.textures
     num_views, height_px, width_px = fragments.face.shape
     out = torch.zeros(num_views, height_px // supersample, width_px // supersample, NUM_CHANNELS)
-    _shade(
-        fragments.face.numpy(),
-        fragments.barycentric.numpy(),
-        fragments.depth.numpy(),
-        clip.numpy(),
-        eyes.contiguous().numpy(),
-        asset.vertices.numpy(),
-        asset.faces.numpy(),
-        asset.corner_colors.numpy(),
-        asset.corner_normals.numpy(),
-        asset.corner_uv.numpy(),
-        asset.face_texture.numpy(),
-        textures.texels.numpy(),
-        textures.levels.numpy(),
-        textures.wrap.numpy(),
-        textures.smooth.numpy(),
-        box.minimum.numpy(),
-        box.extents.numpy(),
-        supersample,
-        out.numpy(),
-    )
+    seen = (fragments.face, fragments.barycentric, fragments.depth, clip, eyes.contiguous())
+    surface = (asset.vertices, asset.faces, asset.corner_colors, asset.corner_normals, asset.corner_uv)
+    colours = (asset.face_texture, textures.texels, textures.levels, textures.wrap, textures.smooth)
+    tensors = (*seen, *surface, *colours, box.minimum, box.extents)
+    _shade(*(tensor.numpy() for tensor in tensors), supersample, out.numpy())
     return out
 
 
