@@ -125,11 +125,8 @@ class RayRunners:
         self._settings = settings
 
     def statuses(self) -> dict[int, RunnerStatus]:
-        asked = {}
-        for slot in range(self._settings.max_running):
-            runner = self._runner(slot)
-            if runner is not None:
-                asked[slot] = runner.status.remote(self._settings)
+        runners = {slot: self._runner(slot) for slot in range(self._settings.max_running)}
+        asked = {slot: each.status.remote(self._settings) for slot, each in runners.items() if each is not None}
         found = {}
         for slot, reference in asked.items():
             try:

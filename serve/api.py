@@ -28,15 +28,7 @@ from serve.metrics import Meter, Metered
 from serve.problems import HANDLERS
 from serve.pulse import Pulse
 from serve.records import Quota, Records, RecordsAway
-from serve.schema import (
-    Generation,
-    GenerationPage,
-    GenerationRequest,
-    Health,
-    MetricRows,
-    Priors,
-    problem_responses,
-)
+from serve.schema import Generation, GenerationPage, GenerationRequest, Health, MetricRows, Priors, problem_responses
 from serve.settings import Settings
 from serve.supervisor import SupervisorHealth
 
@@ -208,14 +200,11 @@ def metric_rows(
     return service.artefacts.metrics(generation.record, after)
 
 
-def _binary(media_type: str) -> dict[int | str, dict[str, object]]:
-    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
-    return {200: {"content": content}, 206: {"content": content, "description": "A part"}, 304: {}}
-
-
 def _artefact(suffix: str, media_type: str) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
     """A route below a generation that answers with a file."""
-    responses = _NOT_OWN | problem_responses(416) | _binary(media_type)
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    file = {200: {"content": content}, 206: {"content": content, "description": "A part"}, 304: {}}
+    responses = _NOT_OWN | problem_responses(416) | file
     return router.get(f"/generations/{{id}}/{suffix}", response_class=FileResponse, responses=responses)  # type: ignore[arg-type]
 
 

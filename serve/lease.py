@@ -81,9 +81,8 @@ class Leases:
         elif seen.is_free or by_force:
             epoch = seen.epoch + 1
             values = {"owner": owner, "holder": holder, "epoch": epoch, "since": now, "beat_at": now}
-            change = sa.update(LEASES).where(is_unchanged, columns.beat_at == seen.beat_at).values(values)
-            if by_force:
-                change = sa.update(LEASES).where(is_unchanged).values(values)
+            is_silent = sa.true() if by_force else columns.beat_at == seen.beat_at
+            change = sa.update(LEASES).where(is_unchanged, is_silent).values(values)
         else:
             return None
         with self._engine.begin() as connection:

@@ -30,12 +30,8 @@ def checked_request(request: GenerationRequest, settings: Settings) -> CheckedRe
 
 def config_of(record: Record, settings: Settings) -> RunConfig:
     """The settings of the run that a record asks for."""
-    config = _configured(settings, record.preset, record.steps, record.prompt, record.n, _method(record), record.seed)
-    return check_run(config)
-
-
-def _method(record: Record) -> MethodName:
-    return cast(MethodName, record.method)  # it was one when the request was accepted
+    method = cast(MethodName, record.method)  # it was one when the request was accepted
+    return check_run(_configured(settings, record.preset, record.steps, record.prompt, record.n, method, record.seed))
 
 
 def offered(settings: Settings) -> Priors:

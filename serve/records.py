@@ -141,9 +141,8 @@ class Records:
 
     def running(self) -> list[Record]:
         """What should have a runner, the oldest first."""
-        return self._all(
-            sa.select(GENERATIONS).where(GENERATIONS.c.state == "running").order_by(GENERATIONS.c.started_at)
-        )
+        query = sa.select(GENERATIONS).where(GENERATIONS.c.state == "running")
+        return self._all(query.order_by(GENERATIONS.c.started_at))
 
     def queue(self) -> list[Record]:
         """What waits, in the order in which it will be started: owners take turns, whoever has less running first."""
@@ -278,9 +277,8 @@ class Records:
         columns = GENERATIONS.c
 
         def count(*conditions: sa.ColumnElement[bool]) -> int:
-            return connection.execute(
-                sa.select(sa.func.count()).select_from(GENERATIONS).where(*conditions)
-            ).scalar_one()
+            query = sa.select(sa.func.count()).select_from(GENERATIONS).where(*conditions)
+            return connection.execute(query).scalar_one()
 
         if count(columns.state == "queued") >= quota.max_queued:
             raise QuotaUsedUp(f"{quota.max_queued} generations wait already, which is all that may", 60)

@@ -28,23 +28,23 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def linear_axis(low: float, high: float, num_ticks: int = 5) -> Axis:
-    """An axis over [low, high] with about ``num_ticks`` ticks at multiples of 1, 2 or 5 times a power of ten."""
+def linear_axis(low: float, high: float) -> Axis:
+    """An axis over [low, high] with about five ticks at multiples of 1, 2 or 5 times a power of ten."""
     if high <= low:  # one value only: some room around it
         room = abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
-    rough = (high - low) / num_ticks
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     gap = min((factor * power for factor in (1, 2, 5, 10)), key=lambda gap: abs(math.log(gap / rough)))
     first, last = math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9)
     return Axis(low, high, tuple(round(k * gap, 12 - math.floor(math.log10(gap))) for k in range(first, last + 1)))
 
 
-def log_axis(low: float, high: float, num_ticks: int = 6) -> Axis:
-    """An axis over the decades around [low, high], both positive; at most about ``num_ticks`` of them get a tick."""
+def log_axis(low: float, high: float) -> Axis:
+    """An axis over the decades around [low, high], both positive; at most about six of them get a tick."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     last = max(last, first + 1)
-    stride = max(1, math.ceil((last - first) / num_ticks))
+    stride = max(1, math.ceil((last - first) / 6))
     return Axis(10.0**first, 10.0**last, tuple(10.0**k for k in range(first, last + 1, stride)), log=True)
 
 

@@ -23,6 +23,7 @@ from raydream.report.progress import format_duration
 from raydream.report.style import STYLE
 from raydream.store.run_folder import (
     MESH,
+    PARTICLES,
     PREVIEW,
     PREVIEWS,
     REPORT,
@@ -90,8 +91,10 @@ def write_report(run: RunFolder, facts: ReportFacts) -> str:
     What a run that was stopped has not made is said to be missing, so this may be called at any time.
     """
     versions = json.loads(run.read_bytes(VERSIONS)) if run.exists(VERSIONS) else {}
+    sizes = run.list_files(PARTICLES)
+    cards = (_particle(run, sizes, index, stats) for index, stats in enumerate(facts.particles))
     sections = [
-        _section("Particles", f'<div class="cards">{_particles(run, facts.particles)}</div>'),
+        _section("Particles", f'<div class="cards">{"".join(cards)}</div>'),
         _section("While it ran", _history(run)),
         _section("Curves", _curves(run.read_metrics())),
         _section("Time", _times(facts)),
@@ -126,11 +129,6 @@ def _section(title: str, body: str) -> str:
 
 def _folded(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
-
-
-def _particles(run: RunFolder, all_stats: Sequence[Mapping[str, Scalar]]) -> str:
-    sizes = run.list_files("particles")
-    return "".join(_particle(run, sizes, index, stats) for index, stats in enumerate(all_stats))
 
 
 def _particle(run: RunFolder, sizes: Mapping[str, int], index: int, stats: Mapping[str, Scalar]) -> str:
@@ -213,13 +211,13 @@ def _bars(caption: str, seconds: Mapping[str, float]) -> str:
 
 def _table(values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(_told(value))}</td></tr>'
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(_text(value))}</td></tr>'
         for name, value in values.items()
     )
     return f"<table><tbody>{rows}</tbody></table>" if rows else ""
 
 
-def _told(value: Scalar) -> str:
+def _text(value: Scalar) -> str:
     if isinstance(value, float):
         return format_number(value)
     return "none" if value is None else str(value)
@@ -233,7 +231,7 @@ def _flattened(value: Any, name: str = "") -> dict[str, Any]:
         case list() if any(isinstance(item, dict | list) for item in value):
             items = {str(index): item for index, item in enumerate(value)}.items()
         case list():
-            return {name: ", ".join(_told(item) for item in value) or "none"}
+            return {name: ", ".join(_text(item) for item in value) or "none"}
         case _:
             return {name: value}
     rows: dict[str, Any] = {}

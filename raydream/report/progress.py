@@ -16,17 +16,14 @@ _WARM_UP_STEPS = 3  # caches, just-in-time kernels and lazy imports: not how the
 _HALF_LIFE_STEPS = 20
 
 
-def seconds_per_step(
-    durations_s: Sequence[float], warm_up: int = _WARM_UP_STEPS, half_life: int = _HALF_LIFE_STEPS
-) -> float | None:
-    """How long a next step should take: a mean of the steps after the warm-up, their weight halved every ``half_life``.
-
-    None before anything is known.
+def seconds_per_step(durations_s: Sequence[float]) -> float | None:
+    """How long a next step should take: a mean of those after the warm-up, of which the latest weigh most. None before
+    anything is known.
     """
-    recent = durations_s[max(warm_up, len(durations_s) - 10 * half_life) :]
+    recent = durations_s[max(_WARM_UP_STEPS, len(durations_s) - 10 * _HALF_LIFE_STEPS) :]
     if not recent:
         return None
-    weights = [0.5 ** (age / half_life) for age in range(len(recent) - 1, -1, -1)]
+    weights = [0.5 ** (age / _HALF_LIFE_STEPS) for age in range(len(recent) - 1, -1, -1)]
     return sum(w * d for w, d in zip(weights, recent)) / sum(weights)
 
 
@@ -71,8 +68,8 @@ class Progress:
         self.last_step_s: float | None = None
         self.last_line_s = clock()
         self.mark = last_mark(start_step, total_steps) if start_step else -1
-        self.bar = _bar(self.console) if _shows_bars(self.console) else None
-        self.task = self.bar.add_task("", total=total_steps, completed=start_step, told="") if self.bar else None
+        self.bar = _bar(self.console)
+        self.task = self.bar.add_task("", total=total_steps, completed=start_step, words="") if self.bar else None
 
     def __enter__(self) -> "Progress":
         if self.bar:
@@ -100,16 +97,16 @@ class Progress:
         self.last_step_s = now
         self.num_done = step + 1
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=self.num_done, told=escape(self._told(stats)))
+            self.bar.update(self.task, completed=self.num_done, words=escape(self._words(stats)))
             return
         mark = last_mark(self.num_done, self.total_steps)
         if mark > self.mark or now - self.last_line_s >= self.interval_s:
             self.mark, self.last_line_s = mark, now
             percent = 100 * self.num_done // self.total_steps
-            line = f"step {self.num_done}/{self.total_steps}  {percent} %  {self._told(stats)}"
+            line = f"step {self.num_done}/{self.total_steps}  {percent} %  {self._words(stats)}"
             print(line, file=self.console.file, flush=True)
 
-    def _told(self, stats: Mapping[str, float | int]) -> str:
+    def _words(self, stats: Mapping[str, float | int]) -> str:
         words = []
         step_s = seconds_per_step(self.durations_s)
         if step_s:
@@ -119,16 +116,10 @@ class Progress:
         return "  ".join(words + [f"{name} {value:.4g}" for name, value in stats.items()])
 
 
-def _shows_bars(console: Console) -> bool:
+def _bar(console: Console) -> RichProgress | None:
     """Asked of the file itself: colours may be forced for a log, a bar that redraws itself must not be."""
-    return console.file.isatty() and not console.is_dumb_terminal
-
-
-def _bar(console: Console) -> RichProgress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
-    )
-    return RichProgress(*columns, console=console, expand=True, refresh_per_second=4)
+    if not console.file.isatty() or console.is_dumb_terminal:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
+    words = TextColumn("{task.fields[words]}")
+    return RichProgress(*columns, words, console=console, expand=True, refresh_per_second=4)

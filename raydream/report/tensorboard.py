@@ -21,7 +21,7 @@ class TensorboardLog:
 
     Written by the caller's own thread: a writer's thread that dies of a full disk leaves a queue that nobody empties,
     and whoever fills it waits for ever. What cannot be written is lost with an ``OSError``; the next call may succeed.
-    A run that resumes gives its ``start_step``: TensorBoard then hides what an earlier driver told of later steps.
+    A run that resumes gives its ``start_step``: TensorBoard then hides what an earlier driver wrote of later steps.
     """
 
     def __init__(self, run: RunFolder, start_step: int = 0) -> None:
@@ -31,7 +31,7 @@ class TensorboardLog:
         host = "".join(c for c in socket.gethostname() if c.isalnum() or c in "-_")[:40]
         self._name = f"{TENSORBOARD}/events.out.tfevents.{int(time.time())}.{host}.{os.getpid()}"
         self._num_parts = 0
-        self._told: list[bytes] = []
+        self._records: list[bytes] = []
         self._head = _record(Event(file_version="brain.Event:2"))
         self._mark = _record(Event(step=start_step, session_log=SessionLog(status=SessionLog.START)))
 
@@ -41,7 +41,7 @@ class TensorboardLog:
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in stats.items()]
-        self._tell(Event(step=step, summary=Summary(value=values)))
+        self._append(Event(step=step, summary=Summary(value=values)))
 
     def picture(self, step: int, name: str, png: bytes) -> None:
         """A picture such as ``preview_grid``'s."""
@@ -50,25 +50,25 @@ class TensorboardLog:
 
         width, height = Image.open(io.BytesIO(png)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-        self._tell(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
+        self._append(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 
     def sync(self) -> None:
-        """What was told so far is in the run folder; for the driver to call where pictures come, and at its end.
+        """What was written so far is in the run folder; for the driver to call where pictures come, and at its end.
 
         A remote file cannot grow, so there each call ends one.
         """
-        if not self._told:
+        if not self._records:
             return
-        data = b"".join([self._head, self._mark, *self._told])
-        self._told.clear()
+        data = b"".join([self._head, self._mark, *self._records])
+        self._records.clear()
         self._run.write_bytes(f"{self._name}.{self._num_parts:04d}", data)
         self._num_parts += 1
         self._mark = b""
 
-    def _tell(self, event: "Event") -> None:
+    def _append(self, event: "Event") -> None:
         record = _record(event)
         if self._run.local_root is None:
-            self._told.append(record)
+            self._records.append(record)
             return
         path = self._run.local_root / self._name
         path.parent.mkdir(exist_ok=True)

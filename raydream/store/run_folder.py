@@ -93,7 +93,8 @@ class RunFolder:
 
     def __init__(self, uri: str, files: LocalFiles | RemoteFiles) -> None:
         """Not for callers: use ``create`` or ``open``."""
-        self.uri = uri
+        # absolute: another process has another working directory
+        self.uri = str(files.root) if isinstance(files, LocalFiles) else uri
         self._files = files
         self._metrics = LocalLog(files, METRICS) if isinstance(files, LocalFiles) else RemoteLog(files, METRICS)
 
@@ -110,7 +111,7 @@ class RunFolder:
             files.write(CONFIG, config_json.encode())
         except (OSError, ValueError) as error:
             raise ValueError(f"out: cannot start a run in {uri!r}: {error}") from error
-        return cls(files.uri(uri), files)
+        return cls(uri, files)
 
     @classmethod
     def open(cls, uri: str, filesystem: fs.FileSystem | None = None, patience_s: float = PATIENCE_S) -> "RunFolder":
@@ -127,7 +128,7 @@ class RunFolder:
             raise ValueError(f"resume: cannot read {CONFIG} of {uri!r}: {error}") from error
         if not isinstance(config, dict):
             raise ValueError(f"resume: {CONFIG} of {uri!r} is damaged: not a JSON object")
-        return cls(files.uri(uri), files)
+        return cls(uri, files)
 
     @property
     def local_root(self) -> Path | None:
@@ -194,11 +195,14 @@ class RunFolder:
         """All whole rows in the order of writing; a damaged line is skipped with a warning."""
         rows = []
         for line in self._metrics.read().splitlines():
-            row = _row_or_none(line)
-            if row is None:
-                _log.warning("%s: skipped a damaged line of %s", self.uri, METRICS)
-            else:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)
+            else:
+                _log.warning("%s: skipped a damaged line of %s", self.uri, METRICS)
         return rows
 
     def truncate_metrics(self, step: int) -> None:
@@ -323,11 +327,3 @@ def _naming(name: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(error.errno, os.strerror(error.errno), name) from error
         raise
-
-
-def _row_or_none(line: bytes) -> dict[str, Scalar] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -49,9 +49,6 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def uri(self, _given: str) -> str:
-        return str(self.root)  # absolute: another process has another working directory
-
     def path(self, name: str) -> Path:
         path = self.root / name
         if not path.resolve().is_relative_to(self.root):
@@ -141,13 +138,8 @@ class RemoteFiles:
     """
 
     def __init__(self, filesystem: fs.FileSystem, root: str, patience_s: float = PATIENCE_S) -> None:
-        self.filesystem = filesystem
-        self.root = root
-        self.patience_s = patience_s
+        self.filesystem, self.root, self.patience_s = filesystem, root, patience_s
         self.puts_are_atomic = filesystem.type_name in _ATOMIC_PUT
-
-    def uri(self, given: str) -> str:
-        return given
 
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -178,7 +170,6 @@ class RemoteFiles:
 
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
         """The content; OSError ``EFBIG``, before anything is read, where it has more than ``max_bytes``."""
-
         return self._ask(name, lambda: self._read(name, max_bytes))
 
     def _read(self, name: str, max_bytes: int | None) -> bytes:
@@ -287,8 +278,7 @@ class LocalLog:
     """Lines in one file that grows."""
 
     def __init__(self, files: LocalFiles, name: str) -> None:
-        self.files = files
-        self.name = name
+        self.files, self.name = files, name
 
     def append(self, data: bytes) -> None:
         with open(self.files.path(self.name), "a+b") as file:
@@ -321,8 +311,7 @@ class RemoteLog:
     """Lines where files cannot grow: numbered parts in ``<name>.parts``, merged into one file at the end."""
 
     def __init__(self, files: RemoteFiles, name: str) -> None:
-        self.files = files
-        self.name = name
+        self.files, self.name = files, name
         self.parts_folder = f"{name}.parts"
         self.buffer: list[bytes] = []
 

@@ -48,9 +48,10 @@ def render_library(config: RenderJobConfig, out: str) -> dict[str, object]:
         if isinstance(files, LocalFiles):
             stack.enter_context(files.lock())
             files.sweep_temporary()
+            out = str(files.root)  # absolute: another process has another working directory
         missing = sorted(set(range(plan.num_shards)) - finished_shards(files, plan).keys())
         if missing:
-            _render_shards(config, files, files.uri(out), plan, missing)
+            _render_shards(config, files, out, plan, missing)
         report = write_job_report(files, plan, config.views)
         if line := warning_line(report):
             _log.warning(line)

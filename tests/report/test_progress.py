@@ -33,18 +33,18 @@ def test_steps_of_one_length_are_expected_to_go_on():
 
 
 def test_the_warm_up_does_not_count():
-    assert seconds_per_step([60.0, 9.0, 5.0], warm_up=3) is None
-    assert seconds_per_step([60.0, 9.0, 5.0, 0.2, 0.2], warm_up=3) == pytest.approx(0.2)
+    assert seconds_per_step([60.0, 9.0, 5.0]) is None
+    assert seconds_per_step([60.0, 9.0, 5.0, 0.2, 0.2]) == pytest.approx(0.2)
 
 
 def test_half_life():
     # Closed form: after a change from 1 s to 3 s that is one half-life old, both halves weigh the same.
     durations = [1.0] * 4000 + [3.0] * 20
-    assert seconds_per_step(durations, warm_up=0, half_life=20) == pytest.approx(2.0, abs=0.01)
+    assert seconds_per_step(durations) == pytest.approx(2.0, abs=0.01)
 
 
 def test_one_long_pause_is_forgotten():
-    assert seconds_per_step([0.1] * 100 + [60.0] + [0.1] * 200, half_life=20) == pytest.approx(0.1, rel=0.01)
+    assert seconds_per_step([0.1] * 100 + [60.0] + [0.1] * 200) == pytest.approx(0.1, rel=0.01)
 
 
 def test_marks():
