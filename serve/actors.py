@@ -80,23 +80,19 @@ class Runner:
 
     def _begin(self) -> None:
         try:
-            self._warm_up()
+            from raydream.distill.particle import import_particle
+            from raydream.distill.score import import_score
+
+            if self._settings.warm_particles:
+                base = self._settings.base_config(self._settings.presets[0], None)
+                cluster = shared_cluster(base, self._settings, Cluster.now())
+                imports = {"particle": import_particle, "score": import_score}
+                self._pool = ProcessPool(cluster, self._settings.warm_particles, imports)
+        except ValueError as error:  # each generation starts its own processes then
+            _log.warning("no processes are kept warm: %s", error)
         finally:
             with self._lock:
                 self._is_ready = True
-
-    def _warm_up(self) -> None:
-        from raydream.distill.particle import import_particle
-        from raydream.distill.score import import_score
-
-        if self._settings.warm_particles:
-            base = self._settings.base_config(self._settings.presets[0], None)
-            cluster = shared_cluster(base, self._settings, Cluster.now())
-            try:
-                imports = {"particle": import_particle, "score": import_score}
-                self._pool = ProcessPool(cluster, self._settings.warm_particles, imports)
-            except ValueError as error:  # each generation starts its own processes then
-                _log.warning("no processes are kept warm: %s", error)
 
     def _work(self, run: GenerationRun) -> None:
         try:

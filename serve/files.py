@@ -31,7 +31,6 @@ class GenerationFiles:
         self._delete_folder(f"{generation_id}/{CHECKPOINTS}")
 
     def size_bytes(self, generation_id: str) -> int:
-        """Of a run folder."""
         return sum(resolve(self._settings.runs_uri, None).sizes(generation_id).values())
 
     def want_of_room(self) -> str:

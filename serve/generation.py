@@ -6,8 +6,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -100,7 +100,7 @@ class GenerationRun:
         try:
             config, run = self._open()
             with ExitStack() as stack:
-                stack.enter_context(_locked(run))
+                _lock(run, stack)
                 stack.callback(run.close)
                 if self._pipeline(config, run, make_runtime):
                     meshes = [i for i in range(config.n) if run.exists(particle_file(i, MESH))]
@@ -171,18 +171,14 @@ class GenerationRun:
         self._records.end(self._id, self._attempt, "failed", values)
 
 
-@contextmanager
-def _locked(run: RunFolder) -> Iterator[None]:
-    """The run folder's lock, waited for: who held it may have been killed just now."""
+def _lock(run: RunFolder, stack: ExitStack) -> None:
+    """Takes the run folder's lock, and waits for it: who held it may have been killed just now."""
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while True:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(run.lock())
-            except ValueError:
-                if time.monotonic() > deadline:
-                    raise
-            else:
-                yield
-                return
-        time.sleep(0.5)
+        try:
+            stack.enter_context(run.lock())
+            return
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)

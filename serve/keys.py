@@ -77,7 +77,6 @@ class Keys:
         self._write({other: known for other, known in self._hashes.items() if other != name})
 
     def names(self) -> list[str]:
-        """Everybody who has a key."""
         self._refresh()
         return sorted(self._hashes)
 

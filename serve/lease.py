@@ -63,7 +63,6 @@ class Leases:
             return
 
     def look(self) -> Lease:
-        """Whose it is."""
         with self._engine.connect() as connection:
             row = connection.execute(sa.select(LEASES).where(LEASES.c.name == _ROW)).one()
             now = self._now(connection)
@@ -120,7 +119,6 @@ class Tenure:
         return self.epoch is not None
 
     def look(self) -> Lease:
-        """Whose it is."""
         return self._leases.look()
 
     def release(self) -> None:

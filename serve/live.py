@@ -93,7 +93,6 @@ class Live:
         return await asyncio.shield(task)  # others wait for the same answer
 
     def read(self, generation_id: str) -> Representation | None:
-        """One generation as it is now."""
         record = self._records.get(generation_id)
         return None if record is None else self.represent(record)
 

@@ -45,7 +45,6 @@ class Meter:
         )
 
     def text(self) -> bytes:
-        """The exposition format."""
         return generate_latest(self._registry)
 
 

@@ -87,7 +87,6 @@ class Records:
         self.leases = Leases(self._engine, None if clock is time.time else clock)
 
     def close(self) -> None:
-        """Gives all connections back."""
         self._engine.dispose()
 
     def add(
@@ -124,7 +123,6 @@ class Records:
         return _record(found), True
 
     def get(self, generation_id: str) -> Record | None:
-        """One generation, if there is one."""
         found = self._all(_seen().where(GENERATIONS.c.id == generation_id))
         return found[0] if found else None
 
@@ -157,7 +155,6 @@ class Records:
         return self._all(sa.select(GENERATIONS).where(GENERATIONS.c.state == "queued").order_by(turn, *age))
 
     def counts(self) -> dict[str, int]:
-        """How many generations are in each state."""
         columns = GENERATIONS.c
         query = sa.select(columns.state, sa.func.count()).where(columns.state.in_(_SEEN)).group_by(columns.state)
         with self._engine.connect() as connection:

@@ -112,10 +112,12 @@ class Supervisor:
 
     def _renew(self, statuses: Mapping[int, RunnerStatus]) -> dict[int, RunnerStatus]:
         """Without runners of old settings that have nothing to do; with at least one, so that there is a warm one."""
+        left = {}
         for slot, status in statuses.items():
             if status.is_outdated and status.job is None:
                 self._runners.kill(slot)
-        left = {slot: status for slot, status in statuses.items() if not (status.is_outdated and status.job is None)}
+            else:
+                left[slot] = status
         if not left:
             self._open(left)
         return left

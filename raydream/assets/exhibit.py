@@ -148,9 +148,8 @@ def _preferred(records: Sequence[AssetRecord], num_records: int) -> Sequence[Ass
 
 def _spread(records: Sequence[AssetRecord], num_records: int) -> list[AssetRecord]:
     """At most so many records, evenly taken from the whole list."""
-    if len(records) <= num_records:
-        return list(records)
-    return [records[index * len(records) // num_records] for index in range(num_records)]
+    num_chosen = min(num_records, len(records))
+    return [records[index * len(records) // num_chosen] for index in range(num_chosen)]
 
 
 def _thumbnails(assets: Sequence[Asset]) -> Float[Tensor, "asset width"]:

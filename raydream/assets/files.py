@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -64,12 +65,8 @@ class DiskFolder:
         return read_limited(resolve_inside(self.path, name), max_bytes)
 
     def names(self) -> list[str]:
-        names = []
-        for name in self._walk():
-            names.append(name)
-            if len(names) > _MAX_NAMES:  # a library, not the folder of one asset
-                return []
-        return sorted(names)
+        names = list(islice(self._walk(), _MAX_NAMES + 1))
+        return sorted(names) if len(names) <= _MAX_NAMES else []  # else a library, not the folder of one asset
 
     def _walk(self) -> Iterator[str]:
         below = []
@@ -181,7 +178,10 @@ def _like(names: list[str], wanted: str, whole_path: bool) -> str | None:
     that lies highest; None if there is none or no such one.
     """
     parts = _parts(unquote(wanted))
-    ranks = {name: (_common_end(_parts(name), parts), -len(_parts(name))) for name in names}
+    ranks = {}
+    for name in names:
+        common_end = posixpath.commonprefix([_parts(name)[::-1], parts[::-1]])
+        ranks[name] = (len(common_end), -len(_parts(name)))
     highest = max(ranks.values(), default=(0, 0))
     best = [name for name, rank in ranks.items() if rank == highest]
     least = len(parts) if whole_path else 1
@@ -193,13 +193,6 @@ def _parts(name: str) -> list[str]:
     return path.casefold().split("/")
 
 
-def _common_end(one: list[str], other: list[str]) -> int:
-    length = 0
-    while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
-        length += 1
-    return length
-
-
 def read_limited(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file; AssetError ``missing_file`` or ``too_large``. Never blocks on a pipe or device.
 
@@ -207,17 +200,12 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
     """
     try:
         status = path.stat()
-    except (OSError, ValueError) as error:
-        if is_passing(error):
-            raise
-        raise AssetError("missing_file", str(error)) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise AssetError("missing_file", f"{path.name} is not a regular file")
-    if status.st_size > max_bytes:
-        raise AssetError("too_large", f"{path.name} has {status.st_size} bytes")
-    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise AssetError("missing_file", f"{path.name} is not a regular file")
+        if status.st_size > max_bytes:
+            raise AssetError("too_large", f"{path.name} has {status.st_size} bytes")
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if is_passing(error):
             raise
         raise AssetError("missing_file", str(error)) from error

@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from raydream.assets.error import AssetError
-from raydream.assets.files import AssetLimits, Folder
 from raydream.assets.gltf_file import GltfFile, read_gltf
 from raydream.assets.gltf_materials import Layer, MaterialReader
+from raydream.assets.images import AssetSource
 from raydream.assets.parts import Material, Part
 
 TRIANGLES, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6
@@ -19,12 +19,11 @@ TRIANGLES, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
-def load_gltf_parts(data: bytes, folder: Folder, limits: AssetLimits) -> tuple[list[Part], list[str]]:
-    """The parts of a .glb or .gltf file and the warnings met on the way; every failure is an AssetError."""
+def load_gltf_parts(data: bytes, source: AssetSource) -> list[Part]:
+    """The parts of a .glb or .gltf file; every failure is an AssetError."""
     try:
         with np.errstate(all="ignore"):  # NaN and infinity are looked for where they matter
-            scene = _Scene(read_gltf(data, folder, limits))
-            return scene.parts(), list(scene.file.warnings)
+            return _Scene(read_gltf(data, source)).parts()
     except MALFORMED as error:
         raise AssetError("malformed", f"{type(error).__name__}: {error}"[:200]) from error
 
@@ -35,7 +34,7 @@ class _Scene:
     def __init__(self, file: GltfFile) -> None:
         self.file = file
         self.nodes = [file.item("nodes", index) for index in range(len(file.items("nodes")))]
-        if len(self.nodes) > file.limits.max_nodes:
+        if len(self.nodes) > file.source.limits.max_nodes:
             raise AssetError("too_large", f"{len(self.nodes)} nodes")
         self.world = self._world_matrices()
         self.materials = MaterialReader(file)
@@ -103,7 +102,7 @@ class _Scene:
         columns = {name.lower(): self.file.accessor(accessor) for name, accessor in attributes.items()}
         columns = {name: columns[name] for name in ("translation", "rotation", "scale") if name in columns}
         num_instances = min(map(len, columns.values()))
-        if num_instances > self.file.limits.max_nodes:
+        if num_instances > self.file.source.limits.max_nodes:
             raise AssetError("too_large", f"{num_instances} instances")
         rows = [{name: column[i] for name, column in columns.items()} for i in range(num_instances)]
         return [self.world[index] @ _local_matrix(row) for row in rows]
@@ -112,7 +111,7 @@ class _Scene:
         mode = primitive.get("mode", TRIANGLES)
         attributes = primitive["attributes"]
         if mode not in (TRIANGLES, TRIANGLE_STRIP, TRIANGLE_FAN) or "POSITION" not in attributes:
-            self.file.warn("points_or_lines_skipped")
+            self.file.source.warn("points_or_lines_skipped")
             return None
         spec = self.file.item("accessors", attributes["POSITION"])
         if "KHR_draco_mesh_compression" in primitive.get("extensions", {}) and "bufferView" not in spec:
@@ -142,7 +141,8 @@ class _Scene:
     def _spend(self, num_vertices: int, num_faces: int) -> None:
         self.num_vertices += num_vertices
         self.num_faces += num_faces
-        if self.num_vertices > self.file.limits.max_vertices or self.num_faces > self.file.limits.max_faces:
+        limits = self.file.source.limits
+        if self.num_vertices > limits.max_vertices or self.num_faces > limits.max_faces:
             raise AssetError("too_large", f"over {self.num_vertices} vertices, {self.num_faces} faces")
 
     def _attribute(self, primitive: dict, name: str, width: int, count: int) -> np.ndarray | None:
@@ -151,7 +151,7 @@ class _Scene:
             return None
         values = self.file.accessor(primitive["attributes"][name])
         if values.shape != (count, width):
-            self.file.warn(f"{name.lower()}_ignored")
+            self.file.source.warn(f"{name.lower()}_ignored")
             return None
         return values.astype(np.float64)
 
@@ -173,7 +173,7 @@ class _Scene:
             triangles = np.stack([np.broadcast_to(indices[:1], len(indices[2:])), indices[1:-1], indices[2:]], axis=-1)
         valid = ((triangles >= 0) & (triangles < num_vertices)).all(axis=1)
         if not valid.all():
-            self.file.warn("faces_out_of_range_dropped")
+            self.file.source.warn("faces_out_of_range_dropped")
         return triangles[valid]
 
     def _morph(self, primitive: dict, positions: np.ndarray, weights: list) -> np.ndarray:
@@ -183,7 +183,7 @@ class _Scene:
             if weight and "POSITION" in target:
                 offset = self.file.accessor(target["POSITION"])
                 if offset.shape != positions.shape:
-                    self.file.warn("morph_target_ignored")
+                    self.file.source.warn("morph_target_ignored")
                 else:
                     positions = positions + weight * offset
         return positions
@@ -205,14 +205,14 @@ class _Scene:
             if joints is None or weights is None:
                 break
             if not np.isfinite(weights).all():
-                self.file.warn("skin_weights_replaced")
+                self.file.source.warn("skin_weights_replaced")
                 weights = np.where(np.isfinite(weights).all(axis=1, keepdims=True), weights, [1.0, 0.0, 0.0, 0.0])
             if (joints >= len(joint_matrices)).any():
                 raise AssetError("bad_reference", "a vertex names a joint that the skin lacks")
             blend += np.einsum("vj,vjab->vab", weights, joint_matrices[joints.astype(np.int64)])
             total += weights.sum(axis=1)
         if (total <= 0).any():
-            self.file.warn("skin_weights_replaced")
+            self.file.source.warn("skin_weights_replaced")
             blend[total <= 0], total[total <= 0] = joint_matrices[0], 1.0
         return blend / total[:, None, None]
 
@@ -232,11 +232,11 @@ class _Scene:
         if colors is not None and (black or (colors[:, :3] >= 1).all()):
             colors = np.concatenate([np.ones((num_vertices, 3)), colors[:, 3:]], axis=1)
         elif colors is not None:
-            self.file.warn("emissive_ignored", glow.texture_name)  # vertex colours would paint it too
+            self.file.source.warn("emissive_ignored", glow.texture_name)  # vertex colours would paint it too
             return base.material, uv, colors
         joined = self.materials.joined(index, _lie_apart(base, glow, uv, glow_uv))
         if joined is None:
-            self.file.warn("emissive_ignored", glow.texture_name)
+            self.file.source.warn("emissive_ignored", glow.texture_name)
             return base.material, uv, colors
         return joined, uv if glow_uv is None else glow_uv, colors
 
@@ -246,7 +246,7 @@ class _Scene:
             return None
         values = self.file.accessor(primitive["attributes"]["COLOR_0"])
         if len(values) != num_vertices or values.shape[1] not in (3, 4) or values.dtype.kind != "f":
-            self.file.warn("color_0_ignored")
+            self.file.source.warn("color_0_ignored")
             return None
         return values if values.shape[1] == 4 else np.concatenate([values, np.ones((num_vertices, 1))], axis=1)
 
@@ -259,7 +259,7 @@ class _Scene:
         channel = transform.get("texCoord", texture.get("texCoord", 0))
         uv = self._attribute(primitive, f"TEXCOORD_{channel}", 2, num_vertices)
         if uv is None:
-            self.file.warn("texture_coordinates_missing", layer.texture_name)
+            self.file.source.warn("texture_coordinates_missing", layer.texture_name)
         if uv is None or not transform:
             return uv
         angle = float(transform.get("rotation", 0.0))

@@ -14,8 +14,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from raydream.assets.error import AssetError, warning
-from raydream.assets.files import AssetLimits, Folder, read_named
+from raydream.assets.error import AssetError
+from raydream.assets.files import read_named
+from raydream.assets.images import AssetSource
 
 GLB_MAGIC, CHUNK_JSON, CHUNK_BIN = b"glTF", 0x4E4F534A, 0x004E4942
 COMPONENT_DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -39,10 +40,10 @@ REFUSED_EXTENSIONS = {
 }
 
 
-def read_uri(folder: Folder, uri: str, max_bytes: int) -> bytes:
+def read_uri(source: AssetSource, uri: str) -> bytes:
     """The bytes behind a glTF URI: a data URI or a file in the asset's folder."""
     if not uri.startswith("data:"):
-        return folder.read(uri, max_bytes)
+        return source.folder.read(uri, source.limits.max_bytes)
     header, _, payload = uri.partition(",")
     if not header.endswith(";base64"):
         return unquote(payload).encode("latin-1")
@@ -54,17 +55,12 @@ def read_uri(folder: Folder, uri: str, max_bytes: int) -> bytes:
 
 @dataclass
 class GltfFile:
-    """A parsed glTF file. ``warnings`` collects what was left out, once each."""
+    """A parsed glTF file."""
 
-    folder: Folder
+    source: AssetSource
     root: dict
     binary: bytes | None
-    limits: AssetLimits
-    warnings: dict[str, None] = field(default_factory=dict)
     _buffers: dict[int, bytes] = field(default_factory=dict)
-
-    def warn(self, word: str, name: str = "") -> None:
-        self.warnings[warning(word, name)] = None
 
     def items(self, kind: str) -> list:
         """One of the file's top-level arrays, empty where there is none."""
@@ -98,7 +94,7 @@ class GltfFile:
         spec = self.item("accessors", index)
         dtype, width = np.dtype(COMPONENT_DTYPES[spec["componentType"]]), COMPONENT_COUNTS[spec["type"]]
         count = spec["count"]
-        if not is_count(count) or count > 3 * self.limits.max_faces + self.limits.max_vertices:
+        if not is_count(count) or count > 3 * self.source.limits.max_faces + self.source.limits.max_vertices:
             raise AssetError("too_large" if is_count(count) else "malformed", f"accessors[{index}] count {count}")
         if "bufferView" in spec:
             values = self._strided(spec["bufferView"], spec.get("byteOffset", 0), dtype, count, width)
@@ -119,8 +115,8 @@ class GltfFile:
         if not isinstance(uri, str):
             raise AssetError("bad_reference", f"images[{index!r}] has neither a bufferView nor a uri")
         if uri.startswith("data:"):
-            return read_uri(self.folder, uri, self.limits.max_bytes)
-        return read_named(self.folder, uri, self.limits.max_bytes)
+            return read_uri(self.source, uri)
+        return read_named(self.source.folder, uri, self.source.limits.max_bytes)
 
     def image_name(self, index: object) -> str:
         """What a person may find an image by: its file, its name in the file, or its number."""
@@ -133,7 +129,7 @@ class GltfFile:
         buffer = self.item("buffers", index)
         assert is_count(index)
         if index not in self._buffers:
-            data = read_uri(self.folder, buffer["uri"], self.limits.max_bytes) if "uri" in buffer else self.binary
+            data = read_uri(self.source, buffer["uri"]) if "uri" in buffer else self.binary
             if data is None or len(data) < buffer["byteLength"]:
                 raise AssetError("truncated", f"buffers[{index}] should have {buffer['byteLength']} bytes")
             self._buffers[index] = data
@@ -167,7 +163,7 @@ def is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def read_gltf(data: bytes, folder: Folder, limits: AssetLimits) -> GltfFile:
+def read_gltf(data: bytes, source: AssetSource) -> GltfFile:
     """A .glb or .gltf file (told apart by content); AssetError where it is broken or asks for what we lack."""
     text, binary = split_glb(data) if data.startswith(GLB_MAGIC) else (data, None)
     try:
@@ -179,7 +175,7 @@ def read_gltf(data: bytes, folder: Folder, limits: AssetLimits) -> GltfFile:
     version = str(root.get("asset", {}).get("version", "1.0"))
     if not version.startswith("2."):
         raise AssetError("unsupported_version", f"glTF {version[:20]}")
-    file = GltfFile(folder, root, binary, limits)
+    file = GltfFile(source, root, binary)
     for extension in file.items("extensionsRequired"):
         if extension not in HARMLESS_EXTENSIONS:
             raise AssetError(REFUSED_EXTENSIONS.get(extension, "unsupported_extension"), str(extension)[:100])

@@ -32,7 +32,7 @@ class Layer:
 
 
 class MaterialReader:
-    """Reads each material and image of a file once; ``file`` collects the warnings."""
+    """Reads each material and image of a file once."""
 
     def __init__(self, file: GltfFile) -> None:
         self._file = file
@@ -113,7 +113,7 @@ class MaterialReader:
         word = "texture_compression_unsupported" if extensions else "texture_missing"
         if named and named[0] in self._images:
             word = str(self._images[named[0]])
-        self._file.warn(word, self._file.image_name(named[0]) if named else "")
+        self._file.source.warn(word, self._file.image_name(named[0]) if named else "")
         return None, ""
 
     def _decoded(self, source: object) -> np.ndarray | str:
@@ -127,7 +127,7 @@ class MaterialReader:
         data = b""
         try:
             data = self._file.image_bytes(source)
-            return decode_texture(data, self._file.limits)
+            return decode_texture(data, self._file.source.limits)
         except AssetError as error:
             is_compressed = error.reason == "bad_texture" and data.startswith(b"\xabKTX")
             return "texture_compression_unsupported" if is_compressed else texture_warning(error)

@@ -30,6 +30,10 @@ class AssetSource:
     def warn(self, word: str, name: str = "") -> None:
         self.warnings[warning(word, name)] = None
 
+    def inside(self, folder: Folder) -> "AssetSource":
+        """The same asset, in an archive that was opened."""
+        return AssetSource(folder, self.limits, self.warnings)
+
     def texture(self, name: str) -> np.ndarray | None:
         """RGBA bytes of an image that the asset names, read once; None, with a warning, where it cannot be read."""
         if name not in self._textures:

@@ -5,17 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from raydream.assets.asset import Asset, turn_front
-from raydream.assets.error import AssetError, warning
-from raydream.assets.files import (
-    AssetLimits,
-    DiskFolder,
-    Folder,
-    choose_model,
-    open_archive,
-    read_limited,
-    why_unsupported,
-)
+from raydream.assets.error import AssetError
+from raydream.assets.files import AssetLimits, DiskFolder, choose_model, open_archive, read_limited, why_unsupported
 from raydream.assets.gltf import load_gltf_parts
+from raydream.assets.images import AssetSource
 from raydream.assets.libraries import AssetRecord
 from raydream.assets.parts import Part, build_asset
 from raydream.assets.procedural import PROCEDURAL, procedural_asset
@@ -33,8 +26,9 @@ def load_asset(path: Path, uid: str | None = None, caption: str = "", limits: As
     draco_compression, meshopt_compression, bad_reference, node_cycle, non_finite, no_faces or degenerate.
     """
     data = read_limited(path, limits.max_bytes)
-    parts, warning_words = _parts(data, path.suffix.lower(), DiskFolder(path.parent), limits)
-    return build_asset(path.stem if uid is None else uid, caption, parts, warning_words)
+    source = AssetSource(DiskFolder(path.parent), limits)
+    parts = _parts(data, path.suffix.lower(), source)
+    return build_asset(path.stem if uid is None else uid, caption, parts, list(source.warnings))
 
 
 def load_record(record: AssetRecord, limits: AssetLimits = DEFAULT_LIMITS) -> Asset:
@@ -49,28 +43,30 @@ def load_record(record: AssetRecord, limits: AssetLimits = DEFAULT_LIMITS) -> As
     return turn_front(load_asset(record.path, record.uid, caption, limits), record.front_axis)
 
 
-def _parts(data: bytes, suffix: str, folder: Folder, limits: AssetLimits) -> tuple[list[Part], list[str]]:
-    """The parts of a file of any kind, and warnings."""
+def _parts(data: bytes, suffix: str, source: AssetSource) -> list[Part]:
+    """The parts of a file of any kind."""
+    max_bytes = source.limits.max_bytes
     if not data:
         raise AssetError("empty_file")
     if data.startswith(b"version https://git-lfs"):
         raise AssetError("lfs_pointer")
     match suffix:
         case ".glb" | ".gltf":
-            return load_gltf_parts(data, folder, limits)
+            return load_gltf_parts(data, source)
         case ".obj" | ".ply" | ".stl":
-            return load_trimesh_parts(data, suffix[1:], folder, limits)
+            return load_trimesh_parts(data, suffix[1:], source)
         case ".zip":
-            inside, name, others = choose_model(open_archive(data, limits.max_bytes))
-            parts, told = _parts(
-                inside.read(name, limits.max_bytes), PurePosixPath(name).suffix.lower(), inside, limits
-            )
-            return parts, [*told, *(warning("other_model_in_the_archive", other) for other in others)]
+            archive, name, others = choose_model(open_archive(data, max_bytes))
+            model = archive.read(name, max_bytes)
+            parts = _parts(model, PurePosixPath(name).suffix.lower(), source.inside(archive))
+            for other in others:
+                source.warn("other_model_in_the_archive", other)
+            return parts
         case ".usdz":
             if find_spec("pxr") is None:
                 raise AssetError("unsupported_format", NO_USD)
             from raydream.assets.usdz import load_usdz_parts
 
-            return load_usdz_parts(data, limits)
+            return load_usdz_parts(data, source)
         case _:
             raise AssetError("unsupported_format", why_unsupported(suffix))

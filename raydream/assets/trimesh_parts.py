@@ -9,7 +9,6 @@ from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 
 from raydream.assets.error import AssetError
-from raydream.assets.files import AssetLimits, Folder
 from raydream.assets.images import AssetSource
 from raydream.assets.mtl import ObjMaterial, decoded, read_materials
 from raydream.assets.parts import Material, Part, linear_from_srgb
@@ -35,9 +34,8 @@ class _StandIns:
     __getitem__ = get
 
 
-def load_trimesh_parts(data: bytes, kind: str, folder: Folder, limits: AssetLimits) -> tuple[list[Part], list[str]]:
-    """The parts of an "obj", "ply" or "stl" file, without its normals (faces are flat), and warnings."""
-    source = AssetSource(folder, limits)
+def load_trimesh_parts(data: bytes, kind: str, source: AssetSource) -> list[Part]:
+    """The parts of an "obj", "ply" or "stl" file, without its normals (faces are flat)."""
     materials: dict[str, ObjMaterial] = {}
     if kind == "obj":
         text = decoded(data)
@@ -51,8 +49,8 @@ def load_trimesh_parts(data: bytes, kind: str, folder: Folder, limits: AssetLimi
         meshes = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh)]
     except Exception as error:  # another library's parser on a stranger's file may raise anything
         raise AssetError("malformed", f"{type(error).__name__}: {error}"[:200]) from error
-    if sum(len(mesh.faces) for mesh in meshes) > limits.max_faces:
-        raise AssetError("too_large", f"over {limits.max_faces} faces")
+    if sum(len(mesh.faces) for mesh in meshes) > source.limits.max_faces:
+        raise AssetError("too_large", f"over {source.limits.max_faces} faces")
     if kind == "ply" and stand_ins.asked:
         image = source.texture(stand_ins.asked[0])
         materials = {"": ObjMaterial(Material(image=image))}
@@ -60,7 +58,7 @@ def load_trimesh_parts(data: bytes, kind: str, folder: Folder, limits: AssetLimi
             source.warn("texture_missing", "more than one TextureFile")
     if len(scene.geometry) > len(meshes):
         source.warn("points_or_lines_skipped")
-    return [_part(mesh, materials) for mesh in meshes], list(source.warnings)
+    return [_part(mesh, materials) for mesh in meshes]
 
 
 def _has_vertex_colours(obj: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from pxr import Sdf, Usd, UsdGeom, UsdShade
 
 from raydream.assets.error import AssetError
-from raydream.assets.files import AssetLimits, open_archive
+from raydream.assets.files import open_archive
 from raydream.assets.images import AssetSource
 from raydream.assets.parts import Part
 from raydream.assets.usd_materials import UsdMaterial, UsdMaterials
@@ -55,23 +55,22 @@ class _Corners:
         return values[place]
 
 
-def load_usdz_parts(data: bytes, limits: AssetLimits) -> tuple[list[Part], list[str]]:
-    """The parts of a USDZ file, y up, without its normals (faces are flat), and warnings."""
-    package = open_archive(data, limits.max_bytes)
+def load_usdz_parts(data: bytes, source: AssetSource) -> list[Part]:
+    """The parts of a USDZ file, y up, without its normals (faces are flat)."""
+    package = open_archive(data, source.limits.max_bytes)
     root = next(iter(package.members), "")
     if posixpath.splitext(root)[1].lower() not in _SUFFIXES:
         raise AssetError("malformed", "its first file is no USD layer")
-    source = AssetSource(replace(package, home=posixpath.dirname(root)), limits)
+    source = source.inside(replace(package, home=posixpath.dirname(root)))
     try:
         with os.fdopen(os.memfd_create("layer"), "wb") as file:  # USD reads files only, and this one ends with us
-            file.write(source.folder.read(posixpath.basename(root), limits.max_bytes))
+            file.write(source.folder.read(posixpath.basename(root), source.limits.max_bytes))
             file.flush()
             layer = _lone_layer(f"/proc/self/fd/{file.fileno()}", posixpath.splitext(root)[1].lower())
-            parts = list(_parts(layer, source))
+            return list(_parts(layer, source))
     except _MALFORMED as error:
         words = " ".join(str(error).split()).rpartition(" : ")[2]  # the part before tells of USD's own source
         raise AssetError("malformed", f"{type(error).__name__}: {words}"[:200]) from error
-    return parts, list(source.warnings)
 
 
 def _lone_layer(path: str, suffix: str) -> Sdf.Layer:

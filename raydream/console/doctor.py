@@ -79,10 +79,10 @@ def missing_packages() -> Finding | None:
 
 
 def _python() -> Finding:
-    ok = sys.version_info >= _MIN_PYTHON
-    remedy = "" if ok else f"use Python {'.'.join(map(str, _MIN_PYTHON))} or newer"
     text = f"{platform.python_version()} ({sys.executable}), raydream {__version__}"
-    return Finding("python", text, remedy, is_broken=not ok)
+    if sys.version_info >= _MIN_PYTHON:
+        return Finding("python", text)
+    return Finding("python", text, f"use Python {'.'.join(map(str, _MIN_PYTHON))} or newer", is_broken=True)
 
 
 def _torch() -> Finding:

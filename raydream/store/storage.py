@@ -132,7 +132,7 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Files below a path of any ``pyarrow.fs`` filesystem.
+    """The same below a path of any ``pyarrow.fs`` filesystem.
 
     Each call is made again, as a whole, while the storage is busy or away; see ``faults.py`` for what it raises.
     """
@@ -169,7 +169,6 @@ class RemoteFiles:
             stream.write(data)
 
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
-        """The content; OSError ``EFBIG``, before anything is read, where it has more than ``max_bytes``."""
         return self._ask(name, lambda: self._read(name, max_bytes))
 
     def _read(self, name: str, max_bytes: int | None) -> bytes:
@@ -200,7 +199,6 @@ class RemoteFiles:
             raise ConnectionError(f"{self.path(name)} was away for a moment") from error
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file of which only parts are read."""
         file = self._ask(name, lambda: self._open_file(name))
         return pa.PythonFile(_PatientFile(file, self.path(name), self.patience_s), mode="r")
 
@@ -208,13 +206,11 @@ class RemoteFiles:
         return self._ask(name, lambda: self.filesystem.get_file_info(self.path(name))).type == fs.FileType.File
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Size in bytes of each file below a folder, by its name relative to the folder."""
         start = len(self.path(folder).rstrip("/")) + 1
         infos = self._infos(folder, recursive=True)
         return {info.path[start:]: info.size for info in infos if not info.base_name.startswith(".")}
 
     def names_in(self, folder: str) -> list[str]:
-        """The names of the files that lie in a folder itself."""
         return [info.base_name for info in self._infos(folder, recursive=False)]
 
     def delete(self, name: str) -> None:

@@ -14,7 +14,7 @@ from asset_cases import MINIPACK, SHARED, needs_minipack, objaverse_folder, read
 from PIL import Image
 
 from raydream.assets.asset import AssetError, normalise_asset
-from raydream.assets.gltf_file import AssetLimits
+from raydream.assets.files import AssetLimits
 from raydream.assets.libraries import (
     AssetFilter,
     AssetRecord,

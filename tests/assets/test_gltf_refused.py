@@ -12,7 +12,7 @@ from gltf_writer import TRIANGLE, GltfWriter, refusal, skinned
 from PIL import Image
 
 from raydream.assets.asset import AssetError
-from raydream.assets.gltf_file import AssetLimits
+from raydream.assets.files import AssetLimits
 from raydream.assets.load import load_asset
 
 

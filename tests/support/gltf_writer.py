@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from raydream.assets.asset import AssetError
-from raydream.assets.gltf_file import AssetLimits
+from raydream.assets.files import AssetLimits
 from raydream.assets.load import load_asset
 
 COMPONENT_TYPES = {"int8": 5120, "uint8": 5121, "int16": 5122, "uint16": 5123, "uint32": 5125, "float32": 5126}
