@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import posixpath
 import re
@@ -177,15 +178,10 @@ def _objaverse_record(folder: Path, uid: str, path: str, annotation: dict, nouns
     )
 
 
-def read_cap3d_captions(path: Path) -> dict[str, str]:
-    """uid -> caption from a CSV of two columns without a header, as Cap3D publishes them."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return parse_cap3d_captions(file)
-
-
-def parse_cap3d_captions(lines: Iterable[str]) -> dict[str, str]:
-    """The same from the lines of such a file; ValueError where they are no CSV."""
+def parse_cap3d_captions(content: bytes) -> dict[str, str]:
+    """uid -> caption from a CSV of two columns without a header, as Cap3D publishes it; ValueError where it is none."""
     try:
+        lines = io.StringIO(content.decode(), newline="")
         return {row[0]: row[1] for row in csv.reader(lines) if len(row) == 2}
     except csv.Error as error:
         raise ValueError(f"it is no CSV: {error}") from error

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,6 @@ from PIL import Image, ImageDraw, ImageFont
 from raydream import __version__
 from raydream.report.chart import Point, format_number, line_chart
 from raydream.report.progress import format_duration
-from raydream.report.style import STYLE
 from raydream.store.run_folder import (
     MESH,
     PARTICLES,
@@ -111,12 +111,13 @@ def _page(facts: ReportFacts, body: str) -> str:
         "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
     )
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     summary = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.summary.items())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(facts.prompt[:80])} · raydream</title><style>{STYLE}</style></head><body>"
+        f"<title>{escape(facts.prompt[:80])} · raydream</title><style>\n{style}</style></head><body>"
         f'<header><p class="kicker">raydream · {len(facts.particles)} particles</p><h1>{escape(facts.prompt)}</h1>'
         f'<dl class="summary">{summary}</dl></header><main>{body}</main>'
         f"<footer>Written by raydream {escape(__version__)}.</footer><script>{_SCRIPT}</script></body></html>\n"

@@ -1,6 +1,5 @@
 """Which asset goes into which shard: fixed once, before anything is rendered, so that a resumed job is the same job."""
 
-import io
 import itertools
 import json
 import logging
@@ -20,7 +19,6 @@ from raydream.assets.libraries import (
     AssetFilter,
     AssetRecord,
     parse_cap3d_captions,
-    read_cap3d_captions,
     why_not,
     with_captions,
 )
@@ -118,9 +116,8 @@ def _read_captions(source: str) -> dict[str, str]:
     folder, _, name = place.rpartition("/")
     try:
         if not is_remote(source):
-            return read_cap3d_captions(Path(source).expanduser())
-        content = resolve(folder + question + query, None).read(name)
-        return parse_cap3d_captions(io.StringIO(content.decode(), newline=""))
+            return parse_cap3d_captions(Path(source).expanduser().read_bytes())
+        return parse_cap3d_captions(resolve(folder + question + query, None).read(name))
     except StorageError:
         raise
     except FileNotFoundError as error:

@@ -56,7 +56,8 @@ def test_a_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
     needed = [path for part in ("raydream", "serve") for path in (ROOT / part).rglob("*.py")]
     needed += [path for path in (ROOT / "serve" / "static").iterdir()]
     needed += [path for name in ("embedded", "embedded_agp") for path in (ROOT / "raydream/priors" / name).rglob("*")]
-    needed += [ROOT / "raydream" / "py.typed", *(ROOT / "raydream").rglob("*.json")]
+    needed += [ROOT / "raydream" / "py.typed", ROOT / "raydream/report/report.css"]
+    needed += (ROOT / "raydream").rglob("*.json")
     assert {path.relative_to(ROOT).as_posix() for path in needed if path.is_file()} == names
 
 

@@ -19,7 +19,7 @@ from raydream.assets.libraries import (
     AssetFilter,
     AssetRecord,
     filter_records,
-    read_cap3d_captions,
+    parse_cap3d_captions,
     read_manifest_folder,
     with_captions,
 )
@@ -167,7 +167,7 @@ def test_objaverse_layout(tmp_path):
 
 def test_cap3d_captions_hold_commas_and_quotes(tmp_path):
     (tmp_path / "c.csv").write_text('u1,"A ""big"" chair, red"\nu2,Plain.\nbroken line without caption\n')
-    captions = read_cap3d_captions(tmp_path / "c.csv")
+    captions = parse_cap3d_captions((tmp_path / "c.csv").read_bytes())
     assert captions == {"u1": 'A "big" chair, red', "u2": "Plain."}
     records = [AssetRecord("u1", Path("x"), ("Chair",)), AssetRecord("u3", Path("y"))]
     assert [record.captions for record in with_captions(records, captions)] == [("Chair", 'A "big" chair, red'), ()]
@@ -218,7 +218,7 @@ def test_manifest_folder(tmp_path):
 @needs_minipack
 def test_both_readers_of_the_same_library_agree():
     by_manifest = {record.uid: record for record in read_manifest_folder(MINIPACK)}
-    captions = read_cap3d_captions(MINIPACK / "Cap3D_automated_Objaverse_full.csv")
+    captions = parse_cap3d_captions((MINIPACK / "Cap3D_automated_Objaverse_full.csv").read_bytes())
     by_layout = with_captions(read_objaverse_folder(MINIPACK / "hf-objaverse-v1"), captions)
     assert {record.uid for record in by_layout} == set(by_manifest)
     for record in by_layout:

@@ -28,7 +28,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.store.run_folder", "pyarrow"),
     ],
     "report": [
-        ("raydream.report.chart raydream.report.style raydream.report.terminal", ""),
+        ("raydream.report.chart raydream.report.terminal", ""),
         ("raydream.report.tensorboard", "PIL tensorboardX"),
         ("raydream.report.progress", "rich"),
         ("raydream.report.page", "jaxtyping numpy PIL"),
