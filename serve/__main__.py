@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from raydream.cluster.connection import check_address, connect
 from serve.actors import end_actors
 from serve.app import listening
 from serve.keys import Keys
-from serve.lease import BEAT_EVERY_S, Tenure, holder_at, new_owner, take_or_refuse
+from serve.lease import BEAT_EVERY_S, Tenure, holder_at, take_or_refuse
 from serve.listener import open_socket
 from serve.pulse import Pulse, of_driver
 from serve.records import Records, RecordsAway
@@ -72,7 +73,7 @@ def _held(settings: Settings, by_force: bool) -> Tenure:
     """The record, for this service alone; ``ValueError`` where it is another's, or cannot be read."""
     Path(settings.data).mkdir(parents=True, exist_ok=True)
     try:
-        tenure = Tenure(Records(settings.database_url).leases, new_owner(), holder_at(settings.address))
+        tenure = Tenure(Records(settings.database_url).leases, uuid.uuid4().hex, holder_at(settings.address))
         take_or_refuse(tenure, by_force)
     except RecordsAway as error:
         raise ValueError(f"RAYDREAM_SERVE_DATABASE: it does not answer: {error.orig}") from error

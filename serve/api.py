@@ -124,9 +124,8 @@ def newest(
     records = service.records.newest(owner, limit + 1, _read_cursor(cursor) if cursor is not None else None)
     last = records[limit - 1] if len(records) > limit else None
     next_cursor = base64.urlsafe_b64encode(f"{last.created_at!r} {last.id}".encode()).decode() if last else None
-    return GenerationPage(
-        items=[service.live.represent(record).generation for record in records[:limit]], next_cursor=next_cursor
-    )
+    items = [service.live.represent(record).generation for record in records[:limit]]
+    return GenerationPage(items=items, next_cursor=next_cursor)
 
 
 @router.get("/generations/{id}", response_model=Generation, responses=_NOT_OWN | {304: {}})

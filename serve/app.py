@@ -59,9 +59,7 @@ def app(arguments: dict[str, str]) -> Application:
 
 
 def listening(settings: Settings, owner: str) -> Application:
-    """The application that listens at the settings' address, on the head node, and needs no proxy. ``owner`` holds the
-    record's lease.
-    """
+    """The application that listens at the settings' address, on the head node; ``owner`` holds the record's lease."""
     return _deployed(Listener, settings, owner, _HEAD)
 
 

@@ -20,9 +20,7 @@ class GenerationFiles:
         self._settings = settings
 
     def delete(self, generation_id: str) -> None:
-        """The whole run folder, and what the cache has of it. ``ValueError`` while somebody works in it, or where it is
-        a link to elsewhere.
-        """
+        """The run folder and its cache. ``ValueError`` while somebody works in it, or where it is a link."""
         self._delete_folder(generation_id)
         shutil.rmtree(self._settings.cache / generation_id, ignore_errors=True)
 
@@ -61,11 +59,6 @@ class GenerationFiles:
 
 def is_for_want_of_room(error: BaseException) -> bool:
     """Whether a run ended because a disk was full, here or, told in words, in an actor's process."""
-    while True:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if any(words in str(error) for words in _FULL_WORDS):
-            return True
-        if error.__cause__ is None:
-            return False
-        error = error.__cause__
+    is_full = isinstance(error, OSError) and error.errno in _FULL
+    is_told = any(words in str(error) for words in _FULL_WORDS)
+    return is_full or is_told or (error.__cause__ is not None and is_for_want_of_room(error.__cause__))

@@ -34,9 +34,7 @@ _LOCK_PATIENCE_S = 60.0  # until the kernel has taken the lock from a runner tha
 
 
 class GenerationWatch:
-    """Tells the record how far the run is and writes each particle's picture; sets ``stop`` once the generation is
-    no longer this attempt's.
-    """
+    """Tells the record how far the run is and writes pictures; sets ``stop`` once the generation is another's."""
 
     def __init__(
         self,

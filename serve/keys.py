@@ -46,9 +46,7 @@ class Keys:
         return self._is_closed
 
     def owner_of(self, key: str) -> str | None:
-        """The name that a key belongs to; takes as long for every key that is wrong. ``KeysAway`` where there is no
-        telling.
-        """
+        """The name that a key belongs to; as slow for every wrong key. ``KeysAway`` where there is no telling."""
         self._refresh()
         if self._stamp is None:
             raise KeysAway("the file of API keys is gone; put it back, or add a key by `python -m serve.keys add NAME`")

@@ -8,7 +8,6 @@ import datetime
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,9 +68,7 @@ class Leases:
         return Lease(row.owner, row.holder, row.epoch, row.since, row.beat_at, now - row.beat_at)
 
     def take(self, owner: str, holder: str, by_force: bool = False) -> int | None:
-        """A sign of life of the owner, or a new epoch where it was free (or ``by_force``): the epoch; None where it is
-        another's.
-        """
+        """A sign of life, or a new epoch where it was free (or ``by_force``): the epoch; None where it is another's."""
         seen = self.look()
         now, columns = seen.beat_at + seen.silent_s, LEASES.c
         is_unchanged = (columns.name == _ROW) & (columns.epoch == seen.epoch) & (columns.owner == seen.owner)
@@ -125,11 +122,6 @@ class Tenure:
         """Lets it go, so that another need not wait."""
         self.epoch = None
         self._leases.release(self.owner)
-
-
-def new_owner() -> str:
-    """A name that no other service has."""
-    return uuid.uuid4().hex
 
 
 def holder_at(address: str) -> str:

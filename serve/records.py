@@ -132,9 +132,8 @@ class Records:
         query = _seen().where(columns.owner == owner)
         if before is not None:
             created_at, last_id = before
-            query = query.where(
-                (columns.created_at < created_at) | ((columns.created_at == created_at) & (columns.id < last_id))
-            )
+            is_twin = (columns.created_at == created_at) & (columns.id < last_id)
+            query = query.where((columns.created_at < created_at) | is_twin)
         return self._all(query.order_by(columns.created_at.desc(), columns.id.desc()).limit(limit))
 
     def running(self) -> list[Record]:
@@ -145,11 +144,8 @@ class Records:
     def queue(self) -> list[Record]:
         """What waits, in the order in which it will be started: owners take turns, whoever has less running first."""
         mine = GENERATIONS.alias("mine")
-        num_running = (
-            sa.select(sa.func.count())
-            .where(mine.c.owner == GENERATIONS.c.owner, mine.c.state == "running")
-            .scalar_subquery()
-        )
+        is_mine = (mine.c.owner == GENERATIONS.c.owner, mine.c.state == "running")
+        num_running = sa.select(sa.func.count()).where(*is_mine).scalar_subquery()
         age = (GENERATIONS.c.created_at, GENERATIONS.c.id)
         turn = sa.func.row_number().over(partition_by=GENERATIONS.c.owner, order_by=age) + num_running
         return self._all(sa.select(GENERATIONS).where(GENERATIONS.c.state == "queued").order_by(turn, *age))

@@ -102,9 +102,7 @@ class Settings:
 
     @property
     def namespace(self) -> str:
-        """Of the named actors, and the name of the application: two services in one cluster know nothing of each
-        other.
-        """
+        """Of the named actors and of the application: two services in one cluster know nothing of each other."""
         return f"raydream-{hashlib.sha256(self.database_url.encode()).hexdigest()[:12]}"
 
     @property

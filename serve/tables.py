@@ -17,9 +17,7 @@ OWNERS = sa.Table(
 
 @dataclass(frozen=True)
 class Record:
-    """One generation as it stands, and its row. Times are seconds since 1970; ``meshes`` are the particles that have
-    one.
-    """
+    """One generation as it stands, and its row. Times are seconds since 1970, ``meshes`` the particles with one."""
 
     id: Annotated[str, sa.String(32)]
     owner: Annotated[str, sa.String(100), sa.ForeignKey("owners.name")]

@@ -74,11 +74,10 @@ def normalise_asset(asset: Asset, radius: float = 1.0) -> Asset:
 
 def turn_front(asset: Asset, front_axis: str | None) -> Asset:
     """The asset turned about +y so that what looked along ``front_axis`` ("+X", ...) looks along +z; None as it is."""
-    if front_axis in (None, "+Z"):
+    if front_axis is None or front_axis == "+Z":
         return asset
-    x_from, z_from = {"+X": ((0, 0, -1), (1, 0, 0)), "-Z": ((-1, 0, 0), (0, 0, -1)), "-X": ((0, 0, 1), (-1, 0, 0))}[
-        front_axis
-    ]
+    rows = {"+X": ((0, 0, -1), (1, 0, 0)), "-Z": ((-1, 0, 0), (0, 0, -1)), "-X": ((0, 0, 1), (-1, 0, 0))}
+    x_from, z_from = rows[front_axis]
     turn = torch.tensor([x_from, (0, 1, 0), z_from], dtype=asset.vertices.dtype)
     return replace(asset, vertices=asset.vertices @ turn.T, corner_normals=asset.corner_normals @ turn.T)
 

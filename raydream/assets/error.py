@@ -1,6 +1,4 @@
-"""Why an asset cannot be used; and what of one that can be was left out: ``word`` or ``word: name``, the word from a
-stable list.
-"""
+"""Why an asset cannot be used; and what of one was left out: ``word`` or ``word: name``, the word from a list."""
 
 from collections.abc import Iterable
 

@@ -41,10 +41,9 @@ def read_library(folder: Path, uids: frozenset[str], names_in: NamesIn) -> Itera
         return read_manifest_folder(folder)
     if (folder / OBJECT_PATHS).is_file():
         return iterate_objaverse_folder(folder, uids, names_in)
-    if (folder / OBJAVERSE_HOME / OBJECT_PATHS).is_file():
-        return iterate_objaverse_folder(
-            folder / OBJAVERSE_HOME, uids, lambda name: names_in(f"{OBJAVERSE_HOME}/{name}")
-        )
+    home = folder / OBJAVERSE_HOME
+    if (home / OBJECT_PATHS).is_file():
+        return iterate_objaverse_folder(home, uids, lambda name: names_in(f"{OBJAVERSE_HOME}/{name}"))
     if (folder / LISTING).is_file():
         return _records_of_files(folder, (folder / LISTING).read_text(encoding="utf-8").splitlines())
     names = _find_files(folder)

@@ -22,9 +22,7 @@ METAL_SPECULAR = 0.08
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A colour of a material; ``texture`` is the reference that says how its image lies on a surface, empty where there
-    is none.
-    """
+    """A colour of a material; ``texture`` says how its image lies on a surface, empty where there is none."""
 
     material: Material
     texture: dict = field(default_factory=dict)

@@ -197,15 +197,9 @@ def with_captions(records: Iterable[AssetRecord], captions: dict[str, str]) -> l
 
 def filter_records(records: Iterable[AssetRecord], rule: AssetFilter) -> tuple[list[AssetRecord], Counter[str]]:
     """The records that pass, and how many were dropped for which reason (the first that applies)."""
-    kept: list[AssetRecord] = []
-    dropped: Counter[str] = Counter()
-    for record in records:
-        reason = why_not(record, rule)
-        if reason is None:
-            kept.append(record)
-        else:
-            dropped[reason] += 1
-    return kept, dropped
+    verdicts = [(record, why_not(record, rule)) for record in records]
+    kept = [record for record, reason in verdicts if reason is None]
+    return kept, Counter(reason for _, reason in verdicts if reason is not None)
 
 
 def why_not(record: AssetRecord, rule: AssetFilter) -> str | None:

@@ -17,10 +17,8 @@ _COMPOUNDS = {("hot", "dog"): "hotdog", ("television", "set"): "television", ("f
 def words_of(text: str) -> list[str]:
     """Lower-case words, in the singular where a plain English plural is at hand."""
     words = re.findall(r"[a-z0-9]+", text.lower())
-    endings = ("ss", "us", "is")
-    return [
-        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(endings) else word for word in words
-    ]
+    others = ("ss", "us", "is")
+    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(others) else word for word in words]
 
 
 def head_noun(text: str) -> str | None:

@@ -156,9 +156,8 @@ def mask_to_geometry(triangles: np.ndarray, corners: np.ndarray, material: Mater
     kept: list[np.ndarray] = []
     for level in range(MASK_LEVELS + 1):
         chunks = np.array_split(pieces, 1 + len(pieces) // 4096)
-        opaque = (
-            np.concatenate([_lattice_alpha(chunk, material, textured) for chunk in chunks]) >= material.alpha_cutoff
-        )
+        alpha = np.concatenate([_lattice_alpha(chunk, material, textured) for chunk in chunks])
+        opaque = alpha >= material.alpha_cutoff
         last = level == MASK_LEVELS or sum(len(some) for some in kept) + 4 * len(pieces) > MASK_MAX_PIECES
         kept.append(pieces[opaque.mean(axis=1) >= 0.5 if last else opaque.all(axis=1)])
         if last:

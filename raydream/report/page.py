@@ -204,9 +204,8 @@ def _bars(caption: str, seconds: Mapping[str, float]) -> str:
         f'<td class="bar" aria-hidden="true"><i style="width:{100 * value / total:.1f}%"></i></td></tr>'
         for name, value in seconds.items()
     )
-    whole = (
-        f'<tr class="total"><th scope="row">all</th><td class="number">{_duration(total)}</td><td></td><td></td></tr>'
-    )
+    cells = f'<td class="number">{_duration(total)}</td><td></td><td></td>'
+    whole = f'<tr class="total"><th scope="row">all</th>{cells}</tr>'
     return f"<div><table><caption>{escape(caption)}</caption><tbody>{rows}{whole}</tbody></table></div>"
 
 

@@ -17,9 +17,7 @@ _HALF_LIFE_STEPS = 20
 
 
 def seconds_per_step(durations_s: Sequence[float]) -> float | None:
-    """How long a next step should take: a mean of those after the warm-up, of which the latest weigh most. None before
-    anything is known.
-    """
+    """How long a next step should take, by those after the warm-up, the latest above all; None where none is known."""
     recent = durations_s[max(_WARM_UP_STEPS, len(durations_s) - 10 * _HALF_LIFE_STEPS) :]
     if not recent:
         return None

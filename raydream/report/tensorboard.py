@@ -6,7 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -37,20 +37,13 @@ class TensorboardLog:
 
     def scalars(self, step: int, stats: Mapping[str, float | int]) -> None:
         """One value for each name; ``loss/rgb`` and ``loss/lora`` share a section."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in stats.items()]
-        self._append(Event(step=step, summary=Summary(value=values)))
+        self._append(step, [{"tag": name, "simple_value": value} for name, value in stats.items()])
 
     def picture(self, step: int, name: str, png: bytes) -> None:
         """A picture such as ``preview_grid``'s."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
         width, height = Image.open(io.BytesIO(png)).size
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-        self._append(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
+        image = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": png}
+        self._append(step, [{"tag": name, "image": image}])
 
     def sync(self) -> None:
         """What was written so far is in the run folder; for the driver to call where pictures come, and at its end.
@@ -65,8 +58,10 @@ class TensorboardLog:
         self._num_parts += 1
         self._mark = b""
 
-    def _append(self, event: "Event") -> None:
-        record = _record(event)
+    def _append(self, step: int, values: list[dict[str, Any]]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        record = _record(Event(step=step, summary={"value": values}))
         if self._run.local_root is None:
             self._records.append(record)
             return
