@@ -123,11 +123,10 @@ def _serve(settings: Settings, tenure: Tenure, by_force: bool) -> int:
     if reason:
         print(f"error: {reason}; the service ends", file=sys.stderr)
     _end_at_last()
+    found = None if is_private else serve.status().applications.get(name)
     if is_private:
         ray.shutdown()
-        return 1 if reason else 0
-    found = serve.status().applications.get(name)
-    if found is not None and found.last_deployed_time_s == deployed_at:  # else another's, who took it over
+    elif found is not None and found.last_deployed_time_s == deployed_at:  # else another's, who took it over
         serve.delete(name)
         end_actors(settings)
     return 1 if reason else 0

@@ -3,11 +3,10 @@
 import dataclasses
 import inspect
 from functools import cache
-from typing import cast
 
 from raydream.config import strict_json
 from raydream.config.checks import require
-from raydream.config.names import METHOD_WORDS, MethodName
+from raydream.config.names import METHOD_WORDS
 from raydream.config.presets import PRESETS
 from raydream.config.prior import PriorConfig
 from raydream.config.run import MAX_PROMPT_CHARACTERS, RunConfig
@@ -20,18 +19,16 @@ from serve.settings import Settings
 def checked_request(request: GenerationRequest, settings: Settings) -> CheckedRequest:
     """What the record keeps of a request; ``ValueError`` naming the field for what this service cannot do."""
     require(request.n <= settings.max_n, "n", f"must be at most {settings.max_n} here, got {request.n}")
-    steps, preset = request.steps, request.preset or settings.presets[0]
-    allowed = steps is None or steps <= settings.max_steps
-    require(allowed, "steps", f"must be at most {settings.max_steps} here, got {steps}")
-    config = check_run(_configured(settings, preset, steps, request.prompt, request.n, request.method, request.seed))
-    num_steps = config.num_steps
-    return CheckedRequest(request.prompt, request.n, preset, request.method, request.seed, steps, num_steps)
+    allowed = request.steps is None or request.steps <= settings.max_steps
+    require(allowed, "steps", f"must be at most {settings.max_steps} here, got {request.steps}")
+    whole = request.model_copy(update={"preset": request.preset or settings.presets[0]})
+    return CheckedRequest(**whole.model_dump(), num_steps=check_run(_configured(whole, settings)).num_steps)
 
 
 def config_of(record: Record, settings: Settings) -> RunConfig:
     """The settings of the run that a record asks for."""
-    method = cast(MethodName, record.method)  # it was one when the request was accepted
-    return check_run(_configured(settings, record.preset, record.steps, record.prompt, record.n, method, record.seed))
+    request = GenerationRequest.model_construct(**vars(record))  # checked when it was accepted
+    return check_run(_configured(request, settings))
 
 
 def offered(settings: Settings) -> Priors:
@@ -51,12 +48,11 @@ def offered(settings: Settings) -> Priors:
     return Priors(items=items, methods=methods, limits=limits)
 
 
-def _configured(
-    settings: Settings, preset: str, steps: int | None, prompt: str, n: int, method: MethodName, seed: int
-) -> RunConfig:
-    config = settings.base_config(preset, steps)
-    overrides = [f"prompt={prompt}", f"n={n}", f"seed={seed}", "cluster.runtime=ray"]
-    config = strict_json.apply_overrides(config, overrides).with_method(method)
+def _configured(request: GenerationRequest, settings: Settings) -> RunConfig:
+    assert request.preset is not None
+    config = settings.base_config(request.preset, request.steps)
+    overrides = [f"prompt={request.prompt}", f"n={request.n}", f"seed={request.seed}", "cluster.runtime=ray"]
+    config = strict_json.apply_overrides(config, overrides).with_method(request.method)
     every = max(1, min(config.output.preview_every, config.num_steps // settings.previews_per_run))
     return dataclasses.replace(config, output=dataclasses.replace(config.output, preview_every=every))
 

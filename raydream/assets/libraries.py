@@ -134,7 +134,7 @@ def iterate_objaverse_folder(
 
     One metadata file after the other, of which each holds thousands: all of them take 8 GB. With ``uids`` only those,
     and only the metadata files of their folders are opened. ``names_in`` lists a folder of GLBs, to tell those that are
-    there; without it all are. Captions are names and tags; add Cap3D's by ``with_captions``. ValueError names
+    there; without it all are. Captions are names and tags; add Cap3D's by ``with_caption``. ValueError names
     ``assets`` where the folder is not in this layout.
     """
     try:
@@ -187,12 +187,9 @@ def parse_cap3d_captions(content: bytes) -> dict[str, str]:
         raise ValueError(f"it is no CSV: {error}") from error
 
 
-def with_captions(records: Iterable[AssetRecord], captions: dict[str, str]) -> list[AssetRecord]:
-    """The records with one more caption each where there is one."""
-    return [
-        replace(record, captions=(*record.captions, captions[record.uid])) if record.uid in captions else record
-        for record in records
-    ]
+def with_caption(record: AssetRecord, caption: str | None) -> AssetRecord:
+    """The record with one more caption, where there is one."""
+    return record if caption is None else replace(record, captions=(*record.captions, caption))
 
 
 def filter_records(records: Iterable[AssetRecord], rule: AssetFilter) -> tuple[list[AssetRecord], Counter[str]]:

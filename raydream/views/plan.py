@@ -20,7 +20,7 @@ from raydream.assets.libraries import (
     AssetRecord,
     parse_cap3d_captions,
     why_not,
-    with_captions,
+    with_caption,
 )
 from raydream.assets.licences import count_licences, why_no_licence
 from raydream.assets.procedural import PROCEDURAL, procedural_records
@@ -68,7 +68,7 @@ def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
         with _library(config) as (wanted, records):
             rule = _filter(config, wanted)
             for record in records:
-                captioned = with_captions([record], captions)[0]
+                captioned = with_caption(record, captions.get(record.uid))
                 licences.update(count_licences([record.licence]))
                 rows.add(captioned, why_not(captioned, rule))
         doubled = rows.doubled()

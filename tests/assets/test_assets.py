@@ -21,7 +21,7 @@ from raydream.assets.libraries import (
     filter_records,
     parse_cap3d_captions,
     read_manifest_folder,
-    with_captions,
+    with_caption,
 )
 from raydream.assets.load import load_asset, load_record
 from raydream.assets.raster import render_asset
@@ -165,12 +165,12 @@ def test_objaverse_layout(tmp_path):
         read_objaverse_folder(tmp_path / "absent")
 
 
-def test_cap3d_captions_hold_commas_and_quotes(tmp_path):
-    (tmp_path / "c.csv").write_text('u1,"A ""big"" chair, red"\nu2,Plain.\nbroken line without caption\n')
-    captions = parse_cap3d_captions((tmp_path / "c.csv").read_bytes())
+def test_cap3d_captions_hold_commas_and_quotes():
+    captions = parse_cap3d_captions(b'u1,"A ""big"" chair, red"\nu2,Plain.\nbroken line without caption\n')
     assert captions == {"u1": 'A "big" chair, red', "u2": "Plain."}
     records = [AssetRecord("u1", Path("x"), ("Chair",)), AssetRecord("u3", Path("y"))]
-    assert [record.captions for record in with_captions(records, captions)] == [("Chair", 'A "big" chair, red'), ()]
+    captioned = [with_caption(record, captions.get(record.uid)) for record in records]
+    assert [record.captions for record in captioned] == [("Chair", 'A "big" chair, red'), ()]
 
 
 def test_filters_count_what_they_drop():
@@ -219,7 +219,8 @@ def test_manifest_folder(tmp_path):
 def test_both_readers_of_the_same_library_agree():
     by_manifest = {record.uid: record for record in read_manifest_folder(MINIPACK)}
     captions = parse_cap3d_captions((MINIPACK / "Cap3D_automated_Objaverse_full.csv").read_bytes())
-    by_layout = with_captions(read_objaverse_folder(MINIPACK / "hf-objaverse-v1"), captions)
+    records = read_objaverse_folder(MINIPACK / "hf-objaverse-v1")
+    by_layout = [with_caption(record, captions.get(record.uid)) for record in records]
     assert {record.uid for record in by_layout} == set(by_manifest)
     for record in by_layout:
         other = by_manifest[record.uid]
