@@ -215,7 +215,7 @@ def test_cameras_are_in_the_units_of_a_particles_scene(views: str) -> None:
 
 def test_memory_holds_all_views_and_draws_by_generator_only(views: str) -> None:
     source = MemorySamples.read(views, LATENT_PX, AgpDataConfig())
-    assert source.num_objects == NUM_OBJECTS
+    assert len(source._groups) == NUM_OBJECTS
     first, again, other = (source.samples(64, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(first.latents, again.latents)
     assert not torch.equal(first.latents, other.latents)

@@ -47,8 +47,8 @@ def report(num_gpus: int) -> str:
     gpu_hours = _SAMPLES * 3 * SD21_TFLOP_FORWARD / _GPU_TFLOPS / 3600  # a step is three forward passes' arithmetic
     lines += [
         "",
-        f"{_OBJECTS:,} objects, {_VIEWS_PER_OBJECT} views of {_IMAGE_PX} px: {core_hours:.1f} core hours of rendering at "
-        f"{_VIEWS_PER_CORE_S:g} views/s ({core_hours / _RENDER_CORES * 60:.0f} minutes on {_RENDER_CORES} cores), "
+        f"{_OBJECTS:,} objects, {_VIEWS_PER_OBJECT} views of {_IMAGE_PX} px: {core_hours:.1f} core hours of rendering "
+        f"at {_VIEWS_PER_CORE_S:g} views/s ({core_hours / _RENDER_CORES * 60:.0f} minutes on {_RENDER_CORES} cores), "
         f"{storage_gb:.0f} GB of Parquet; {_SAMPLES // 10**6} million samples ({_SAMPLES / views:.0f} times each view) "
         f"take {gpu_hours:.0f} GPU hours at {_GPU_TFLOPS:g} TFLOP/s, {gpu_hours / num_gpus:.0f} h on {num_gpus} GPUs.",
     ]

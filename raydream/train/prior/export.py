@@ -10,7 +10,6 @@ from typing import Any
 import diffusers
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from raydream import seeds
@@ -18,6 +17,7 @@ from raydream.config.train import GateConfig
 from raydream.diffusion.layout import LEXICON
 from raydream.train.captions import Lexicon, phrase
 from raydream.train.prior.models import PriorModels, sample_latents
+from raydream.train.sampling import png_grid
 from raydream.train.word_tokenizer import save_tokenizer
 
 MAX_BYTES = 25_000_000
@@ -56,13 +56,9 @@ def export_prior(models: PriorModels, folder: Path) -> int:
 
 def save_grid(images: Float[Tensor, "view 3 h w"], path: Path, columns: int) -> None:
     """Images in [-1, 1] as one PNG, row by row."""
-    view, _, height, width = images.shape
-    rows = -(-view // columns)
-    canvas = torch.ones(rows * columns, 3, height, width)
-    canvas[:view] = images.detach().float().cpu().clamp(-1, 1)
-    sheet = canvas.view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2).reshape(rows * height, -1, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(((sheet + 1) * 127.5).round().byte().numpy()).save(path)
+    pixels = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
+    path.write_bytes(png_grid(pixels.permute(0, 2, 3, 1), columns))
 
 
 def sheet_prompts(lexicon: Lexicon, count: int) -> list[str]:
