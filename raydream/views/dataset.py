@@ -82,16 +82,8 @@ def iterate_cards(uri: str, columns: Sequence[str], others: Sequence[str] = ()) 
 
 def check_shards(uri: str, columns: Sequence[str]) -> None:
     """Reads every shard's footer; ValueError as ``iterate_cards`` raises it."""
-    files, plan, config = open_job(uri)
-
-    def check(shard: int) -> None:
-        with naming(files, shard):
-            rows = open_parquet(files, shard_name(VIEWS, shard))
-        _check_footer(rows, config.views, columns, files.path(shard_name(VIEWS, shard)))
-
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
-        for _ in pool.map(check, range(plan.num_shards)):
-            pass
+    for _ in iterate_cards(uri, (), columns):
+        pass
 
 
 def _check_footer(rows: pq.ParquetFile, views: ViewConfig, columns: Sequence[str], name: Path | str) -> None:

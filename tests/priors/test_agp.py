@@ -229,7 +229,7 @@ def _cards(number: int) -> Samples:
     card = ObjectCard("x", ("a large oak chair", "chair 3"), ("chair",), "CC0-1.0", True)
     zeros = torch.zeros(number)
     poses = torch.eye(4).expand(number, -1, -1)
-    return Samples(torch.zeros(number, 4, 2, 2), poses, zeros, zeros, zeros, (card,) * number)
+    return Samples((card,) * number, torch.zeros(number, 4, 2, 2), poses, zeros, zeros, zeros)
 
 
 def test_captions_are_switched_at_random_and_dropped() -> None:

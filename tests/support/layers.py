@@ -179,7 +179,6 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.bench.rendering", "embreex moderngl numpy open3d torch"),
         ("raydream.bench.whole_run", "numpy psutil"),
         ("raydream.bench.particle_step", "torch"),
-        ("raydream.bench.sweep", ""),
         ("raydream.bench.report", "rich"),
         ("raydream.bench.command", "rich torch"),
     ],

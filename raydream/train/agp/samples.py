@@ -38,24 +38,24 @@ SCENE_UNITS = {"longest_side": 2.0, "sphere": 1.0}
 class Samples:
     """Some views: maps coded by ``encode_ccm``, cameras in scene units, and what is known of each one's object."""
 
+    cards: tuple[ObjectCard, ...]
     latents: Float[Tensor, "view 4 h w"]
     c2w: Float[Tensor, "view 4 4"]
     fov_y_deg: Float[Tensor, " view"]
     azimuth_deg: Float[Tensor, " view"]
     elevation_deg: Float[Tensor, " view"]
-    cards: tuple[ObjectCard, ...]
 
     @classmethod
     def concatenate(cls, parts: Sequence["Samples"]) -> "Samples":
         """All views of all parts, in order."""
         tensors = (torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS)
-        return cls(*tensors, tuple(card for part in parts for card in part.cards))
+        return cls(tuple(card for part in parts for card in part.cards), *tensors)
 
     def select(self, index: Sequence[int]) -> "Samples":
         """Some of the views, in the given order; latents in float32."""
         rows = torch.tensor(list(index), dtype=torch.long)
         others = (getattr(self, name)[rows] for name in _TENSORS[1:])
-        return Samples(self.latents[rows].float(), *others, tuple(self.cards[i] for i in index))
+        return Samples(tuple(self.cards[i] for i in index), self.latents[rows].float(), *others)
 
 
 @runtime_checkable
@@ -134,7 +134,7 @@ def samples_of(rows: Mapping[str, Column], views: ViewConfig, latent_px: int) ->
     c2w[:, :3, 3] *= SCENE_UNITS[views.normalise]
     fov, azimuth, elevation = (torch.from_numpy(np.array(rows[name], np.float32)) for name in _CAMERA[1:])
     cards = tuple(ObjectCard.of_row(dict(zip(_TOLD, row))) for row in zip(*(rows[name] for name in _TOLD)))
-    return Samples(latents_of(images["ccm"], images["alpha"], latent_px), c2w, fov, azimuth, elevation, cards)
+    return Samples(cards, latents_of(images["ccm"], images["alpha"], latent_px), c2w, fov, azimuth, elevation)
 
 
 class MemorySamples:
