@@ -57,7 +57,7 @@ def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, C
             with naming(files, shard):
                 table = rows.read_row_group(group, columns=[name for name in columns if name not in absent] or None)
             if table.num_rows:
-                values = {name: _values(table[name].combine_chunks()) for name in table.column_names}
+                values = {name: values_of(table[name].combine_chunks()) for name in table.column_names}
                 yield values | {name: [None] * table.num_rows for name in absent}
 
 
@@ -120,9 +120,12 @@ def naming(files: Files, shard: int) -> Iterator[None]:
         ) from error
 
 
-def _values(column: pa.Array) -> Column:
+def values_of(column: pa.Array) -> Column:
+    """Numbers and images as arrays, words as lists."""
     if isinstance(column, pa.FixedShapeTensorArray):
         return column.to_numpy_ndarray()
+    if isinstance(column, pa.ExtensionArray):  # Ray's own tensors
+        return np.asarray(column.to_numpy(zero_copy_only=False))
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return column.to_numpy()
     return column.to_pylist()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from raydream.assets import remote_library
 from raydream.assets.exhibit import asset_folder
-from raydream.assets.folder_library import NamesIn, check_library, names_below, read_library
+from raydream.assets.folder_library import check_library, names_below, read_library
 from raydream.assets.libraries import (
     SUBSETS,
     AssetFilter,
@@ -97,19 +97,13 @@ def _library(config: LibraryConfig) -> Iterator[tuple[frozenset[str], Iterable[A
     """The uids that the subsets name, and all records of a library, one after the other."""
     if is_remote(config.source):
         with index_of(config.source) as index:
-            wanted, records = _read_library(config, index, remote_library.remote_names(config.source))
+            wanted = _subset_uids(config, index)
+            records = read_library(index, wanted, remote_library.remote_names(config.source))
             yield wanted, (as_remote(record, index, config.source) for record in records)
     else:
         folder = _library_folder(config)
-        yield _read_library(config, folder, names_below(folder or Path()))
-
-
-def _read_library(
-    config: LibraryConfig, folder: Path | None, names_in: NamesIn
-) -> tuple[frozenset[str], Iterable[AssetRecord]]:
-    """The uids that the subsets name, and all records of a folder (or the procedural ones)."""
-    wanted = _subset_uids(config, folder)
-    return wanted, procedural_records() if folder is None else read_library(folder, wanted, names_in)
+        wanted = _subset_uids(config, folder)
+        yield wanted, procedural_records() if folder is None else read_library(folder, wanted, names_below(folder))
 
 
 def _read_captions(source: str) -> dict[str, str]:
@@ -156,9 +150,7 @@ def _check_same(saved: RenderJobConfig, given: RenderJobConfig) -> None:
 def _check_reachable(config: LibraryConfig) -> None:
     if is_remote(config.source):
         check_reachable(config.source)
-        return
-    folder = _library_folder(config)
-    if folder is not None:
+    elif folder := _library_folder(config):
         check_library(folder)
 
 

@@ -5,10 +5,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,15 +32,17 @@ def export_prior(models: PriorModels, folder: Path) -> int:
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    for module, name in ((models.vae, "vae"), (models.unet, "unet"), (models.text_encoder, "text_encoder")):
-        copy.deepcopy(module).half().save_pretrained(part / name)
+    vae, unet, text_encoder = (copy.deepcopy(each).half() for each in (models.vae, models.unet, models.text_encoder))
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, models.tokenizer, unet, models.scheduler,  # type: ignore[arg-type]
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,  # type: ignore[arg-type]
+    )  # fmt: skip
+    pipeline.save_pretrained(part)
     _name_dtype(part / "text_encoder" / "config.json")
     for config in part.glob("*/config.json"):
         _forget_origin(config)
     save_tokenizer(models.tokenizer, models.lexicon.words, part / "tokenizer")
-    models.scheduler.save_pretrained(part / "scheduler")
     (part / LEXICON).write_text(models.lexicon.dumps() + "\n", encoding="utf-8")
-    (part / "model_index.json").write_text(json.dumps(_model_index(), indent=2) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise ValueError(f"unet.channels: the prior takes {size} bytes, more than {MAX_BYTES}")
@@ -93,19 +94,3 @@ def _name_dtype(path: Path) -> None:
     """Has transformers load its part in float32 unless asked otherwise, as diffusers loads the others."""
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-
-
-def _model_index() -> dict[str, Any]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }

@@ -111,7 +111,7 @@ def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon
     kept, spare = split_views(views.num_views, config.words.held_out_views)
 
     def maker(chosen: list[CaptionedObject], angles: list[int]) -> BatchMaker:
-        return BatchMaker.build(views, chosen, angles, palette, lexicon, config.look, config.words, config.seed, device)
+        return BatchMaker(views, chosen, angles, palette, lexicon, config.look, config.words, config.seed, device)
 
     return TrainSets(maker(train, kept), maker(train, spare or kept), maker(held_out, kept + spare))
 
