@@ -33,7 +33,6 @@ from raydream.store.faults import StorageError
 from raydream.store.storage import resolve
 from raydream.views.folder import LEFT_OUT, PLAN, PLAN_ROWS_AT_ONCE, SETTINGS, Files, Plan, open_parquet
 from raydream.views.plan_rows import PlanRows, plan_rows
-from raydream.views.schema import record_from_json
 
 _log = logging.getLogger(__name__)
 
@@ -52,18 +51,12 @@ def open_plan(files: Files, config: RenderJobConfig) -> Plan:
     return Plan(open_parquet(files, PLAN).metadata.num_rows, config.pool.objects_per_shard)
 
 
-def library_records(config: LibraryConfig) -> tuple[list[AssetRecord], dict[str, str]]:
-    """The records to render, by uid, and the uids that were left out with the reason of each; for small libraries.
+@contextmanager
+def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
+    """The records to render and those that are left out.
 
     Raises ValueError naming ``library.source``, ``library.subsets`` or ``library.captions``.
     """
-    with library_rows(config) as rows:
-        return [record_from_json(line) for _, line in rows.kept()], dict(rows.left_out())
-
-
-@contextmanager
-def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
-    """The records to render and those that are left out; raises as ``library_records`` does."""
     captions = _read_captions(config.captions) if config.captions else {}
     licences: Counter[str] = Counter()
     with plan_rows() as rows:

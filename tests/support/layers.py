@@ -175,7 +175,6 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
     ],
     "bench": [
         ("raydream.bench.figures", ""),
-        ("raydream.bench.rendering", "embreex moderngl numpy open3d torch"),
         ("raydream.bench.whole_run", "numpy psutil"),
         ("raydream.bench.particle_step", "torch"),
         ("raydream.bench.report", "rich"),
