@@ -35,7 +35,7 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
     comparisons = measure_steps(args.quick, args.rounds) if "step" in args.parts else []
     costs = []
     if "run" in args.parts:
-        from raydream.bench.sweep import sweep  # all that a run needs, which a box for kernels need not have
+        from raydream.bench.whole_run import sweep  # all that a run needs, which a box for kernels need not have
 
         counts = (1, 2) if args.quick else tuple(args.n)
         costs = sweep(counts, 4 if args.quick else args.steps, args.runtime, QUICK_RUN if args.quick else ())

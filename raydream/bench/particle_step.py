@@ -16,7 +16,6 @@ from raydream.backend import load_backend
 from raydream.bench.figures import Spread, spread_of
 from raydream.camera import orbit_cameras
 from raydream.config.presets import exhibit
-from raydream.config.run import StageConfig
 from raydream.diffusion.latent import RgbaCodec
 from raydream.scene.nerf import NerfScene
 from raydream.seeds import generator
@@ -87,9 +86,10 @@ class Stepper:
     """A scene with its optimiser, taken through steps as a particle takes them."""
 
     def __init__(self, setting: StepSetting, backend: str, device: torch.device) -> None:
-        self._stage, self._device, self._setting = stage_of(setting), device, setting
+        self._device, self._setting, stage = device, setting, exhibit().stages[0]
+        config = replace(stage.scene, samples_per_diagonal=setting.samples_per_diagonal, bfloat16=setting.bfloat16)
         kernels = load_backend(backend, device.type)
-        self.scene = NerfScene(self._stage.scene, self._stage.shading, self._stage.losses, kernels, device, _draws)
+        self.scene = NerfScene(config, stage.shading, stage.losses, kernels, device, _draws)
         self.num_samples = 0
         if setting.grid == "full":
             self.scene.occupancy.values.fill_(1.0)
@@ -122,13 +122,6 @@ class Stepper:
 
 def _draws(purpose: str, step: int) -> torch.Generator:
     return generator(0, purpose, 0, step)
-
-
-def stage_of(setting: StepSetting) -> StageConfig:
-    """The default preset's stage in this setting."""
-    stage = exhibit().stages[0]
-    scene = replace(stage.scene, samples_per_diagonal=setting.samples_per_diagonal, bfloat16=setting.bfloat16)
-    return replace(stage, scene=scene)
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:

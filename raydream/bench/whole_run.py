@@ -10,6 +10,8 @@ that the metrics' ``cpu/*_s`` give to render, apply, guide and fit. Other progra
 driver, Ray or a transfer. It holds on a machine without other work; ``others`` says how much of that there was.
 """
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -25,24 +27,56 @@ import psutil
 from raydream.bench.figures import COUNTED, RunCost
 from raydream.cluster.runtime import Actor, Reference, Runtime
 from raydream.config import strict_json
+from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig
 from raydream.distill.loop import Row, RunLoop
+from raydream.generate import check_run, make_runtime
 from raydream.store.run_folder import RunFolder
 
 WORK = frozenset({"render", "apply", "guide", "fit", "fit_gradients", "fit_update"})
-LOOK_AHEAD = 3  # steps that the loop may have submitted beyond the last row
+_WARM_STEPS = 10
+_LOOK_AHEAD = 3  # steps that the loop may have submitted beyond the last row
+_NEVER = 10**9
+_REPLICAS = (1, 2)
 
 Span = tuple[str, float, float]  # method, start and end by the machine's monotonic clock
 
 
-def measure_run(config: RunConfig, make_runtime: Callable[[RunConfig], Runtime], warm_steps: int) -> RunCost:
-    """Runs the stage of ``config`` once and looks at its steps from ``warm_steps`` on, the last few left out."""
-    window = Window(warm_steps, config.num_steps - LOOK_AHEAD - 1)
+def sweep(counts: Sequence[int], num_steps: int, runtime: str, overrides: Sequence[str]) -> list[RunCost]:
+    """The cost of a step for each number of particles and 1 and 2 score replicas, in a cluster of its own."""
+    os.environ.pop("RAY_ADDRESS", None)  # only descendants of this process can be counted
+    costs = []
+    for n in counts:
+        for replicas in _REPLICAS:
+            if replicas <= n:
+                print(f"measuring n = {n} with {replicas} score replica(s)", file=sys.stderr)
+                costs.append(_measure(_run_config(n, replicas, num_steps, runtime, overrides)))
+    return costs
+
+
+def _run_config(n: int, replicas: int, num_steps: int, runtime: str, overrides: Sequence[str]) -> RunConfig:
+    """The default preset at its full size from the first step on, without previews and checkpoints in between."""
+    settings = [
+        f"n={n}",
+        f"cluster.score_replicas={replicas}",
+        f"cluster.runtime={runtime}",
+        "stages.0.camera.image_px=64",
+        "stages.0.learner.warm_up_fits=0",
+        f"output.checkpoint_every={_NEVER}",
+        f"output.preview_every={_NEVER}",
+    ]
+    steps = _WARM_STEPS + num_steps + _LOOK_AHEAD + 1
+    return check_run(strict_json.apply_overrides(exhibit(steps), [*settings, *overrides]))
+
+
+def _measure(config: RunConfig) -> RunCost:
+    """Runs the stage of ``config`` once and looks at its steps after the first and before the last few."""
+    window = Window(_WARM_STEPS, config.num_steps - _LOOK_AHEAD - 1)
     with TemporaryDirectory() as folder:
         run = RunFolder.create(str(Path(folder) / "run"), strict_json.dumps(config))
-        runtime = ClockedRuntime(make_runtime(config))
+        runtime = ClockedRuntime(make_runtime(config, window.phase))
         try:
-            loop = RunLoop(runtime, run, config, window)
+            loop = RunLoop(cast(Runtime, runtime), run, config, window)
             loop.start(0)
             loop.train(0, threading.Event())
             calls = [runtime.call(actor, "spans") for actor in loop.actors]
@@ -165,23 +199,8 @@ class ClockedRuntime:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    def spawn(self, role: str, index: int) -> Actor:
-        return self._runtime.spawn(role, index)
-
     def build(self, actor: Actor, factory: Callable[[], object]) -> Reference:
         return self._runtime.build(actor, partial(Clocked, factory))
 
-    def respawn(self, actor: Actor) -> None:
-        self._runtime.respawn(actor)
-
-    def call(self, actor: Actor, method: str, *args: Any, num_returns: int = 1) -> Any:
-        return self._runtime.call(actor, method, *args, num_returns=num_returns)
-
-    def get(self, references: Sequence[Reference], timeout_s: float) -> list[Any]:
-        return self._runtime.get(references, timeout_s)
-
-    def failing(self, actors: Sequence[Actor], busy_limit_s: float) -> list[Actor]:
-        return self._runtime.failing(actors, busy_limit_s)
-
-    def close(self) -> None:
-        self._runtime.close()
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._runtime, method)

@@ -50,6 +50,17 @@ def load_text_encoder(folder: Path, device: torch.device) -> "tuple[CLIPTokenize
     return load_tokenizer(folder), encoder, max_tokens(folder)
 
 
+def encode_texts(
+    tokenizer: "CLIPTokenizer", encoder: "CLIPTextModel", texts: Sequence[str], num_tokens: int
+) -> Float[Tensor, "view token width"]:
+    """The text encoder's last hidden states; what is too long is cut. Differentiable by the encoder."""
+    tokens = tokenizer(
+        list(texts), padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"
+    ).input_ids
+    return encoder(tokens.to(encoder.device)).last_hidden_state
+
+
+@torch.no_grad()
 def encode_prompts(
     folder: Path, prompts: Sequence[str], device: torch.device
 ) -> dict[str, Float[Tensor, "token width"]]:
@@ -61,14 +72,12 @@ def encode_prompts(
     tokenizer, encoder, num_tokens = load_text_encoder(folder, device)
     embeddings: dict[str, Tensor] = {}
     for prompt in dict.fromkeys(prompts):
-        tokens = tokenizer(prompt, padding="max_length", max_length=num_tokens, return_tensors="pt").input_ids
-        if tokens.shape[1] > num_tokens:
-            excess = tokens.shape[1] - num_tokens
+        excess = len(tokenizer(prompt).input_ids) - num_tokens
+        if excess > 0:
             raise ValueError(
                 f"prompt: {excess} tokens too long for this prior ({num_tokens} at most): {prompt[:60]!r}..."
             )
-        with torch.no_grad():
-            embeddings[prompt] = encoder(tokens.to(device)).last_hidden_state[0]
+        embeddings[prompt] = encode_texts(tokenizer, encoder, [prompt], num_tokens)[0]
     return embeddings
 
 

@@ -63,16 +63,10 @@ def _project(
 ) -> tuple[Float[Tensor, " point"], Int[Tensor, "point 2"], Bool[Tensor, " point"]]:
     """Depth along the viewing axis, row and column (clamped), and whether the point lies in the image."""
     place = _homogeneous(points) @ clip.T
-    x, y = _to_pixels(place, height, width)
-    row, column = y.floor().long(), x.floor().long()
+    column = ((place[:, 0] / place[:, 3] + 1) / 2 * width).floor().long()
+    row = ((1 - place[:, 1] / place[:, 3]) / 2 * height).floor().long()
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & (place[:, 3] > 0)
     return place[:, 3], torch.stack([row.clamp(0, height - 1), column.clamp(0, width - 1)], dim=-1), inside
-
-
-def _to_pixels(place: Float[Tensor, "point 4"], height: int, width: int) -> tuple[Tensor, Tensor]:
-    x = (place[:, 0] / place[:, 3] + 1) / 2 * width
-    y = (1 - place[:, 1] / place[:, 3]) / 2 * height
-    return x, y
 
 
 def _homogeneous(points: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 4"]:

@@ -1,6 +1,7 @@
 """What is evaluated: the meshes of a run folder, or those of any folder, with what is known of their making."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +38,7 @@ class RunMeshes:
     prior: str
     exhibit: ExhibitConfig | None
     particles: tuple[ParticleMesh, ...]
-    output: RunFolder | LocalFiles
-
-    def write(self, name: str, data: bytes) -> None:
-        """Puts a result beside what was evaluated."""
-        match self.output:
-            case RunFolder():
-                self.output.write_bytes(name, data)
-            case LocalFiles():
-                self.output.write(name, data)
+    write: Callable[[str, bytes], object]  # puts a file beside what was evaluated
 
 
 def read_meshes(uri: str, settings: EvaluateConfig) -> RunMeshes:
@@ -69,7 +62,7 @@ def read_meshes(uri: str, settings: EvaluateConfig) -> RunMeshes:
         config.prior.source,
         config.prior.mixture,
         tuple(_particle(run, index) for index in range(config.n)),
-        run,
+        run.write_bytes,
     )
 
 
@@ -90,10 +83,8 @@ def _mesh_folder(folder: Path, settings: EvaluateConfig) -> RunMeshes:
         raise ValueError(f"run: {str(folder)!r} has neither {CONFIG} nor mesh files ({', '.join(SUFFIXES)})")
     if not settings.prompt:
         raise ValueError("prompt: a folder of meshes does not say what they should be; give --prompt")
-    particles = tuple(_load(path, path.stem) for path in paths)
-    return RunMeshes(
-        str(folder), settings.label or folder.name, settings.prompt, "", 0, "", None, particles, LocalFiles(folder)
-    )
+    particles, label = tuple(_load(path, path.stem) for path in paths), settings.label or folder.name
+    return RunMeshes(str(folder), label, settings.prompt, "", 0, "", None, particles, LocalFiles(folder).write)
 
 
 def _load(path: Path, name: str) -> ParticleMesh:

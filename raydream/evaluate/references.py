@@ -14,8 +14,15 @@ from raydream.assets.exhibit import COLOUR_WORDS, match_records
 from raydream.assets.libraries import AssetFilter, filter_records, read_manifest_folder
 from raydream.assets.load import load_record
 from raydream.config.evaluate import EvaluateConfig
-from raydream.evaluate.around import Around, judge_around
-from raydream.evaluate.facing import MIN_REFERENCES, Facing, JudgeCheck, frontness_by_references, judge_facing
+from raydream.evaluate.facing import (
+    MIN_REFERENCES,
+    Around,
+    Facing,
+    JudgeCheck,
+    frontness_by_references,
+    judge_around,
+    judge_facing,
+)
 from raydream.evaluate.glue import glue_two_fronts
 from raydream.evaluate.turntable import Turntable, take_turntable
 from raydream.types import Backend

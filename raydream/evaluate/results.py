@@ -1,8 +1,8 @@
 """What an evaluation says, as plain values that become JSON."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 from raydream.evaluate.diversity import Diversity
 from raydream.evaluate.facing import Facing, JudgeCheck
@@ -62,21 +62,21 @@ class Evaluation:
         figures: dict[str, float] = {"particles": float(len(self.particles))}
         for judge in _judges([p.recognitions for p in self.particles]):
             right = [any(r.right for r in p.recognitions if r.judge == judge) for p in self.particles]
-            figures[f"r_precision/{judge}"] = _mean(right)
+            figures[f"r_precision/{judge}"] = fmean(right)
         for judge in _judges([p.facings for p in self.particles]):
             for verdict, name in _VERDICTS.items():
                 said = [any(f.verdict == verdict for f in p.facings if f.judge == judge) for p in self.particles]
-                figures[f"{name}/{judge}"] = _mean(said)
+                figures[f"{name}/{judge}"] = fmean(said)
         trusted = next((c.judge for c in self.checks if is_trusted(c) and f"janus/{c.judge}" in figures), None)
         if trusted:
             figures |= {name: figures[f"{name}/{trusted}"] for name in _VERDICTS.values()}
         figures |= {f"diversity/{part.kind}": part.mean for part in self.diversity}
         twins = [p.twin_ratio for p in self.particles if p.twin_ratio is not None]
         agreements = [p.ccm_agreement for p in self.particles if p.ccm_agreement is not None]
-        figures |= {"twin_ratio": _mean(twins)} if twins else {}
-        figures |= {"ccm_agreement": _mean(agreements)} if agreements else {}
-        figures["closed"] = _mean([p.mesh is not None and p.mesh.boundary_edges == 0 for p in self.particles])
-        figures["watertight"] = _mean([p.mesh is not None and p.mesh.watertight for p in self.particles])
+        figures |= {"twin_ratio": fmean(twins)} if twins else {}
+        figures |= {"ccm_agreement": fmean(agreements)} if agreements else {}
+        figures["closed"] = fmean([p.mesh is not None and p.mesh.boundary_edges == 0 for p in self.particles])
+        figures["watertight"] = fmean([p.mesh is not None and p.mesh.watertight for p in self.particles])
         return figures
 
 
@@ -104,15 +104,8 @@ def _judges(found: Sequence[Sequence[Recognition | Facing]]) -> list[str]:
     return list(dict.fromkeys(item.judge for items in found for item in items))
 
 
-def _mean(values: Sequence[float | bool]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return ""
-    mean = _mean(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{mean:.3f} ± {deviation:.3f}"
+    deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{deviation}"

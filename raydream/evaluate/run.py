@@ -31,8 +31,7 @@ from raydream.evaluate.references import (
 from raydream.evaluate.results import Evaluation, ParticleEvaluation, Recognition
 from raydream.evaluate.sheet import verdict_sheet
 from raydream.evaluate.turntable import Turntable, standard_cameras, take_turntable
-from raydream.evaluate.word_judges import ClipJudge, PriorJudge, WordJudge, word_frontness
-from raydream.evaluate.words import distractors
+from raydream.evaluate.word_judges import ClipJudge, PriorJudge, WordJudge, distractors, word_frontness
 from raydream.priors.find import resolve_prior
 from raydream.train.captions import Lexicon
 from raydream.types import Backend

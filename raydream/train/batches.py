@@ -34,27 +34,13 @@ class Batch:
     shots: tuple[Shot, ...]
 
 
-@dataclass(frozen=True)
 class BatchMaker:
-    """Draws batches of some subjects of a view set; the same (role, index, step) is always the same batch.
-
-    ``pixels`` are albedo 3, alpha 1 and shade 1 of the subjects as bytes, on the training device.
+    """Draws batches of some subjects of a view set from some of their ``angles``, numbers of views; each noun in
+    proportion to the root of its number of assets. The same (role, index, step) is always the same batch.
     """
 
-    subjects: tuple[CaptionedObject, ...]
-    weights: Float[Tensor, " subject"]
-    pixels: Tensor
-    azimuth_deg: Float[Tensor, "subject view"]
-    elevation_deg: Float[Tensor, "subject view"]
-    palette: Palette
-    lexicon: Lexicon
-    look: LookConfig
-    words: WordsConfig
-    seed: int
-
-    @classmethod
-    def build(
-        cls,
+    def __init__(
+        self,
         views: ViewSet,
         subjects: Sequence[CaptionedObject],
         angles: Sequence[int],
@@ -64,22 +50,20 @@ class BatchMaker:
         words: WordsConfig,
         seed: int,
         device: torch.device,
-    ) -> "BatchMaker":
-        """A maker over some subjects from some of their ``angles``, numbers of views; each noun is drawn in proportion
-        to the root of its number of assets.
-        """
+    ) -> None:
+        self.subjects, self.lexicon, self.look, self.words, self.seed = tuple(subjects), lexicon, look, words, seed
         index, angle = torch.tensor([subject.index for subject in subjects]), torch.tensor(list(angles))
         counts = Counter(subject.noun for subject in subjects)
-        weights = torch.tensor([counts[subject.noun] ** -0.5 for subject in subjects])
+        self.weights = torch.tensor([counts[subject.noun] ** -0.5 for subject in subjects])
         pixels = torch.empty(len(index), len(angle), *views.rgb.shape[2:4], 5, dtype=torch.uint8)
         for place, number in enumerate(index.tolist()):  # a whole library's views are not copied twice
             for channels, part in ((slice(3), views.rgb), (slice(3, 4), views.alpha), (slice(4, 5), views.shade)):
                 pixels[place, ..., channels] = part[number, angle]
-        azimuth_deg, elevation_deg = (part[index][:, angle] for part in (views.azimuth_deg, views.elevation_deg))
-        chosen = Palette(palette.lab[index], palette.share[index], palette.colour[index])
-        return cls(
-            tuple(subjects), weights, pixels.to(device), azimuth_deg, elevation_deg, chosen, lexicon, look, words, seed
+        self.pixels = pixels.to(device)  # albedo 3, alpha 1 and shade 1 as bytes
+        self.azimuth_deg, self.elevation_deg = (
+            part[index][:, angle] for part in (views.azimuth_deg, views.elevation_deg)
         )
+        self.palette = Palette(palette.lab[index], palette.share[index], palette.colour[index])
 
     def batch(self, size: int, role: str, index: int, step: int) -> Batch:
         """A training batch: any view of any subject, recoloured or not."""

@@ -136,39 +136,32 @@ class DeepSpeedEngine:
     def _read(self, kind: str, name: str) -> Tensor:
         parameter = self._named[name]
         if hasattr(parameter, "ds_tensor"):
-            part = (
-                self._api.safe_get_local_fp32_param(parameter)
-                if kind == "value"
-                else self._api.safe_get_local_optimizer_state(parameter, kind)
-            )
-            return part.detach().flatten().float()
+            return self._ask("get_local", kind, parameter).detach().flatten().float()
         if hasattr(parameter, "_hp_mapping"):
-            full = (
-                self._api.safe_get_full_fp32_param(parameter)
-                if kind == "value"
-                else self._api.safe_get_full_optimizer_state(parameter, kind)
-            )
-            return cut(full, self._team)
-        return cut(parameter if kind == "value" else self._base_optimizer().state[parameter][kind], self._team)
+            return cut(self._ask("get_full", kind, parameter), self._team)
+        return cut(self._own(kind, name), self._team)
 
     def _write(self, kind: str, name: str, part: Tensor) -> None:
         parameter = self._named[name]
         if hasattr(parameter, "ds_tensor"):
-            if kind == "value":
-                self._api.safe_set_local_fp32_param(parameter, part)
-            else:
-                self._api.safe_set_local_optimizer_state(parameter, part, kind)
+            self._ask("set_local", kind, parameter, part)
             return
         full = join(part, self._shapes[name], self._team)
         if hasattr(parameter, "_hp_mapping"):
-            if kind == "value":
-                self._api.safe_set_full_fp32_param(parameter, full)
-            else:
-                self._api.safe_set_full_optimizer_state(parameter, full, kind)
-        elif kind == "value":
-            parameter.data.copy_(full)
+            self._ask("set_full", kind, parameter, full)
         else:
-            self._base_optimizer().state[parameter][kind].copy_(full)
+            self._own(kind, name).copy_(full)
+
+    def _ask(self, what: str, kind: str, parameter: nn.Parameter, *values: Tensor) -> Any:
+        """One of DeepSpeed's functions that read or write what it has partitioned."""
+        if kind == "value":
+            return getattr(self._api, f"safe_{what}_fp32_param")(parameter, *values)
+        return getattr(self._api, f"safe_{what}_optimizer_state")(parameter, *values, kind)
+
+    def _own(self, kind: str, name: str) -> Tensor:
+        """What it holds of a parameter that it has not partitioned."""
+        parameter = self._named[name]
+        return parameter.data if kind == "value" else self._base_optimizer().state[parameter][kind]
 
 
 def _import_deepspeed() -> Any:

@@ -6,13 +6,13 @@ decide; and objects that were never trained, which tell a prior that has not lea
 "side" compares views that are clearly front or side, "side_any" also those from a corner, by the side that is nearer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from raydream import seeds
@@ -25,19 +25,8 @@ from raydream.train.prior.models import PriorModels, sample_latents
 THRESHOLDS = {"noun": 0.9, "colour": 0.95, "side": 0.8, "psnr_db": 28.0, "composed": 0.8}
 _CHUNK = 64
 _NUM_CANDIDATES = 10
-
-
-@runtime_checkable
-class CaptionLoss(Protocol):
-    """How badly a caption explains a noised latent; smaller is better."""
-
-    def __call__(
-        self,
-        latents: Float[Tensor, "view 4 h w"],
-        captions: Sequence[str],
-        t: Int[Tensor, " view"],
-        noise: Float[Tensor, "view 4 h w"],
-    ) -> Float[Tensor, " view"]: ...
+# How badly captions explain noised latents, one for each: (latents, captions, t, noise); smaller is better.
+CaptionLoss = Callable[[Tensor, Sequence[str], Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,14 +50,14 @@ def prior_loss(models: PriorModels) -> CaptionLoss:
     return loss
 
 
-def evaluate(models: PriorModels, views: BatchMaker, objects: BatchMaker, config: GateConfig) -> dict[str, object]:
+def evaluate(models: PriorModels, views: BatchMaker, objects: BatchMaker, config: GateConfig) -> dict[str, Any]:
     """All figures of the gate as JSON values over held-out ``views`` of trained objects and held-out ``objects``, with
     the thresholds and whether each was reached on the held-out views.
     """
     loss = prior_loss(models)
-    results: dict[str, object] = {}
+    results: dict[str, Any] = {}
     for name, maker in (("held_out_views", views), ("held_out_objects", objects)):
-        rows: dict[str, object] = {"psnr_db": round(psnr_db(models, maker, config.num_renders), 2)}
+        rows: dict[str, Any] = {"psnr_db": round(psnr_db(models, maker, config.num_renders), 2)}
         for test, pairs in make_pairs(maker, config.num_renders).items():
             latents = torch.cat([models.encode_images(part) for part in pairs.images.split(_CHUNK)])
             rows[test] = preference(loss, latents, pairs, config) | {"renders": len(pairs.right)}
@@ -82,16 +71,10 @@ def evaluate(models: PriorModels, views: BatchMaker, objects: BatchMaker, config
 def make_pairs(maker: BatchMaker, count: int) -> dict[str, Pairs]:
     """The tests "noun", "colour", "side" and "side_any" over one maker's renders; one without material is left out."""
     generator = seeds.generator(maker.seed, "gate pairs", 0, 0)
-    made: dict[str, tuple[list[Shot], list[str], list[str]]] = {
-        test: ([], [], []) for test in ("noun", "colour", "side", "side_any")
-    }
+    made: dict[str, list[tuple[Shot, str, str]]] = {"noun": [], "colour": [], "side": [], "side_any": []}
 
     def draw(upper: int) -> int:
         return int(torch.randint(upper, (), generator=generator))
-
-    def keep(test: str, shot: Shot, right: str, wrong: str) -> None:
-        for part, value in zip(made[test], (shot, right, wrong)):
-            part.append(value)  # type: ignore[attr-defined]
 
     with_sides = [i for i, subject in enumerate(maker.subjects) if subject.has_sides]
     for round_index in range(count):
@@ -103,34 +86,33 @@ def make_pairs(maker: BatchMaker, count: int) -> dict[str, Pairs]:
         others = [noun for noun in maker.lexicon.nouns if noun != subject.noun]
         right = phrase(subject.noun, colour)
         if others:
-            keep("noun", shot, right, phrase(others[draw(len(others))], colour))
+            made["noun"].append((shot, right, phrase(others[draw(len(others))], colour)))
         other_colours = [word for word in maker.lexicon.colours if word != colour]
-        keep("colour", shot, right, phrase(subject.noun, other_colours[draw(len(other_colours))]))
-        if with_sides:
-            sided = with_sides[round_index % len(with_sides)]
-            _keep_side("side", maker.words.side_margin_deg, maker, sided, draw, keep)
-            _keep_side("side_any", 0.0, maker, sided, draw, keep)
-    return {
-        test: Pairs(maker.render(shots, generator), tuple(right), tuple(wrong))
-        for test, (shots, right, wrong) in made.items()
-        if shots
-    }
+        made["colour"].append((shot, right, phrase(subject.noun, other_colours[draw(len(other_colours))])))
+        for test, margin_deg in (("side", maker.words.side_margin_deg), ("side_any", 0.0)) if with_sides else ():
+            made[test] += _side_pair(maker, with_sides[round_index % len(with_sides)], margin_deg, draw)
+    pairs = {}
+    for test, rows in made.items():
+        if rows:
+            shots, right_captions, wrong_captions = zip(*rows)
+            pairs[test] = Pairs(maker.render(shots, generator), right_captions, wrong_captions)
+    return pairs
 
 
-def _keep_side(  # type: ignore[no-untyped-def]
-    test: str, margin_deg: float, maker: BatchMaker, index: int, draw, keep
-) -> None:
+def _side_pair(
+    maker: BatchMaker, index: int, margin_deg: float, draw: Callable[[int], int]
+) -> list[tuple[Shot, str, str]]:
     """A render from the front or a side, if one of a few draws is, with the other word as the wrong one."""
     subject = maker.subjects[index]
-    opposite: dict[ViewBin, ViewBin] = {"front": "side", "side": "front"}
+    opposite: dict[ViewBin | None, ViewBin] = {"front": "side", "side": "front"}
     for _ in range(8):
         view = draw(maker.pixels.shape[1])
         angles = float(maker.azimuth_deg[index, view]), float(maker.elevation_deg[index, view])
         side = side_of(subject, *angles, margin_deg)
         if side in opposite:
-            shot = Shot(index, view, None, recoloured=False)
-            keep(test, shot, phrase(subject.noun, None, side), phrase(subject.noun, None, opposite[side]))
-            return
+            words = (phrase(subject.noun, None, side), phrase(subject.noun, None, opposite[side]))
+            return [(Shot(index, view, None, recoloured=False), *words)]
+    return []
 
 
 def preference(
@@ -222,30 +204,26 @@ def classify(
     return torch.tensor(best)
 
 
-def table(results: dict[str, object]) -> str:
+def table(results: dict[str, Any]) -> str:
     """The gate as a Markdown table."""
     lines = ["| test | needed | held-out views of trained objects | objects never trained |", "|---|---|---|---|"]
-    columns = [results["held_out_views"], results["held_out_objects"]]
     needs = {test: str(needed) for test, needed in THRESHOLDS.items() if test != "composed"}
     for test, needed in (needs | {"side_any": "-"}).items():
         cells = []
-        for column in columns:
-            value = column.get(test)  # type: ignore[attr-defined]
+        for column in (results["held_out_views"], results["held_out_objects"]):
+            value = column.get(test)
             if isinstance(value, dict):
                 value = ", ".join(f"{v:.2f} ({k})" for k, v in value.items() if k != "renders")
             cells.append(str(value))
         lines.append(f"| {test} | {needed} | {' | '.join(cells)} |")
     composed = results["composed"]
-    assert isinstance(composed, dict)
     told = f"{composed['accuracy']:.2f} ({composed['samples']} samples, {composed['pairs']} pairs)" if composed else ""
     lines.append(f"| samples of unseen pairs, among {_NUM_CANDIDATES} | {THRESHOLDS['composed']} | {told} | |")
     return "\n".join(lines)
 
 
-def _verdict(results: dict[str, object]) -> dict[str, bool]:
+def _verdict(results: dict[str, Any]) -> dict[str, bool]:
     rows, composed = results["held_out_views"], results["composed"]
-    assert isinstance(rows, dict)
-    assert isinstance(composed, dict)
     values = {test: rows[test]["all"] if test in rows else None for test in ("noun", "colour", "side")}
     values |= {"psnr_db": rows["psnr_db"], "composed": composed.get("accuracy")}
     return {test: value is not None and value >= THRESHOLDS[test] for test, value in values.items()}

@@ -38,14 +38,14 @@ class Every:
 
 @dataclass(frozen=True)
 class Stage:
-    """What differs between trainings. All workers call ``save`` and ``show`` together; ``loss`` is of the next batch of
-    this one; ``log`` takes each row of metrics. A training that must stop is shown as it is then only with
-    ``shows_when_stopped``.
+    """What differs between trainings. ``loss`` is of this worker's batch of a step; all workers ``save`` together and
+    ``log`` each row of metrics; the first alone shows the running average. A training that must stop is shown as it is
+    then only with ``shows_when_stopped``.
     """
 
-    loss: Callable[[], Tensor]
+    loss: Callable[[int], Tensor]
     save: Callable[[], None]
-    show: Callable[[], None]
+    show: Callable[[Mapping[str, Tensor]], None]
     log: MetricsSink
     log_every_steps: int
     save_every: Every
@@ -59,8 +59,14 @@ def train(learner: Learner[ModuleT], stage: Stage, worker: Worker) -> bool:
     saved_s = shown_s = logged_s = started
     saved = shown = logged = learner.step
     stop = False
+
+    def show() -> None:
+        average = learner.averaged()
+        if worker.team.rank == 0:
+            stage.show(average)
+
     while learner.progress < 1 and not stop:
-        loss = learner.update(stage.loss)
+        loss = learner.update(lambda: stage.loss(learner.step))
         now = time.monotonic()
         wishes = (
             worker.should_stop(),
@@ -77,12 +83,12 @@ def train(learner: Learner[ModuleT], stage: Stage, worker: Worker) -> bool:
             stage.save()
             saved, saved_s = learner.step, time.monotonic()
         if must_show:
-            stage.show()
+            show()
             shown, shown_s = learner.step, time.monotonic()
     if learner.step > saved:
         stage.save()
     if learner.step > shown and (stage.shows_when_stopped or not stop):
-        stage.show()
+        show()
     return not stop
 
 

@@ -8,19 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from raydream.diffusion.text import load_text_encoder
+from raydream.diffusion.text import encode_texts, load_text_encoder
 
 _MOST_CACHED_BYTES = 256 * 2**20
-
-
-def encode_texts(
-    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: Sequence[str], num_tokens: int
-) -> Float[Tensor, "view token width"]:
-    """The text encoder's last hidden states; what is too long is cut. Differentiable by the encoder."""
-    tokens = tokenizer(
-        list(captions), padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"
-    ).input_ids
-    return encoder(tokens.to(encoder.device)).last_hidden_state
 
 
 class CachedTexts:
@@ -28,6 +18,7 @@ class CachedTexts:
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, num_tokens: int) -> None:
         self._tokenizer, self._encoder, self._num_tokens = tokenizer, encoder, num_tokens
+        self.device = encoder.device
         self._known: dict[str, Tensor] = {}
         self._most = max(64, _MOST_CACHED_BYTES // (4 * self._num_tokens * encoder.config.hidden_size))
 

@@ -1,19 +1,19 @@
 """A process of its own for strangers' files: whatever one of them does to it, the worker that asked stays alive.
 
-``python -m raydream.views.child`` answers on its standard output, one reply for each line of its input. When
-an asset takes too long the kernel itself ends the process (SIGALRM needs no cooperation of whatever hangs), so it
-cannot outlive its parent by more than that either.
+``python -m raydream.views.child`` answers at its end of a pipe, one reply for each record that comes. When an asset
+takes too long the kernel itself ends the process (SIGALRM needs no cooperation of whatever hangs), so it cannot outlive
+its parent by more than that either.
 """
 
 import json
 import os
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
-from typing import IO, cast
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 import pyarrow as pa
 
@@ -22,9 +22,7 @@ from raydream.assets.libraries import AssetRecord
 from raydream.config import strict_json
 from raydream.config.render import PoolConfig, ViewConfig
 from raydream.store.faults import StorageError, is_passing
-from raydream.views.schema import record_from_json, record_to_json
 
-_HEADER = struct.Struct("<cQ")
 _ROWS, _REFUSED, _AWAY = b"V", b"R", b"A"
 _CRASHES = 2  # of its own: the file does it
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
@@ -42,6 +40,7 @@ class RenderProcess:
     def __init__(self, views: ViewConfig, pool: PoolConfig) -> None:
         self._settings = json.dumps([strict_json.to_json(views), strict_json.to_json(pool)])
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection
 
     def render(self, record: AssetRecord) -> pa.Table:
         """The rows of ``render_record`` for one asset.
@@ -50,10 +49,9 @@ class RenderProcess:
         died of it twice) or ``render_error``. Raises ChildKilled, or StorageError where the disk that the asset lies
         on is away.
         """
-        line = record_to_json(record)
         num_crashes = num_kills = 0
         while True:
-            reply = self._ask(line)
+            reply = self._ask(record)
             if reply is not None:
                 return reply
             assert self._process is not None
@@ -75,19 +73,18 @@ class RenderProcess:
         """Ends the child; also safe where there is none."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
+            self._pipe.close()
 
-    def _ask(self, line: str) -> pa.Table | None:
+    def _ask(self, record: AssetRecord) -> pa.Table | None:
         """The reply of a living child; None where it died over the question."""
-        process = self._living()
+        self._bring_to_life()
         try:
-            _pipe(process.stdin).write(line.encode() + b"\n")
-            _pipe(process.stdin).flush()
-            kind, size = _HEADER.unpack(_read_exactly(_pipe(process.stdout), _HEADER.size))
-            body = _read_exactly(_pipe(process.stdout), size)
-        except (BrokenPipeError, EOFError):
-            process.wait()
+            self._pipe.send(record)
+            reply = self._pipe.recv_bytes()
+        except (OSError, EOFError):  # also in the middle of a reply
             return None
+        kind, body = reply[:1], reply[1:]
         if kind == _AWAY:
             raise StorageError(body.decode())
         if kind == _REFUSED:
@@ -95,29 +92,26 @@ class RenderProcess:
         with pa.ipc.open_stream(body) as stream:
             return stream.read_all()
 
-    def _living(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
+    def _bring_to_life(self) -> None:
         if self._process is not None:
-            self._process.communicate()  # closes its pipes
+            if self._process.poll() is None:
+                return
+            self._pipe.close()
         # the module search path of this process: a Ray worker may have it from its job, not from its environment
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "raydream.views.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        _pipe(self._process.stdin).write(self._settings.encode() + b"\n")
-        return self._process
+        self._pipe, theirs = Pipe()
+        with theirs:
+            words = [sys.executable, "-m", "raydream.views.child", str(theirs.fileno()), self._settings]
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment
+            )
 
 
 def main() -> None:
-    """The child: settings on the first line, then a record on each; ends with its input."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not be taken for a reply
-    lines = sys.stdin.buffer
-    views_json, pool_json = json.loads(lines.readline())
+    """The child: its end of the pipe and the settings are its arguments; it ends with the pipe."""
+    pipe = Connection(int(sys.argv[1]))
+    os.dup2(2, 1)  # whatever a library prints is no part of what its parent's command prints
+    views_json, pool_json = json.loads(sys.argv[2])
     views, pool = strict_json.from_json(ViewConfig, views_json), strict_json.from_json(PoolConfig, pool_json)
     import torch
 
@@ -129,10 +123,14 @@ def main() -> None:
     backend = load_backend("auto", "cpu")
     render_record(procedural_records()[0], ViewConfig(1, 8), backend)  # compiles the kernels, on nobody's time
     _limit_memory(pool.asset_memory_gb)
-    for line in lines:
+    while True:
+        try:
+            record = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return
         signal.alarm(pool.asset_limit_s)
         try:
-            kind, body = _ROWS, _ipc_bytes(render_record(record_from_json(line.decode()), views, backend))
+            kind, body = _ROWS, _ipc_bytes(render_record(record, views, backend))
         except AssetError as error:
             kind, body = _refusal(error.reason, error.detail)
         except (
@@ -141,9 +139,8 @@ def main() -> None:
             kind, body = _last_words(error)
         signal.alarm(0)
         try:
-            replies.write(_HEADER.pack(kind, len(body)) + body)
-            replies.flush()
-        except BrokenPipeError:  # nobody waits for it any more
+            pipe.send_bytes(kind + body)
+        except ConnectionError:  # nobody waits for it any more
             os._exit(0)
 
 
@@ -174,17 +171,6 @@ def _limit_memory(gigabytes: float) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = mapped + int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _read_exactly(stream: IO[bytes], size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    return cast(IO[bytes], stream)
 
 
 if __name__ == "__main__":

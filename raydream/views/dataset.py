@@ -57,7 +57,7 @@ def iterate_views(uri: str, columns: Sequence[str] = ()) -> Iterator[dict[str, C
             with naming(files, shard):
                 table = rows.read_row_group(group, columns=[name for name in columns if name not in absent] or None)
             if table.num_rows:
-                values = {name: _values(table[name].combine_chunks()) for name in table.column_names}
+                values = {name: values_of(table[name].combine_chunks()) for name in table.column_names}
                 yield values | {name: [None] * table.num_rows for name in absent}
 
 
@@ -82,16 +82,8 @@ def iterate_cards(uri: str, columns: Sequence[str], others: Sequence[str] = ()) 
 
 def check_shards(uri: str, columns: Sequence[str]) -> None:
     """Reads every shard's footer; ValueError as ``iterate_cards`` raises it."""
-    files, plan, config = open_job(uri)
-
-    def check(shard: int) -> None:
-        with naming(files, shard):
-            rows = open_parquet(files, shard_name(VIEWS, shard))
-        _check_footer(rows, config.views, columns, files.path(shard_name(VIEWS, shard)))
-
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
-        for _ in pool.map(check, range(plan.num_shards)):
-            pass
+    for _ in iterate_cards(uri, (), columns):
+        pass
 
 
 def _check_footer(rows: pq.ParquetFile, views: ViewConfig, columns: Sequence[str], name: Path | str) -> None:
@@ -128,9 +120,12 @@ def naming(files: Files, shard: int) -> Iterator[None]:
         ) from error
 
 
-def _values(column: pa.Array) -> Column:
+def values_of(column: pa.Array) -> Column:
+    """Numbers and images as arrays, words as lists."""
     if isinstance(column, pa.FixedShapeTensorArray):
         return column.to_numpy_ndarray()
+    if isinstance(column, pa.ExtensionArray):  # Ray's own tensors
+        return np.asarray(column.to_numpy(zero_copy_only=False))
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return column.to_numpy()
     return column.to_pylist()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from raydream.assets import remote_library
 from raydream.assets.exhibit import asset_folder
-from raydream.assets.folder_library import NamesIn, check_library, names_below, read_library
+from raydream.assets.folder_library import check_library, names_below, read_library
 from raydream.assets.libraries import (
     SUBSETS,
     AssetFilter,
@@ -31,7 +31,6 @@ from raydream.store.faults import StorageError
 from raydream.store.storage import resolve
 from raydream.views.folder import LEFT_OUT, PLAN, PLAN_ROWS_AT_ONCE, SETTINGS, Files, Plan, open_parquet
 from raydream.views.plan_rows import PlanRows, plan_rows
-from raydream.views.schema import record_from_json
 
 _log = logging.getLogger(__name__)
 
@@ -50,18 +49,12 @@ def open_plan(files: Files, config: RenderJobConfig) -> Plan:
     return Plan(open_parquet(files, PLAN).metadata.num_rows, config.pool.objects_per_shard)
 
 
-def library_records(config: LibraryConfig) -> tuple[list[AssetRecord], dict[str, str]]:
-    """The records to render, by uid, and the uids that were left out with the reason of each; for small libraries.
+@contextmanager
+def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
+    """The records to render and those that are left out.
 
     Raises ValueError naming ``library.source``, ``library.subsets`` or ``library.captions``.
     """
-    with library_rows(config) as rows:
-        return [record_from_json(line) for _, line in rows.kept()], dict(rows.left_out())
-
-
-@contextmanager
-def library_rows(config: LibraryConfig) -> Iterator[PlanRows]:
-    """The records to render and those that are left out; raises as ``library_records`` does."""
     captions = _read_captions(config.captions) if config.captions else {}
     licences: Counter[str] = Counter()
     with plan_rows() as rows:
@@ -95,19 +88,13 @@ def _library(config: LibraryConfig) -> Iterator[tuple[frozenset[str], Iterable[A
     """The uids that the subsets name, and all records of a library, one after the other."""
     if is_remote(config.source):
         with index_of(config.source) as index:
-            wanted, records = _read_library(config, index, remote_library.remote_names(config.source))
+            wanted = _subset_uids(config, index)
+            records = read_library(index, wanted, remote_library.remote_names(config.source))
             yield wanted, (as_remote(record, index, config.source) for record in records)
     else:
         folder = _library_folder(config)
-        yield _read_library(config, folder, names_below(folder or Path()))
-
-
-def _read_library(
-    config: LibraryConfig, folder: Path | None, names_in: NamesIn
-) -> tuple[frozenset[str], Iterable[AssetRecord]]:
-    """The uids that the subsets name, and all records of a folder (or the procedural ones)."""
-    wanted = _subset_uids(config, folder)
-    return wanted, procedural_records() if folder is None else read_library(folder, wanted, names_in)
+        wanted = _subset_uids(config, folder)
+        yield wanted, procedural_records() if folder is None else read_library(folder, wanted, names_below(folder))
 
 
 def _read_captions(source: str) -> dict[str, str]:
@@ -153,9 +140,7 @@ def _check_same(saved: RenderJobConfig, given: RenderJobConfig) -> None:
 def _check_reachable(config: LibraryConfig) -> None:
     if is_remote(config.source):
         check_reachable(config.source)
-        return
-    folder = _library_folder(config)
-    if folder is not None:
+    elif folder := _library_folder(config):
         check_library(folder)
 
 

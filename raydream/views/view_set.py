@@ -26,7 +26,8 @@ PACK_SUFFIX = ".zip"
 _TABLE, _FORMAT = "views.json", 1
 _IMAGES = ("rgb", "alpha", "shade")
 ABOUT = ("uid", "captions", "nouns", "licence", "front_axis", "warnings")  # columns that say what an object is
-_VIEW_COLUMNS = ("azimuth_deg", "elevation_deg", *_IMAGES)
+_ANGLES = ("azimuth_deg", "elevation_deg")
+_VIEW_COLUMNS = (*_ANGLES, *_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,8 @@ class ViewSet:
     def select(self, indices: Sequence[int]) -> "ViewSet":
         """Some of the objects, in the given order."""
         index = torch.tensor(list(indices), dtype=torch.long)
-        return ViewSet(
-            tuple(self.objects[i] for i in indices),
-            self.rgb[index],
-            self.alpha[index],
-            self.shade[index],
-            self.azimuth_deg[index],
-            self.elevation_deg[index],
-        )
+        parts = (getattr(self, name)[index] for name in (*_IMAGES, *_ANGLES))
+        return ViewSet(tuple(self.objects[i] for i in indices), *parts)
 
 
 def open_views(source: str) -> ViewSet:
@@ -151,11 +146,8 @@ def read_views(uri: str) -> ViewSet:
     cards = tuple(ObjectCard.of_row({name: group[name][0] for name in ABOUT}) for group in groups)
     # popped: of a large library only one kind of image is there twice for a moment
     images = [np.stack([np.asarray(group.pop(name), np.uint8) for group in groups]) for name in _IMAGES]
-    angles = [
-        np.stack([np.asarray(group[name], np.float32) for group in groups]) for name in ("azimuth_deg", "elevation_deg")
-    ]
-    rgb, alpha, shade, azimuth_deg, elevation_deg = (torch.from_numpy(array) for array in (*images, *angles))
-    return ViewSet(cards, rgb, alpha, shade, azimuth_deg, elevation_deg)
+    angles = [np.stack([np.asarray(group[name], np.float32) for group in groups]) for name in _ANGLES]
+    return ViewSet(cards, *map(torch.from_numpy, (*images, *angles)))
 
 
 def pack(views: ViewSet, path: Path, quality: int = 80) -> int:
@@ -180,21 +172,16 @@ def pack(views: ViewSet, path: Path, quality: int = 80) -> int:
 def unpack(path: Path) -> ViewSet:
     """Reads a packed set; ValueError about ``views`` if the file is not one."""
     cards = _packed_cards(path)
-    size = cards.image_px
-    images = {
-        name: np.empty((len(cards.objects), cards.num_views, size, size, channels), np.uint8)
-        for name, channels in (("rgb", 3), ("alpha", 1), ("shade", 1))
-    }
+    shape = (len(cards.objects), cards.num_views, cards.image_px, cards.image_px)
+    images = {name: np.empty((*shape, 3 if name == "rgb" else 1), np.uint8) for name in _IMAGES}
     with _reading_pack(path), zipfile.ZipFile(path) as archive:
         for index in range(len(cards.objects)):
             for name, array in images.items():
-                array[index] = _views_of(archive.read(_member(index, name)), size, array.shape[-1])
+                array[index] = _views_of(archive.read(_member(index, name)), *array.shape[-2:])
         table = json.loads(archive.read(_TABLE))
     images["rgb"] = np.minimum(images["rgb"], images["alpha"])  # lossy bytes must stay premultiplied
-    rgb, alpha, shade = (torch.from_numpy(images[name]) for name in ("rgb", "alpha", "shade"))
-    return ViewSet(
-        cards.objects, rgb, alpha, shade, torch.tensor(table["azimuth_deg"]), torch.tensor(table["elevation_deg"])
-    )
+    tensors = map(torch.from_numpy, images.values())
+    return ViewSet(cards.objects, *tensors, *(torch.tensor(table[name]) for name in _ANGLES))
 
 
 def _packed_cards(path: Path) -> ViewCards:
@@ -202,7 +189,7 @@ def _packed_cards(path: Path) -> ViewCards:
         table = json.loads(archive.read(_TABLE))
         if table["format"] != _FORMAT:
             raise ValueError(f"format {table['format']}, not {_FORMAT}")
-        objects = tuple(_card(row) for row in table["objects"])
+        objects = tuple(ObjectCard.of_row(row | {"front_axis": row["front_known"] or None}) for row in table["objects"])
         names = set(archive.namelist())
         absent = [name for i in range(len(objects)) for kind in _IMAGES if (name := _member(i, kind)) not in names]
         if absent:
@@ -224,10 +211,8 @@ def _member(index: int, kind: str) -> str:
 
 def _strips(views: ViewSet, index: int) -> dict[str, np.ndarray]:
     """Each kind of image of an object as one picture, its views side by side."""
-    images = {"rgb": views.rgb, "alpha": views.alpha, "shade": views.shade}
-    return {
-        name: tensor[index].permute(1, 0, 2, 3).flatten(1, 2).squeeze(-1).numpy() for name, tensor in images.items()
-    }
+    images = {name: getattr(views, name)[index] for name in _IMAGES}
+    return {name: part.permute(1, 0, 2, 3).flatten(1, 2).squeeze(-1).numpy() for name, part in images.items()}
 
 
 def _views_of(content: bytes, size: int, channels: int) -> np.ndarray:
@@ -239,14 +224,3 @@ def _webp(picture: np.ndarray, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).convert("RGB").save(buffer, "WEBP", quality=quality, method=4)
     return buffer.getvalue()
-
-
-def _card(row: dict[str, Any]) -> ObjectCard:
-    return ObjectCard(
-        row["uid"],
-        tuple(row["captions"]),
-        tuple(row["nouns"]),
-        spdx_licence(row["licence"]) or UNKNOWN,
-        bool(row["front_known"]),
-        tuple(row.get("warnings", ())),
-    )

@@ -9,14 +9,14 @@ import pytest
 from asset_cases import objaverse_folder
 from gltf_writer import GltfWriter
 from pyarrow import fs
-from render_jobs import all_rows, render_without_ray, small_job
+from render_jobs import all_rows, library_records, render_without_ray, small_job
 
 from raydream.assets import remote_library
 from raydream.assets.folder_library import plain_name
 from raydream.config.render import LibraryConfig
 from raydream.store.storage import LocalFiles, RemoteFiles, resolve
 from raydream.views import plan as render_plan
-from raydream.views.plan import library_records, open_plan
+from raydream.views.plan import open_plan
 
 UID, OTHER = "a" * 32, "Zz9" * 9
 

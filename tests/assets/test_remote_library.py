@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from gltf_writer import GltfWriter
 from pyarrow import fs
-from render_jobs import render_without_ray, small_job
+from render_jobs import library_records, render_without_ray, small_job
 
 from raydream.assets import remote_library
 from raydream.assets.error import AssetError
@@ -15,7 +15,6 @@ from raydream.assets.libraries import AssetRecord
 from raydream.assets.remote_library import AssetFetcher
 from raydream.config.render import LibraryConfig
 from raydream.store.storage import LocalFiles, RemoteFiles
-from raydream.views.plan import library_records
 
 MIB = 2**20
 

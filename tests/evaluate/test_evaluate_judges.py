@@ -11,8 +11,7 @@ from transformers import CLIPModel, CLIPProcessor
 from raydream import seeds
 from raydream.config.evaluate import EvaluateConfig
 from raydream.diffusion.guidance import add_noise, v_target
-from raydream.evaluate.word_judges import ClipJudge, PriorJudge, word_frontness
-from raydream.evaluate.words import distractors
+from raydream.evaluate.word_judges import ClipJudge, PriorJudge, distractors, word_frontness
 from raydream.train.captions import Lexicon
 from raydream.train.gate import prior_loss
 from raydream.train.prior.models import load_models

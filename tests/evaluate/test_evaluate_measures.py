@@ -15,9 +15,8 @@ from raydream.assets.procedural import procedural_asset
 from raydream.backend import load_backend
 from raydream.config.evaluate import EvaluateConfig
 from raydream.evaluate.agreement import ccm_agreement
-from raydream.evaluate.around import Around, fit_same, fit_turned, judge_around
 from raydream.evaluate.diversity import feature_distances, measure_diversity, picture_distances
-from raydream.evaluate.facing import JudgeCheck, judge_facing, twin_ratio
+from raydream.evaluate.facing import Around, JudgeCheck, fit_same, fit_turned, judge_around, judge_facing, twin_ratio
 from raydream.evaluate.glue import clip_faces, glue_two_fronts
 from raydream.evaluate.mesh_checks import check_mesh
 from raydream.evaluate.references import check_references, load_references

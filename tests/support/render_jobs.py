@@ -15,9 +15,10 @@ from raydream.config.render import LibraryConfig, PoolConfig, RenderJobConfig, V
 from raydream.store.storage import resolve
 from raydream.views import command as command_line
 from raydream.views.folder import Plan
-from raydream.views.plan import open_plan
+from raydream.views.plan import library_rows, open_plan
 from raydream.views.render import render_record
 from raydream.views.report import write_job_report
+from raydream.views.schema import record_from_json
 from raydream.views.shard import ShardWorker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,12 @@ BACKEND = load_backend("auto", "cpu")
 
 def small_job(source: str = "procedural", **library: Any) -> RenderJobConfig:
     return RenderJobConfig(SMALL, LibraryConfig(source, **library), PoolConfig(workers=2, objects_per_shard=3))
+
+
+def library_records(config: LibraryConfig) -> tuple[list[AssetRecord], dict[str, str]]:
+    """The records to render, by uid, and the uids that were left out with the reason of each; for small libraries."""
+    with library_rows(config) as rows:
+        return [record_from_json(line) for _, line in rows.kept()], dict(rows.left_out())
 
 
 class InThisProcess:

@@ -20,9 +20,9 @@ from small_agp import LATENT_PX, agp_config, settings_json, view_recipe, write_p
 from raydream.config.agp import AgpDataConfig
 from raydream.store.run_folder import RunFolder
 from raydream.train.agp import job as agp_job
-from raydream.train.agp.job import AgpRequest
 from raydream.train.agp.samples import MemorySamples, check_views
 from raydream.train.agp.stream import StreamSamples, open_stream
+from raydream.train.agp.train import AgpRequest
 from raydream.train.loop import Worker
 
 NUM_STEPS, DIES_AFTER = 12, 5

@@ -20,9 +20,9 @@ from raydream.train.agp import checkpoint
 from raydream.train.agp import job as agp_job
 from raydream.train.agp import throughput as agp_benchmark
 from raydream.train.agp.samples import MemorySamples, check_views
-from raydream.train.agp.train import AGP, SAMPLES, AgpSession, finetune_agp
-from raydream.train.deepspeed import DeepSpeedEngine, read_deepspeed
-from raydream.train.engine import EngineMaker, PlainEngine, cut, join, slice_length
+from raydream.train.agp.train import AGP, SAMPLES, AgpRequest, finetune_agp
+from raydream.train.deepspeed import read_deepspeed
+from raydream.train.engine import cut, join, slice_length
 from raydream.train.loop import Worker
 from raydream.train.team import Team
 
@@ -48,16 +48,14 @@ def _train(
     config: AgpConfig,
     out: Path,
     team: Team | None = None,
-    make_engine: EngineMaker = PlainEngine,
+    deepspeed: dict[str, object] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    run = RunFolder.open(str(out)) if out.exists() else RunFolder.create(str(out), strict_json.dumps(config))
-    source = MemorySamples.read(inputs.views, LATENT_PX, config.data)
-    session = AgpSession(
-        run, inputs.prior, check_views(inputs.views, LATENT_PX), source, make_engine,
-        Worker(CPU, team or Team(), lambda row: None, should_stop),
-    )  # fmt: skip
-    return finetune_agp(config, session)
+    if not out.exists():
+        RunFolder.create(str(out), strict_json.dumps(config))
+    source, view_config = MemorySamples.read(inputs.views, LATENT_PX, config.data), check_views(inputs.views, LATENT_PX)
+    request = AgpRequest(inputs.views, inputs.prior, str(out), config, deepspeed, "memory", LATENT_PX, view_config)
+    return finetune_agp(request, source, Worker(CPU, team or Team(), lambda row: None, should_stop))
 
 
 def _losses(out: Path) -> list[float]:
@@ -120,7 +118,7 @@ def test_shards_are_restored_on_another_number_of_workers(inputs: Inputs, tmp_pa
     run = RunFolder.open(str(out))
     denoiser = AgpDenoiser.from_prior(inputs.prior, config.model.rank, 99, CPU)
     begin = functools.partial(
-        checkpoint.begin, settings=config.stage, team=Team(), make_engine=PlainEngine, run=run, step=4,
+        checkpoint.begin, settings=config.stage, team=Team(), deepspeed=None, run=run, step=4,
         loss_of=lambda: torch.zeros(()),
     )  # fmt: skip
     learner = begin(denoiser)
@@ -153,8 +151,8 @@ def test_zero_stages_agree_with_plain_torch_and_share_their_checkpoints(inputs: 
     together(2, tmp_path / "a", lambda team: _train(inputs, config, plain, team))
 
     def chain(team: Team, source: str) -> bool:
-        maker = functools.partial(DeepSpeedEngine, read_deepspeed(source, config.stage, 2, on_gpu=False))
-        return not _train(inputs, config, mixed, team, maker, _stopping_after(1))
+        settings = read_deepspeed(source, config.stage, 2, on_gpu=False)
+        return not _train(inputs, config, mixed, team, settings, _stopping_after(1))
 
     for source in ("1", "2", "3"):
         together(2, tmp_path / source, lambda team, source=source: chain(team, source))

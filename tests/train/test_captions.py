@@ -1,6 +1,7 @@
 """Words of captions, colours and tokens: true of the image, known to the tokenizer, and never a held-out pair."""
 
 from collections import Counter
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,7 +176,8 @@ def test_held_out_pairs_and_objects_are_never_trained() -> None:
     # red balls exist, and are held out all the same: such a ball has to be recoloured
     sets = make_sets(views, small_config(1, 1), torch.device("cpu"))
     lexicon = replace(sets.train.lexicon, held_out=(("ball", "red"), ("crate", "blue")))
-    maker = replace(sets.train, lexicon=lexicon)
+    maker = copy(sets.train)
+    maker.lexicon = lexicon
     held_uids = {views.objects[subject.index].uid for subject in sets.held_out.subjects}
     assert {uid.split("-")[0] for uid in held_uids} == set(SHAPES)
     seen = set()
@@ -192,7 +194,8 @@ def test_held_out_pairs_and_objects_are_never_trained() -> None:
 
 def test_images_wear_the_colour_of_their_caption_on_a_grey_ground() -> None:
     sets = make_sets(small_views(), small_config(1, 1), torch.device("cpu"))
-    maker = replace(sets.train, look=replace(sets.train.look, ambient=(1.0, 1.0)))
+    maker = copy(sets.train)
+    maker.look = replace(maker.look, ambient=(1.0, 1.0))
     shots = [Shot(i % len(maker.subjects), 0, colour, True) for i, colour in enumerate(COLOURS)]
     images = maker.render(shots, seeds.generator(0, "test", 0, 0)) / 2 + 0.5
     middle = images[:, :, 15, 15]
@@ -238,9 +241,7 @@ def test_maker_draws_rare_nouns_more_often_than_their_share() -> None:
     lexicon = make_lexicon(views, palette, config)
     subjects = describe(views, palette, lexicon, config)
     look = small_config(1, 1).look
-    maker = BatchMaker.build(
-        views, subjects, range(views.num_views), palette, lexicon, look, config, 0, torch.device("cpu")
-    )
+    maker = BatchMaker(views, subjects, range(views.num_views), palette, lexicon, look, config, 0, torch.device("cpu"))
     weight = {noun: sum(w for s, w in zip(subjects, maker.weights.tolist()) if s.noun == noun) for noun in SHAPES}
     assert weight["ball"] / weight["crate"] == pytest.approx((10 / 2) ** 0.5, rel=1e-5)
 

@@ -180,7 +180,7 @@ def _change(shard: Path, change: str) -> None:
 def test_a_broken_shard_is_named_before_anything_is_started(
     spoiled: Path, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(train_job, "_train_on_ray", lambda request: pytest.fail("Ray was asked"))
+    monkeypatch.setattr(train_job, "_train_on_ray", lambda *request: pytest.fail("Ray was asked"))
     _change(_last_shard(spoiled), change)
     assert train_job.main("", ["--views", str(spoiled), "--out", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
@@ -243,7 +243,7 @@ def test_bad_input_of_a_prior_is_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(train_job, "_train_on_ray", lambda request: pytest.fail("Ray was asked"))
+    monkeypatch.setattr(train_job, "_train_on_ray", lambda *request: pytest.fail("Ray was asked"))
     (tmp_path / "settings.json").write_text(_ready())
     given = ["--views", str(folder), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "settings.json")]
     assert train_job.main("", [*given, *words, *more, "--device", "cpu"]) == 2

@@ -16,16 +16,16 @@ import torch
 from asset_cases import MINIPACK, needs_minipack
 from gltf_writer import GltfWriter
 from PIL import Image
-from render_jobs import BACKEND, ROOT, SMALL, all_rows, render_without_ray, small_job
+from render_jobs import BACKEND, ROOT, SMALL, all_rows, library_records, render_without_ray, small_job
+from rendering_speed import format_figures, measure
 
 from raydream.assets.procedural import procedural_records
-from raydream.bench.rendering import format_figures, measure
 from raydream.camera import camera_rays
 from raydream.config import strict_json
 from raydream.config.render import LibraryConfig, RenderJobConfig, ViewConfig, ccm_recipe, make_recipe
 from raydream.store.storage import LocalFiles, RemoteFiles, resolve
 from raydream.views.dataset import iterate_views
-from raydream.views.plan import library_records, open_plan
+from raydream.views.plan import open_plan
 from raydream.views.render import draw_cameras, render_record
 from raydream.views.schema import decode_image
 
@@ -269,13 +269,13 @@ def test_shards_can_lie_on_any_filesystem(eight, tmp_path):
 
 
 def test_benchmark_measures_pictures_that_agree(monkeypatch):
-    monkeypatch.setattr("raydream.bench.rendering.SIZES_PX", (24, 32))
+    monkeypatch.setattr("rendering_speed.SIZES_PX", (24, 32))
     figures = measure(procedural_records()[:2], replace(SMALL, distance=(2.0, 2.0)))
     assert {"raydream", "rows"} <= set(figures)
     assert all(value > 0 for row in figures.values() for value in row.values())
     assert format_figures(figures).startswith("| views/s/core | 24 px | 32 px |\n|---|---|---|\n| raydream | ")
     nothing = lambda asset, cameras: np.full((3, cameras.height_px, cameras.width_px), -1)  # noqa: E731
-    monkeypatch.setattr("raydream.bench.rendering._embree", nothing)
+    monkeypatch.setattr("rendering_speed._embree", nothing)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "embreex" or None)
     with pytest.raises(AssertionError, match="embreex"):
         measure(procedural_records()[:1], SMALL)

@@ -1,6 +1,8 @@
 """Checkpoints of an AGP's fine-tuning: every worker writes a shard, its slices; any number of workers reads them."""
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -10,7 +12,8 @@ from raydream.config.train import StageSettings
 from raydream.priors.agp import AgpDenoiser, check_same_prior
 from raydream.store import tensors
 from raydream.store.run_folder import FileDigest, RunFolder
-from raydream.train.engine import KINDS, EngineMaker, join, slice_length
+from raydream.train.deepspeed import DeepSpeedEngine
+from raydream.train.engine import KINDS, PlainEngine, join, slice_length
 from raydream.train.learner import AVERAGE, Learner, TrainingState
 from raydream.train.team import Team
 
@@ -19,14 +22,15 @@ def begin(
     denoiser: AgpDenoiser,
     settings: StageSettings,
     team: Team,
-    make_engine: EngineMaker,
+    deepspeed: Mapping[str, Any] | None,
     run: RunFolder,
     step: int | None,
     loss_of: Callable[[], Tensor],
 ) -> Learner[nn.Module]:
     """A learner of what an AGP trains, as the checkpoint of ``step`` left it; without a step, as the AGP is now.
 
-    ValueError naming ``out`` where the checkpoint is another model's. From here on the engine runs the UNet.
+    ValueError naming ``out`` where the checkpoint is another model's. Without ``deepspeed``, what ``read_deepspeed``
+    gave, plain torch trains. From here on the engine runs the UNet.
     """
     parameters = denoiser.trainable()
     state = None
@@ -34,6 +38,7 @@ def begin(
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         state = read_state(run, step, denoiser, shapes, team)
         denoiser.load_state({name: join(state.slices[f"value/{name}"], s, team) for name, s in shapes.items()})
+    make_engine = PlainEngine if deepspeed is None else functools.partial(DeepSpeedEngine, deepspeed)
     learner: Learner[nn.Module] = Learner(denoiser.unet, settings, team, parameters, make_engine)
     denoiser.call = learner.engine.module
     if state is not None:

@@ -4,17 +4,14 @@ import argparse
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, replace
 
 import torch
 
 from raydream.config import strict_json
 from raydream.config.agp import AgpConfig
-from raydream.config.render import ViewConfig
 from raydream.diffusion import layout
 from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser, check_same_prior, read_facts
@@ -24,32 +21,12 @@ from raydream.train import job
 from raydream.train.agp.plan import report
 from raydream.train.agp.samples import MemorySamples, SampleSource, check_kept, check_views
 from raydream.train.agp.throughput import compare_throughput
-from raydream.train.agp.train import AgpSession, check_settings, finetune_agp
-from raydream.train.deepspeed import DeepSpeedEngine, check_installed, read_deepspeed
-from raydream.train.engine import EngineMaker, PlainEngine
+from raydream.train.agp.train import AgpRequest, DataKind, check_settings, finetune_agp
+from raydream.train.deepspeed import check_installed, read_deepspeed
 from raydream.train.loop import Worker
 from raydream.views.dataset import open_job
 
 _LATENT_BYTES_IN_MEMORY = 4 * 2**30
-DataKind = Literal["memory", "stream"]
-
-
-@dataclass(frozen=True)
-class AgpRequest:
-    """A checked request: nothing in it can fail for a mistake of the user's. ``deepspeed`` is None without it."""
-
-    views: str
-    prior: Path
-    out: str
-    config: AgpConfig
-    deepspeed: Mapping[str, Any] | None
-    data: DataKind
-    latent_px: int
-    view_config: ViewConfig
-
-    @property
-    def make_engine(self) -> EngineMaker:
-        return PlainEngine if self.deepspeed is None else functools.partial(DeepSpeedEngine, self.deepspeed)
 
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
@@ -172,10 +149,7 @@ def _work(worker: Worker, *, request: AgpRequest) -> bool:
             source = stack.enter_context(closing(StreamSamples(part, request.view_config, request.latent_px, data)))
         else:
             source = MemorySamples.read(request.views, request.latent_px, request.config.data)
-        session = AgpSession(
-            RunFolder.open(request.out), request.prior, request.view_config, source, request.make_engine, worker
-        )
-        return finetune_agp(request.config, session)
+        return finetune_agp(request, source, worker)
 
 
 def _benchmark(request: AgpRequest, device: torch.device) -> int:

@@ -27,7 +27,9 @@ from raydream.views.schema import decode_image
 from raydream.views.view_set import ObjectCard
 
 _TOLD = ("uid", "captions", "nouns", "licence", "front_axis")  # of its colours it needs to know nothing
-COLUMNS = (*_TOLD, "c2w", "fov_y_deg", "azimuth_deg", "elevation_deg", "ccm", "alpha")
+_CAMERA = ("c2w", "fov_y_deg", "azimuth_deg", "elevation_deg")
+COLUMNS = (*_TOLD, *_CAMERA, "ccm", "alpha")
+_TENSORS = ("latents", *_CAMERA)
 # Scene units for one unit of the rendered object: a particle's object lies in [-1, 1]^3.
 SCENE_UNITS = {"longest_side": 2.0, "sphere": 1.0}
 
@@ -36,36 +38,24 @@ SCENE_UNITS = {"longest_side": 2.0, "sphere": 1.0}
 class Samples:
     """Some views: maps coded by ``encode_ccm``, cameras in scene units, and what is known of each one's object."""
 
+    cards: tuple[ObjectCard, ...]
     latents: Float[Tensor, "view 4 h w"]
     c2w: Float[Tensor, "view 4 4"]
     fov_y_deg: Float[Tensor, " view"]
     azimuth_deg: Float[Tensor, " view"]
     elevation_deg: Float[Tensor, " view"]
-    cards: tuple[ObjectCard, ...]
 
     @classmethod
     def concatenate(cls, parts: Sequence["Samples"]) -> "Samples":
         """All views of all parts, in order."""
-        return cls(
-            torch.cat([part.latents for part in parts]),
-            torch.cat([part.c2w for part in parts]),
-            torch.cat([part.fov_y_deg for part in parts]),
-            torch.cat([part.azimuth_deg for part in parts]),
-            torch.cat([part.elevation_deg for part in parts]),
-            tuple(card for part in parts for card in part.cards),
-        )
+        tensors = (torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS)
+        return cls(tuple(card for part in parts for card in part.cards), *tensors)
 
     def select(self, index: Sequence[int]) -> "Samples":
         """Some of the views, in the given order; latents in float32."""
         rows = torch.tensor(list(index), dtype=torch.long)
-        return Samples(
-            self.latents[rows].float(),
-            self.c2w[rows],
-            self.fov_y_deg[rows],
-            self.azimuth_deg[rows],
-            self.elevation_deg[rows],
-            tuple(self.cards[i] for i in index),
-        )
+        others = (getattr(self, name)[rows] for name in _TENSORS[1:])
+        return Samples(tuple(self.cards[i] for i in index), self.latents[rows].float(), *others)
 
 
 @runtime_checkable
@@ -142,9 +132,9 @@ def samples_of(rows: Mapping[str, Column], views: ViewConfig, latent_px: int) ->
     images = {kind: torch.from_numpy(decode_image(kind, np.asarray(rows[kind]))) for kind in ("ccm", "alpha")}
     c2w = torch.from_numpy(np.array(rows["c2w"], np.float32))
     c2w[:, :3, 3] *= SCENE_UNITS[views.normalise]
-    fov, azimuth, elevation = (torch.from_numpy(np.array(rows[name], np.float32)) for name in COLUMNS[6:9])
+    fov, azimuth, elevation = (torch.from_numpy(np.array(rows[name], np.float32)) for name in _CAMERA[1:])
     cards = tuple(ObjectCard.of_row(dict(zip(_TOLD, row))) for row in zip(*(rows[name] for name in _TOLD)))
-    return Samples(latents_of(images["ccm"], images["alpha"], latent_px), c2w, fov, azimuth, elevation, cards)
+    return Samples(cards, latents_of(images["ccm"], images["alpha"], latent_px), c2w, fov, azimuth, elevation)
 
 
 class MemorySamples:
@@ -188,10 +178,6 @@ class MemorySamples:
     def nouns(self) -> tuple[str, ...]:
         """Nouns of the objects, the most frequent first."""
         return tuple(noun for noun, _ in Counter(self._kinds).most_common() if noun)
-
-    @property
-    def num_objects(self) -> int:
-        return len(self._groups)
 
 
 def draw_captions(samples: Samples, config: AgpDataConfig, generator: torch.Generator) -> list[str]:

@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Generator
 
-import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from ray.data import DataContext, DataIterator, Dataset
@@ -14,7 +12,7 @@ from raydream.config.render import ViewConfig
 from raydream.store.faults import PASSING_MESSAGES
 from raydream.store.storage import LocalFiles
 from raydream.train.agp.samples import COLUMNS, Samples, kept, noun_of, samples_of
-from raydream.views.dataset import Column, open_job
+from raydream.views.dataset import open_job, values_of
 from raydream.views.folder import VIEWS, shard_name
 
 _ROWS_AT_ONCE = 256
@@ -70,7 +68,7 @@ class StreamSamples:
             for table in self._part.iter_batches(
                 batch_size=_ROWS_AT_ONCE, batch_format="pyarrow", local_shuffle_buffer_size=_SHUFFLED_ROWS
             ):
-                rows = {name: _values(table[name]) for name in COLUMNS}
+                rows = {name: values_of(table[name].combine_chunks()) for name in COLUMNS}  # type: ignore[union-attr]
                 samples = samples_of(rows, self._views, self._latent_px)
                 wanted = [place for place, card in enumerate(samples.cards) if kept(card, self._config)]
                 if wanted:
@@ -79,12 +77,3 @@ class StreamSamples:
                     yield samples.select(wanted)
             if not found:
                 raise ValueError("data.nouns, data.known_fronts_only: no object in the views is left; ask for others")
-
-
-def _values(column: pa.ChunkedArray) -> Column:
-    array = column.combine_chunks()
-    if isinstance(array, pa.FixedShapeTensorArray):
-        return array.to_numpy_ndarray()
-    if isinstance(array, pa.ExtensionArray):  # Ray's own tensors
-        return np.asarray(array.to_numpy(zero_copy_only=False))
-    return array.to_pylist()

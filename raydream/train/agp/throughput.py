@@ -9,17 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from raydream import seeds
 from raydream.config.agp import AgpConfig
 from raydream.priors.agp import AgpDenoiser
 from raydream.train.agp.samples import SampleSource
-from raydream.train.agp.train import AgpBatch, agp_loss, make_batch
+from raydream.train.agp.train import AgpBatch, agp_loss, draw_batch
 from raydream.train.engine import make_optimizer
 from raydream.train.learner import Learner
 from raydream.train.team import Team
 from raydream.train.texts import CachedTexts
-
-_ROLE = "agp batch"
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,11 @@ def compare_throughput(
     """Steps of the job (draw samples, captions, noise; texts; update; running average) and of the bare model (forward,
     backward, clipping, AdamW on the very same batches, made before), block by block in turns, after one of each.
     """
-    batch_size = config.stage.batch_size
     texts = CachedTexts.load(prior, device)
     denoiser, twin = (AgpDenoiser.from_prior(prior, config.model.rank, config.seed, device) for _ in range(2))
 
     def batch(step: int) -> AgpBatch:
-        draw = seeds.generator(config.seed, _ROLE, 0, step)
-        return make_batch(denoiser, texts, source.samples(batch_size, draw), config.data, draw)
+        return draw_batch(config, denoiser, texts, source, 0, step)
 
     learner = Learner(denoiser.unet, config.stage, Team(), denoiser.trainable())
     parameters = list(twin.trainable().values())
@@ -69,7 +64,7 @@ def compare_throughput(
     for number in range(num_rounds + 1):
         for work in (job, bare) if number % 2 else (bare, job):
             times[work].append(_seconds(work, device))
-    size = num_steps * batch_size
+    size = num_steps * config.stage.batch_size
     return Throughput(*(size / statistics.median(times[work][1:]) for work in (job, bare)))
 
 

@@ -5,12 +5,10 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from raydream import seeds
@@ -18,6 +16,7 @@ from raydream.config.train import GateConfig
 from raydream.diffusion.layout import LEXICON
 from raydream.train.captions import Lexicon, phrase
 from raydream.train.prior.models import PriorModels, sample_latents
+from raydream.train.sampling import png_grid
 from raydream.train.word_tokenizer import save_tokenizer
 
 MAX_BYTES = 25_000_000
@@ -33,15 +32,17 @@ def export_prior(models: PriorModels, folder: Path) -> int:
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    for module, name in ((models.vae, "vae"), (models.unet, "unet"), (models.text_encoder, "text_encoder")):
-        copy.deepcopy(module).half().save_pretrained(part / name)
+    vae, unet, text_encoder = (copy.deepcopy(each).half() for each in (models.vae, models.unet, models.text_encoder))
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, models.tokenizer, unet, models.scheduler,  # type: ignore[arg-type]
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,  # type: ignore[arg-type]
+    )  # fmt: skip
+    pipeline.save_pretrained(part)
     _name_dtype(part / "text_encoder" / "config.json")
     for config in part.glob("*/config.json"):
         _forget_origin(config)
     save_tokenizer(models.tokenizer, models.lexicon.words, part / "tokenizer")
-    models.scheduler.save_pretrained(part / "scheduler")
     (part / LEXICON).write_text(models.lexicon.dumps() + "\n", encoding="utf-8")
-    (part / "model_index.json").write_text(json.dumps(_model_index(), indent=2) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise ValueError(f"unet.channels: the prior takes {size} bytes, more than {MAX_BYTES}")
@@ -56,13 +57,9 @@ def export_prior(models: PriorModels, folder: Path) -> int:
 
 def save_grid(images: Float[Tensor, "view 3 h w"], path: Path, columns: int) -> None:
     """Images in [-1, 1] as one PNG, row by row."""
-    view, _, height, width = images.shape
-    rows = -(-view // columns)
-    canvas = torch.ones(rows * columns, 3, height, width)
-    canvas[:view] = images.detach().float().cpu().clamp(-1, 1)
-    sheet = canvas.view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2).reshape(rows * height, -1, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(((sheet + 1) * 127.5).round().byte().numpy()).save(path)
+    pixels = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
+    path.write_bytes(png_grid(pixels.permute(0, 2, 3, 1), columns))
 
 
 def sheet_prompts(lexicon: Lexicon, count: int) -> list[str]:
@@ -97,19 +94,3 @@ def _name_dtype(path: Path) -> None:
     """Has transformers load its part in float32 unless asked otherwise, as diffusers loads the others."""
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-
-
-def _model_index() -> dict[str, Any]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }

@@ -4,7 +4,7 @@ import argparse
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +17,6 @@ if TYPE_CHECKING:
 _VAE_SHARE = 0.15
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """What a command line asked for."""
-
-    views: str
-    out: Path
-    config: TrainConfig
-    device: job.DeviceName
-    workers: int
-
-
 def main(description: str, words: Sequence[str] | None = None) -> int:
     """The job; its exit code is ``job.run_job``'s."""
     return job.run_job(_parser(description), words, _run)
@@ -36,17 +25,17 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     config = job.read_settings(args, TrainConfig, lambda: _saved(out), with_minutes)
-    request = TrainRequest(args.views, out, config, args.device, args.workers)
     if args.pack:
-        return _pack(request.views, Path(args.pack))
+        return _pack(args.views, Path(args.pack))
     if args.evaluate:
-        return evaluate_prior(request)
+        return _evaluate(args.views, out, config, args.device)
     from raydream.train.prior.check import check_training  # torch only for what can be done
 
-    request = replace(request, config=check_training(request.views, config, out if job.is_first() else None))
-    if not args.no_ray:
-        return _train_on_ray(request)
-    return job.train_here(functools.partial(_work, request=request), job.device_here(request.device))
+    config = check_training(args.views, config, out if job.is_first() else None)
+    if args.no_ray:
+        work = functools.partial(_work, views=args.views, config=config, out=out)
+        return job.train_here(work, job.device_here(args.device))
+    return _train_on_ray(args.views, out.resolve(), config, args.device, args.workers)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -72,7 +61,7 @@ def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
     )
 
 
-def evaluate_prior(request: TrainRequest) -> int:
+def _evaluate(source: str, out: Path, config: TrainConfig, device_name: job.DeviceName) -> int:
     """Measures ``out/prior`` by the gate, prints the table, writes ``gate.json``, the model card and a sheet of a
     hundred samples; 0 if it passes.
     """
@@ -84,41 +73,38 @@ def evaluate_prior(request: TrainRequest) -> int:
     from raydream.train.prior.train import PRIOR, make_sets
     from raydream.views.view_set import open_views
 
-    folder = request.out / PRIOR
+    folder = out / PRIOR
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"out: {request.out} has no {PRIOR}/ yet; train first")
-    device, views = job.device_here(request.device), open_views(request.views)
+        raise ValueError(f"out: {out} has no {PRIOR}/ yet; train first")
+    device, views = job.device_here(device_name), open_views(source)
     models = load_models(folder, device)
-    sets = make_sets(views, request.config, device, models.lexicon)
-    results = gate.evaluate(models, sets.held_out_views, sets.held_out, request.config.gate)
+    sets = make_sets(views, config, device, models.lexicon)
+    results = gate.evaluate(models, sets.held_out_views, sets.held_out, config.gate)
     steps = {}
     for stage in ("vae", "unet"):
-        checkpoint = request.out / f"{stage}.safetensors"
+        checkpoint = out / f"{stage}.safetensors"
         if checkpoint.is_file():
             facts = read_tensors(checkpoint)[1]
             steps[stage] = f"{facts['step']:.0f} steps, {facts['elapsed_s'] / 60:.0f} minutes"
-    save_sheet(models, request.config.gate, request.out / SHEET)
-    write_card(folder, models.lexicon, views, sets.train, request.config, results, steps)
+    save_sheet(models, config.gate, out / SHEET)
+    write_card(folder, models.lexicon, views, sets.train, config, results, steps)
     print(gate.table(results))
-    passed = results["passed"]
-    assert isinstance(passed, dict)
-    print(json.dumps(passed))
-    return 0 if all(passed.values()) else 1
+    print(json.dumps(results["passed"]))
+    return 0 if all(results["passed"].values()) else 1
 
 
-def _train_on_ray(request: TrainRequest) -> int:
-    on_gpu = job.ray_on_gpu(request.device, request.workers)
-    out = request.out.resolve()
-    work = functools.partial(_work, request=replace(request, views=job.absolute(request.views), out=out))
-    return job.train_on_ray(work, str(out), request.workers, on_gpu)
+def _train_on_ray(views: str, out: Path, config: TrainConfig, device: job.DeviceName, workers: int) -> int:
+    on_gpu = job.ray_on_gpu(device, workers)
+    work = functools.partial(_work, views=job.absolute(views), config=config, out=out)
+    return job.train_on_ray(work, str(out), workers, on_gpu)
 
 
-def _work(worker: "Worker", *, request: TrainRequest) -> bool:
+def _work(worker: "Worker", *, views: str, config: TrainConfig, out: Path) -> bool:
     """One worker's training; ``out`` must be a path that all workers share."""
     from raydream.train.prior.train import train_prior
     from raydream.views.view_set import open_views
 
-    return train_prior(open_views(request.views), request.config, request.out, worker)
+    return train_prior(open_views(views), config, out, worker)
 
 
 def _pack(source: str, path: Path) -> int:

@@ -15,10 +15,9 @@ from raydream.config.train import UnetConfig, VaeConfig
 from raydream.diffusion.denoiser import load_unet, suit_attention
 from raydream.diffusion.guidance import add_noise, alphas_cumprod, v_target
 from raydream.diffusion.layout import LEXICON
-from raydream.diffusion.text import load_text_encoder
+from raydream.diffusion.text import encode_texts, load_text_encoder
 from raydream.train.captions import Lexicon
 from raydream.train.sampling import sample
-from raydream.train.texts import encode_texts
 from raydream.train.word_tokenizer import word_tokenizer
 
 _LATENT_CHANNELS = 4

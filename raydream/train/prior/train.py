@@ -42,7 +42,7 @@ from raydream.train.captions import (
 from raydream.train.learner import ModuleT, set_parameters
 from raydream.train.loop import Every, MetricsRow, Stage, Worker
 from raydream.train.loop import train as train_stage
-from raydream.train.prefetch import Prefetch
+from raydream.train.prefetch import prefetched
 from raydream.train.prior import checkpoint
 from raydream.train.prior.check import CONFIG, check_same_training, training_lock
 from raydream.train.prior.export import export_prior, save_grid
@@ -111,7 +111,7 @@ def make_sets(views: ViewSet, config: TrainConfig, device: torch.device, lexicon
     kept, spare = split_views(views.num_views, config.words.held_out_views)
 
     def maker(chosen: list[CaptionedObject], angles: list[int]) -> BatchMaker:
-        return BatchMaker.build(views, chosen, angles, palette, lexicon, config.look, config.words, config.seed, device)
+        return BatchMaker(views, chosen, angles, palette, lexicon, config.look, config.words, config.seed, device)
 
     return TrainSets(maker(train, kept), maker(train, spare or kept), maker(held_out, kept + spare))
 
@@ -189,9 +189,9 @@ def _train_unet(vae: AutoencoderKL, sets: TrainSets, session: Session, given: Pr
         )
         save_grid(averaged.decode(latents), session.out / SAMPLES / f"unet_{step:07d}.png", _GRID_COLUMNS)
 
-    with Prefetch(lambda step: _noised(models, sets, session, step)) as batches:
+    with prefetched(lambda step: _noised(models, sets, session, step)) as batch_of:
         done = _train(
-            "unet", parts, averaged_parts, lambda step: _unet_loss(models, batches.get(step), session), show, session
+            "unet", parts, averaged_parts, lambda step: _unet_loss(models, batch_of(step), session), show, session
         )
     if session.worker.team.rank == 0 and not done:
         export_prior(averaged, session.out / PRIOR)
@@ -216,17 +216,13 @@ def _train(
     session: Session,
 ) -> bool:
     """Trains a stage to its end (True) or until it must stop (False); ``averaged``, a copy of the module, has its
-    running average then and whenever it is shown, which rank 0 does.
+    running average then, and in rank 0 whenever it is shown.
     """
     config, team, path = session.config, session.worker.team, session.out / f"{name}.safetensors"
 
-    def take_average() -> None:
-        set_parameters(averaged, learner.averaged())
-
-    def show_average() -> None:
-        take_average()
-        if team.rank == 0:
-            show(learner.step)
+    def show_average(average: Mapping[str, Tensor]) -> None:
+        set_parameters(averaged, average)
+        show(learner.step)
 
     def log(row: MetricsRow) -> None:
         row = {"stage": name, **row, "lr": learner.rate}
@@ -237,7 +233,7 @@ def _train(
     settings = config.vae.stage if name == "vae" else config.unet.stage
     learner = checkpoint.begin(module, settings, team, path, lambda: loss(0))
     stage = Stage(
-        loss=lambda: loss(learner.step),
+        loss=loss,
         save=lambda: checkpoint.save(learner, path),
         show=show_average,
         log=log,
@@ -247,7 +243,7 @@ def _train(
         shows_when_stopped=False,
     )
     done = train_stage(learner, stage, session.worker)
-    take_average()
+    set_parameters(averaged, learner.averaged())
     return done
 
 

@@ -4,6 +4,8 @@ Every tool answers the same question, one sample in the middle of each pixel: wh
 has to build for an asset (a tree, a buffer on the device) counts, spread over the asset's views. CPU time, not the
 clock: it is that of all threads, and other programs on the machine change it little. ``rows`` is all of this project's
 own way from a file to encoded rows, with the settings of a recipe.
+
+python tests/support/rendering_speed.py                 # prints the table of docs/benchmarks.md
 """
 
 import argparse
@@ -14,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from render_jobs import library_records
 
 from raydream.assets.asset import Asset, normalise_asset
 from raydream.assets.libraries import AssetRecord
@@ -22,7 +25,6 @@ from raydream.backend import load_backend
 from raydream.camera import camera_rays, clip_from_world
 from raydream.config.render import LibraryConfig, ViewConfig, make_recipe
 from raydream.types import Cameras
-from raydream.views.plan import library_records
 from raydream.views.render import draw_cameras, render_record
 
 SIZES_PX = (64, 256, 512)
@@ -147,7 +149,7 @@ def _moderngl() -> Tool:
 
 
 def main() -> None:
-    """``python -m raydream.bench.rendering``: the table on standard output."""
+    """The table on standard output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", default="", help="a folder of assets (default: $RAYDREAM_ASSETS)")
     parser.add_argument("--count", type=int, default=40, help="how many of them, evenly over the folder")
