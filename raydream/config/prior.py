@@ -12,24 +12,18 @@ SMALL_UNET_PATCH_PX = 4  # of an exhibit's learned reference, where the picture'
 
 @dataclass(frozen=True)
 class ExhibitConfig:
-    """The mixture behind an exact score: which assets are its modes and how wide each of them is.
+    """The mixture behind an exact score: which assets are its modes.
 
     ``assets`` is a folder with a manifest; empty means ``$RAYDREAM_ASSETS`` or, where that is not set, assets that the
-    project makes itself. ``mode_std`` is the standard deviation of each mode in latent units. The assets are lit from
-    above and in front, softly: at least ``ambient`` of their albedo is seen (1: albedo alone).
+    project makes itself. Each is drawn at ``supersample`` times the size and made smaller.
     """
 
     assets: str = ""
     num_modes: int = 12
-    mode_std: float = 0.05
-    object_radius: float = 0.9
-    ambient: float = 0.6
     supersample: int = 2
 
     def __post_init__(self) -> None:
         require(self.num_modes >= 1, "num_modes", f"must be positive, got {self.num_modes}")
-        for name in ("mode_std", "object_radius"):
-            require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
         require(1 <= self.supersample <= 16, "supersample", f"must be 1..16, got {self.supersample}")
 
 

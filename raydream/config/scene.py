@@ -12,14 +12,12 @@ class HashGridConfig:
     """Multiresolution hash grid (Instant-NGP). Adam walks the whole table: on a CPU keep it at 2^17 entries or less."""
 
     num_levels: int = 8
-    features_per_level: int = 2
     log2_table_size: int = 15
     base_resolution: int = 16
     max_resolution: int = 160
 
     def __post_init__(self) -> None:
         require(1 <= self.num_levels <= 32, "num_levels", f"must be 1..32, got {self.num_levels}")
-        require(1 <= self.features_per_level <= 8, "features_per_level", f"must be 1..8, got {self.features_per_level}")
         require(4 <= self.log2_table_size <= 24, "log2_table_size", f"must be 4..24, got {self.log2_table_size}")
         require(self.base_resolution >= 2, "base_resolution", f"must be at least 2, got {self.base_resolution}")
         ok = self.max_resolution >= self.base_resolution
@@ -44,12 +42,9 @@ class NerfConfig:
     initial_density_radius: float = 0.5
     density_noise: float = 0.0
     occupancy_resolution: int = 32
-    occupancy_threshold: float = 0.01
-    occupancy_decay: float = 0.95
     occupancy_every: int = 16
     samples_per_diagonal: int = 96
     background: Literal["network", "constant"] = "network"
-    background_color: tuple[float, float, float] = (0.5, 0.5, 0.5)
     random_background_probability: float = 0.5
     random_background: tuple[float, float] = (0.0, 1.0)
     random_background_grey: bool = False
@@ -63,8 +58,8 @@ class NerfConfig:
         least = {"hidden_width": 1, "occupancy_resolution": 4, "occupancy_every": 1, "samples_per_diagonal": 4}
         for name, low in least.items():
             require(getattr(self, name) >= low, name, f"must be at least {low}, got {getattr(self, name)}")
-        for name in ("random_background_probability", "occupancy_decay"):
-            require(0 <= getattr(self, name) <= 1, name, f"must lie in [0, 1], got {getattr(self, name)}")
+        probability = self.random_background_probability
+        require(0 <= probability <= 1, "random_background_probability", f"must lie in [0, 1], got {probability}")
         require(self.initial_density_radius > 0, "initial_density_radius", "must be positive")
         for name in ("lr_grid", "lr_network", "lr_background"):
             require(getattr(self, name) >= 0, name, f"must not be negative, got {getattr(self, name)}")
@@ -97,15 +92,12 @@ class ShadingConfig:
     """DreamFusion's shading: albedo alone for ``albedo_steps``, then a random mode for each view.
 
     With probability ``shaded_probability`` a view is lit by a point light; ``textureless_probability`` of those lose
-    their albedo. The light stands near the camera at ``light_distance``.
+    their albedo.
     """
 
     albedo_steps: int = 2000
     shaded_probability: float = 0.75
     textureless_probability: float = 0.5
-    ambient: float = 0.1
-    diffuse: float = 0.9
-    light_distance: tuple[float, float] = (1.6, 3.0)
 
     def __post_init__(self) -> None:
         for name in ("shaded_probability", "textureless_probability"):

@@ -9,7 +9,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from raydream.config.former import present_name
+from raydream.config.former import what_became_of
 from raydream.schedule import Constant, Linear, Polyline, Schedule, Steps
 
 T = TypeVar("T")
@@ -164,9 +164,9 @@ def _scalar(expected: Any, value: Any, path: str) -> Any:
 
 
 def _unknown(path: str, key: str, known: list[str]) -> typing.NoReturn:
-    near, now = difflib.get_close_matches(key, known, n=1), present_name(path)
-    if now is not None:
-        raise ValueError(f"{path}: no setting of this release; it is called {now} now")
+    near, became = difflib.get_close_matches(key, known, n=1), what_became_of(path)
+    if became is not None:
+        raise ValueError(f"{path}: no setting of this release; {became}")
     hint = f"did you mean {near[0]!r}?" if near else f"known fields are {', '.join(known)}"
     raise ValueError(f"{path}: unknown field; {hint}")
 

@@ -2,8 +2,6 @@
 prompt's?
 """
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +30,8 @@ class NearestAsset:
         modes = exhibit_assets(prompt, source, config.num_modes)
         others = [asset for asset in exhibit_assets(None, source, NUM_OTHERS) if asset.uid not in meant]
         self._assets, self._num_modes = [*modes, *others], len(modes)
-        self._tables = _pictures(ExhibitModes(self._assets, replace(config, object_radius=1.0), backend, _CPU), cameras)
+        modes_seen = ExhibitModes(self._assets, config.supersample, backend, _CPU, object_radius=1.0)
+        self._tables = _pictures(modes_seen, cameras)
 
     def recognise(self, table: Turntable) -> Recognition:
         """By the picture distance; exhibits fix where front is, so nothing is turned."""

@@ -35,6 +35,7 @@ EXHIBIT_SCHEDULE = {
     "beta_end": 0.012,
     "rescale_betas_zero_snr": True,
 }
+MODE_STD = 0.05  # of each mode around its asset, in latent units
 
 
 class MixtureTexts:
@@ -83,7 +84,7 @@ class ExhibitPrior:
 
     def denoiser(self, prompt: str, backend: str, device: torch.device) -> tuple[Denoiser, Float[Tensor, " t"]]:
         abar = alphas_cumprod(EXHIBIT_SCHEDULE).float().to(device)
-        return MixtureDenoiser(self._modes(prompt, backend, device), abar, self.config.exhibit.mode_std), abar
+        return MixtureDenoiser(self._modes(prompt, backend, device), abar, MODE_STD), abar
 
     def texts(
         self, prompt: str, negative_prompt: str, branch: BranchConfig, backend: str, device: torch.device

@@ -12,20 +12,30 @@ from raydream.assets.raster import AssetViews, asset_to, render_asset
 from raydream.config.prior import ExhibitConfig
 from raydream.types import Backend, Cameras
 
-LIGHT_DIRECTION = (0.36, 0.8, 0.48)  # unit, towards the light
+LIGHT_DIRECTION = (0.36, 0.8, 0.48)  # unit, towards the light: from above and in front
+AMBIENT = 0.6  # the least part of an albedo that is seen
+OBJECT_RADIUS = 0.9
 
 
 class ExhibitModes:
     """Renders assets to the latents of ``RgbaCodec``: colour over mid grey and opacity, both stretched to [-1, 1]."""
 
-    def __init__(self, assets: Sequence[Asset], config: ExhibitConfig, backend: Backend, device: torch.device) -> None:
-        self.assets = [asset_to(normalise_asset(asset, config.object_radius), device) for asset in assets]
-        self._supersample, self._ambient, self._backend = config.supersample, config.ambient, backend
+    def __init__(
+        self,
+        assets: Sequence[Asset],
+        supersample: int,
+        backend: Backend,
+        device: torch.device,
+        object_radius: float = OBJECT_RADIUS,
+    ) -> None:
+        self.assets = [asset_to(normalise_asset(asset, object_radius), device) for asset in assets]
+        self._supersample, self._backend = supersample, backend
 
     @classmethod
     def load(cls, prompt: str, config: ExhibitConfig, backend: Backend, device: torch.device) -> "ExhibitModes":
         """The assets that a prompt means; ``ValueError`` naming ``prompt`` where there are none."""
-        return cls(exhibit_assets(prompt, config.assets or None, config.num_modes), config, backend, device)
+        assets = exhibit_assets(prompt, config.assets or None, config.num_modes)
+        return cls(assets, config.supersample, backend, device)
 
     @property
     def num_modes(self) -> int:
@@ -52,7 +62,7 @@ class ExhibitModes:
     def _light(self, views: AssetViews) -> Float[Tensor, "view h w 1"]:
         """Half-Lambert light that stands still in the world, so that all cameras agree on the colour of a point."""
         cosine = (views.normal @ views.normal.new_tensor(LIGHT_DIRECTION))[..., None] / views.alpha.clamp_min(1e-4)
-        return self._ambient + (1 - self._ambient) * (cosine.clamp(-1, 1) + 1) / 2
+        return AMBIENT + (1 - AMBIENT) * (cosine.clamp(-1, 1) + 1) / 2
 
 
 def exhibit_source(prompt: str, source: str | None) -> str:

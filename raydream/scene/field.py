@@ -11,6 +11,7 @@ from raydream.precision import arithmetic
 from raydream.scene.background import uniform_weight
 from raydream.types import Backend
 
+FEATURES_PER_LEVEL = 2  # of the hash grid, as in Instant-NGP
 CHUNK_SIZE = 65_536  # points at once where no graph is kept: a film's frame then needs no more memory than a step
 
 
@@ -25,13 +26,9 @@ class RadianceField(nn.Module):
         grid = config.grid
         self._config, self._backend = config, backend
         self.layout = make_hash_grid_layout(
-            grid.num_levels,
-            grid.features_per_level,
-            grid.log2_table_size,
-            grid.base_resolution,
-            grid.max_resolution,
+            grid.num_levels, FEATURES_PER_LEVEL, grid.log2_table_size, grid.base_resolution, grid.max_resolution
         )
-        shape = (self.layout.num_entries, self.layout.features_per_level)
+        shape = (self.layout.num_entries, FEATURES_PER_LEVEL)
         self.table = nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) * 1e-4)
         self.hidden = nn.Parameter(uniform_weight(config.hidden_width, self.layout.num_features, generator))
         self.head = nn.Parameter(uniform_weight(4, config.hidden_width, generator))

@@ -28,6 +28,9 @@ _OCCUPANCY = "occupancy"
 SURFACE_RAYS = 5  # rays to a point of the surface: down the normal and from four sides
 SURFACE_RAY_TILT_DEG = 45.0
 SURFACE_STEPS_OUTSIDE, SURFACE_STEPS = 2, 10
+AMBIENT, DIFFUSE = 0.1, 0.9  # DreamFusion's point light
+LIGHT_DISTANCE = (1.6, 3.0)  # DreamFusion's 0.8 to 1.5, for cameras that stand twice as far away
+GREY = (0.5, 0.5, 0.5)  # behind a scene without a background network
 
 Shading = Literal["albedo", "lambertian", "textureless"]
 SHADINGS: tuple[Shading, ...] = get_args(Shading)
@@ -52,7 +55,7 @@ class Look:
 
 def plain_look(num_views: int, color: Sequence[float] | None = None) -> Look:
     """Albedo on the scene's own background, or on one colour."""
-    background = torch.tensor([color if color is not None else (0.5, 0.5, 0.5)] * num_views, dtype=torch.float32)
+    background = torch.tensor([color if color is not None else GREY] * num_views, dtype=torch.float32)
     replaced = torch.full((num_views,), color is not None)
     shading: list[Shading] = ["albedo"] * num_views
     return Look(tuple(shading), torch.zeros(num_views, 3), background, replaced)
@@ -72,7 +75,7 @@ def draw_look(
             if u[i] < shading.shaded_probability:
                 modes[i] = "textureless" if v[i] < shading.textureless_probability else "lambertian"
     position = F.normalize(cameras.c2w[:, :3, 3].cpu().float(), dim=-1) + torch.randn(view, 3, generator=generator)
-    low, high = shading.light_distance
+    low, high = LIGHT_DISTANCE
     distance = low + (high - low) * torch.rand(view, 1, generator=generator)
     light = F.normalize(position, dim=-1) * distance
     background = torch.rand(view, 3, generator=generator)
@@ -105,9 +108,7 @@ class NerfScene(nn.Module):
         self.background = BackgroundNetwork(init) if config.background == "network" else None
         self.to(device)
         self.step_size = 2 * config.radius * math.sqrt(3) / config.samples_per_diagonal
-        self.occupancy = OccupancyGrid(
-            config.occupancy_resolution, config.radius, config.occupancy_threshold, config.occupancy_decay, device
-        )
+        self.occupancy = OccupancyGrid(config.occupancy_resolution, config.radius, device)
 
     def param_groups(self) -> list[dict[str, object]]:
         """Groups for Adam: the table learns faster than the small networks."""
@@ -268,7 +269,7 @@ class NerfScene(nn.Module):
         view = samples.ray_index // (cameras.height_px * cameras.width_px)
         to_light = F.normalize(look.light.to(self._device)[view] - points, dim=-1)
         lambert = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
-        lit = self._shading.ambient + self._shading.diffuse * lambert
+        lit = AMBIENT + DIFFUSE * lambert
         mode = torch.tensor([SHADINGS.index(m) for m in look.shading], device=self._device)[view][:, None]
         return torch.where(mode == 0, albedo, torch.where(mode == 1, albedo * lit, lit.expand_as(albedo)))
 
@@ -296,7 +297,7 @@ class NerfScene(nn.Module):
     def _backdrop(self, rays: Rays, cameras: Cameras, look: Look) -> Float[Tensor, "view h w 3"]:
         shape = (cameras.num_views, cameras.height_px, cameras.width_px, 3)
         if self.background is None:
-            own = torch.tensor(self.config.background_color, device=self._device).expand(shape)
+            own = torch.tensor(GREY, device=self._device).expand(shape)
         else:
             own = self.background(rays.directions).reshape(shape)
         drawn = look.background.to(self._device)[:, None, None, :].expand(shape)

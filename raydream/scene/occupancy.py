@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+# Instant-NGP, appendix C
+THRESHOLD = 0.01
+DECAY = 0.95
+
 DensityFunction = Callable[[Float[Tensor, "sample 3"]], Float[Tensor, " sample"]]
 
 
@@ -15,14 +19,14 @@ class OccupancyGrid:
     ``values`` is the state to save; ``mask`` follows from it.
     """
 
-    def __init__(self, resolution: int, radius: float, threshold: float, decay: float, device: torch.device) -> None:
-        self._radius, self._threshold, self._decay = radius, threshold, decay
+    def __init__(self, resolution: int, radius: float, device: torch.device) -> None:
+        self._radius = radius
         self.values: Float[Tensor, "rx ry rz"] = torch.zeros((resolution,) * 3, device=device)
 
     @property
     def mask(self) -> Bool[Tensor, "rx ry rz"]:
         """Cells above the threshold, or above the mean where that is lower: a thin fog does not vanish at once."""
-        return self.values > torch.clamp(self.values.mean(), max=self._threshold)
+        return self.values > torch.clamp(self.values.mean(), max=THRESHOLD)
 
     @torch.no_grad()
     def update(self, density: DensityFunction, step_size: float, generator: torch.Generator) -> None:
@@ -33,4 +37,4 @@ class OccupancyGrid:
         points = (corners + torch.rand(corners.shape, generator=generator)) / resolution * 2 - 1
         points = (points * self._radius).to(self.values.device)
         optical_depth = torch.cat([density(chunk) for chunk in points.split(65_536)]) * step_size
-        self.values = torch.maximum(self.values * self._decay, optical_depth.reshape(self.values.shape))
+        self.values = torch.maximum(self.values * DECAY, optical_depth.reshape(self.values.shape))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -15,6 +16,7 @@ from raydream.config.presets import PRESETS, make_preset
 from raydream.config.run import RunConfig, StageConfig
 from raydream.schedule import Constant, Linear, Polyline, Steps
 
+ROOT = Path(__file__).parents[2]
 BASE = make_preset("exhibit", 10)
 NAMES = strict_json.field_names(RunConfig)
 
@@ -252,6 +254,30 @@ def test_a_setting_of_an_earlier_release_is_refused_with_its_name_of_today(forme
         strict_json.apply_overrides(make_preset("embedded", 10), [f"{former}=1"])
 
 
+@pytest.mark.parametrize(
+    ("former", "constant", "where"),
+    [
+        ("prior.exhibit.mode_std", "MODE_STD", "raydream/priors/exhibit.py"),
+        ("prior.exhibit.object_radius", "OBJECT_RADIUS", "raydream/priors/exhibit_modes.py"),
+        ("prior.exhibit.ambient", "AMBIENT", "raydream/priors/exhibit_modes.py"),
+        ("stages.0.scene.grid.features_per_level", "FEATURES_PER_LEVEL", "raydream/scene/field.py"),
+        ("stages.0.scene.occupancy_threshold", "THRESHOLD", "raydream/scene/occupancy.py"),
+        ("stages.0.scene.occupancy_decay", "DECAY", "raydream/scene/occupancy.py"),
+        ("stages.0.scene.background_color", "GREY", "raydream/scene/nerf.py"),
+        ("stages.0.scene.background_color.0", "GREY", "raydream/scene/nerf.py"),
+        ("stages.0.shading.ambient", "AMBIENT, DIFFUSE", "raydream/scene/nerf.py"),
+        ("stages.0.shading.diffuse", "AMBIENT, DIFFUSE", "raydream/scene/nerf.py"),
+        ("stages.0.shading.light_distance", "LIGHT_DISTANCE", "raydream/scene/nerf.py"),
+    ],
+)
+def test_a_setting_that_is_a_constant_now_is_refused_with_its_place(former: str, constant: str, where: str) -> None:
+    says = re.escape(f"{former}: no setting of this release; it is a constant now, {constant} in {where}")
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        strict_json.apply_overrides(BASE, [f"{former}=1"])
+    source = (ROOT / where).read_text(encoding="utf-8")
+    assert all(re.search(rf"^[A-Z_, ]*\b{name}\b[A-Z_, ]* = ", source, re.MULTILINE) for name in constant.split(", "))
+
+
 def test_settings_of_an_earlier_release_are_refused_in_json_too() -> None:
     document = strict_json.to_json(BASE)
     with pytest.raises(ValueError, match=r"^method: no setting of this release; it is called stages\.0\.branches"):
@@ -318,11 +344,9 @@ UNUSABLE = {
     "cluster.restart_backoff_s": ["-1.0"],
     "prior.image_px": ["-1"],
     "prior.exhibit.supersample": ["0", "-1"],
-    "prior.exhibit.object_radius": ["0.0"],
     "stages.0.scene.grid.num_levels": ["1"],
     "stages.0.scene.initial_density_radius": ["0.0"],
     "stages.0.scene.lr_grid": ["-1.0"],
-    "stages.0.scene.occupancy_decay": ["1.5"],
     "stages.0.camera.uniform_sphere_probability": ["2.0"],
     "stages.0.losses.orientation": ["-1"],
     "stages.0.branches.0.t_min": ["-1"],

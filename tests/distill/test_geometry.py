@@ -35,6 +35,8 @@ from raydream.types import Condition, Render, Views
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+BOX_OFTEN = "stages.0.branches.1.geometric_prior.box_every=2"
+PRIOR = "stages.0.branches.1.geometric_prior.prior"
 
 
 class PointDenoiser:
@@ -63,9 +65,8 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def make_run(priors: tuple[Path, Path], *overrides: str, steps: int = 6) -> RunConfig:
     prior, agp = priors
-    where = "stages.0.branches.1.geometric_prior"
     config = exhibit(steps).with_geometric_prior(str(agp))
-    return strict_json.apply_overrides(config, [*SMALL, f"{where}.prior={prior}", f"{where}.box_every=2", *overrides])
+    return strict_json.apply_overrides(config, [*SMALL, BOX_OFTEN, f"{PRIOR}={prior}", *overrides])
 
 
 def make_pair(config: RunConfig) -> tuple[Particle, Score]:

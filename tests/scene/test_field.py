@@ -104,7 +104,7 @@ def test_many_points_without_a_graph_are_taken_in_parts(monkeypatch: pytest.Monk
 
 
 def make_grid() -> OccupancyGrid:
-    return OccupancyGrid(4, 2.0, 0.01, 0.5, CPU)
+    return OccupancyGrid(4, 2.0, CPU)
 
 
 def test_occupancy_samples_each_cell_within_its_borders(generator: torch.Generator) -> None:
@@ -130,10 +130,10 @@ def test_occupancy_keeps_a_decaying_maximum_and_forgets(generator: torch.Generat
     grid.update(field(solid), 0.1, generator)
     assert grid.mask.nonzero().tolist() == [[1, 2, 3]]
     history = [grid.values[1, 2, 3].item()]
-    for _ in range(60):
+    for _ in range(200):
         grid.update(field(torch.full((4, 4, 4), 1e-3) * (1 - solid)), 0.1, generator)
         history.append(grid.values[1, 2, 3].item())
-    assert history[:4] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
+    assert history[:4] == pytest.approx([0.1 * 0.95**k for k in range(4)])
     assert not grid.mask[1, 2, 3]  # what is gone is skipped again
     grid.update(field(solid), 0.1, generator)
     assert grid.mask[1, 2, 3]

@@ -15,7 +15,7 @@ from raydream.camera import camera_rays, orbit_cameras, select_views
 from raydream.config.scene import LossConfig, ShadingConfig
 from raydream.coordinates import Box
 from raydream.scene import losses
-from raydream.scene.nerf import Look, NerfScene, draw_look, plain_look
+from raydream.scene.nerf import GREY, LIGHT_DISTANCE, Look, NerfScene, draw_look, plain_look
 from raydream.schedule import Constant, Steps
 from raydream.types import Rays, RaySamples, Render
 
@@ -54,7 +54,7 @@ def test_a_constant_field_is_a_coloured_fog(backend: str) -> None:
     assert ((opacity > 0) == (samples.counts > 0)).all()
     foreground = opacity[:, None] * color
     torch.testing.assert_close(render.foreground.reshape(-1, 3), foreground)
-    background = torch.tensor(flat.background_color, dtype=torch.float64)
+    background = torch.tensor(GREY, dtype=torch.float64)
     torch.testing.assert_close(render.rgb.reshape(-1, 3), foreground + (1 - opacity[:, None]) * background)
 
     # depth: the integral of distance * density * transmittance from entry to exit
@@ -133,7 +133,7 @@ def test_an_empty_scene_is_its_backdrop(backend: str, background: str) -> None:
         assert not image.any()
     assert torch.equal(render.rgb[1], look.background[1].double().expand(12, 12, 3))
     if scene.background is None:
-        assert torch.equal(render.rgb[0], torch.tensor(SMALL.background_color).double().expand(12, 12, 3))
+        assert torch.equal(render.rgb[0], torch.tensor(GREY).double().expand(12, 12, 3))
     else:
         own = scene.background(camera_rays(cameras).directions).reshape(2, 12, 12, 3)
         torch.testing.assert_close(render.rgb[0], own[0])
@@ -340,8 +340,8 @@ def test_shading_modes_come_with_their_probabilities() -> None:
     assert look.background.max() <= 1
     assert look.background.mean(0).tolist() == pytest.approx([0.5] * 3, abs=0.03)
     distance = look.light.norm(dim=-1)
-    assert (distance >= shading.light_distance[0] - 1e-5).all()
-    assert (distance <= shading.light_distance[1] + 1e-5).all()
+    assert (distance >= LIGHT_DISTANCE[0] - 1e-5).all()
+    assert (distance <= LIGHT_DISTANCE[1] + 1e-5).all()
     # the light's direction is the camera's (+z) plus a standard normal: in front with probability Phi(1) = 0.841
     assert (look.light[:, 2] > 0).double().mean().item() == pytest.approx(0.841, abs=0.025)
     assert draw_look(shading, scene, cameras, 10, torch.Generator().manual_seed(0)).shading == look.shading

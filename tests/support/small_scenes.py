@@ -16,7 +16,7 @@ GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, max_re
 SMALL = NerfConfig(grid=GRID, hidden_width=16, samples_per_diagonal=48, occupancy_resolution=8, bfloat16="off")
 SCENE_MODE = dataclasses.replace(SMALL, initial_density_lambda=-10.0, initial_density_radius=2.5)
 NO_LOSSES = LossConfig()
-SHADING = ShadingConfig(ambient=0.1, diffuse=0.9)
+SHADING = ShadingConfig()
 
 
 def make_scene(
