@@ -132,14 +132,12 @@ class Views:
 
 @dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh in world space, either with a colour per vertex or with a texture.
-
-    ``uv`` is OpenGL's: v points up and row 0 of the texture is its top.
+    """A triangle mesh in world space, bare or with a texture; ``uv`` is OpenGL's: v points up, row 0 of the texture is
+    its top.
     """
 
     vertices: Float[Tensor, "vertex 3"]
     faces: Int[Tensor, "face 3"]
-    vertex_colors: Float[Tensor, "vertex 3"] | None = None
     uv: Float[Tensor, "vertex 2"] | None = None
     texture: Float[Tensor, "th tw 3"] | None = None
 

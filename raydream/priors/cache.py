@@ -26,17 +26,6 @@ class PartCache:
             self._parts.move_to_end(key)
             return self._parts[key]  # type: ignore[return-value]  # a key is only ever used with one kind of part
 
-    def clear(self) -> None:
-        """Lets go of everything."""
-        with self._lock:
-            self._parts.clear()
-
 
 # Big models one of a kind: most processes only ever see one, and two may not fit. Modes and texts are small.
 DENOISERS, AGPS, CODECS, TEXTS, MODES = PartCache(1), PartCache(1), PartCache(1), PartCache(16), PartCache(4)
-
-
-def forget_priors() -> None:
-    """Lets go of all that stayed loaded, as if the process were new."""
-    for cache in (DENOISERS, AGPS, CODECS, TEXTS, MODES):
-        cache.clear()

@@ -1,4 +1,4 @@
-"""Finished assets as the bytes of files that other programs open: GLB, OBJ, PLY, PNG, MP4, WebP and GIF.
+"""Finished assets as the bytes of files that other programs open: GLB, PNG and MP4.
 
 Axes and units are left alone: +y is up and the front (azimuth 0) faces +z, in the world as in glTF. Colours are sRGB,
 which is what textures and pictures hold.
@@ -7,9 +7,7 @@ which is what textures and pictures hold.
 import io
 import subprocess
 import tempfile
-import zipfile
 from pathlib import Path
-from typing import Literal
 
 import imageio_ffmpeg
 import numpy as np
@@ -18,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from raydream.scene.texture import sample_texture, vertex_normals
+from raydream.scene.texture import vertex_normals
 from raydream.types import Mesh
 
 MIN_VIDEO_SIDE_PX = 256
@@ -33,10 +31,10 @@ def write_glb(mesh: Mesh, unlit: bool = False) -> bytes:
 
     Lit by default: viewers then show the form, and a scene trained with shading has a true albedo. ``unlit`` asks them
     (KHR_materials_unlit) for the texture as it is, which repeats the renders of a scene whose albedo holds its light.
-    Raises ValueError for a mesh without a texture: glTF's vertex colours are linear, at 8 bits too coarse for sRGB.
+    Raises ValueError for a mesh without a texture.
     """
     if mesh.texture is None or mesh.uv is None:
-        raise ValueError("mesh.texture: a GLB needs a baked texture; write a mesh with vertex colours as PLY")
+        raise ValueError("mesh.texture: a GLB needs a baked texture")
 
     def sign(tree: dict) -> None:
         tree["asset"]["generator"] = "raydream"
@@ -52,45 +50,12 @@ def write_glb(mesh: Mesh, unlit: bool = False) -> bytes:
         doubleSided=False,
     )
     visual = trimesh.visual.TextureVisuals(uv=mesh.uv.cpu().numpy(), material=material)
+    vertices, faces = mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy()
+    normals = vertex_normals(vertices, faces)
+    solid = trimesh.Trimesh(vertices=vertices, faces=faces, vertex_normals=normals, visual=visual, process=False)
     scene = trimesh.Scene()
-    scene.add_geometry(_to_trimesh(mesh, visual), node_name="asset", geom_name="asset")
+    scene.add_geometry(solid, node_name="asset", geom_name="asset")
     return trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=sign)
-
-
-def write_obj_zip(mesh: Mesh) -> bytes:
-    """A zip archive of mesh.obj, mesh.mtl and texture.png; the same mesh gives the same bytes.
-
-    Raises ValueError for a mesh without a texture, which OBJ has no colours for.
-    """
-    if mesh.texture is None or mesh.uv is None:
-        raise ValueError("mesh.texture: an OBJ needs a baked texture; write a mesh with vertex colours as PLY")
-    solid = _to_trimesh(mesh, None)
-    lines = ["mtllib mesh.mtl", "usemtl baked"]
-    lines += ["v {:.6f} {:.6f} {:.6f}".format(*vertex) for vertex in solid.vertices.tolist()]
-    lines += ["vt {:.6f} {:.6f}".format(*uv) for uv in mesh.uv.tolist()]
-    lines += ["vn {:.4f} {:.4f} {:.4f}".format(*normal) for normal in solid.vertex_normals.tolist()]
-    lines += ["f {0}/{0}/{0} {1}/{1}/{1} {2}/{2}/{2}".format(*face) for face in (mesh.faces + 1).tolist()]
-    # Kd multiplies the texture, so it must be white; illum 1 has no highlight.
-    material = "newmtl baked\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd texture.png\n"
-    files = {
-        "mesh.obj": ("\n".join(lines) + "\n").encode(),
-        "mesh.mtl": material.encode(),
-        "texture.png": write_png(to_uint8(mesh.texture)),
-    }
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as target:
-        for name, data in files.items():
-            target.writestr(zipfile.ZipInfo(name), data, compress_type=zipfile.ZIP_DEFLATED)
-    return archive.getvalue()
-
-
-def write_ply(mesh: Mesh) -> bytes:
-    """A binary PLY file with normals and, where the mesh has colours or a texture, a colour per vertex."""
-    colors = mesh.vertex_colors
-    if colors is None and mesh.texture is not None and mesh.uv is not None:
-        colors = sample_texture(mesh.texture, mesh.uv)
-    visual = None if colors is None else trimesh.visual.ColorVisuals(vertex_colors=to_uint8(colors))
-    return trimesh.exchange.ply.export_ply(_to_trimesh(mesh, visual), vertex_normal=True)
 
 
 def write_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -125,16 +90,6 @@ def write_turntable(frames: list[UInt8[np.ndarray, "h w 3"]], fps: int) -> bytes
         raise TurntableError(f"ffmpeg could not write the turntable: {error}") from error
 
 
-def write_animation(
-    frames: list[UInt8[np.ndarray, "h w 3"]], fps: int, file_format: Literal["WEBP", "GIF"] = "WEBP"
-) -> bytes:
-    """An endless animated picture, for pages that show no films; WebP keeps the colours, GIF has 256 of them."""
-    first, *rest = [Image.fromarray(frame) for frame in frames]
-    data = io.BytesIO()
-    first.save(data, file_format, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
-    return data.getvalue()
-
-
 def to_uint8(image: Float[Tensor, "*pixel 3"]) -> UInt8[np.ndarray, "*pixel 3"]:
     """Colours in [0, 1], rounded to the nearest of 256 levels."""
     return (image.detach().clamp(0, 1) * 255).round().byte().cpu().numpy()
@@ -153,11 +108,3 @@ def _for_video(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "even_h e
     if scale > 1:
         frame = np.asarray(Image.fromarray(frame).resize((width * scale, height * scale), Image.Resampling.LANCZOS))
     return np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
-
-
-def _to_trimesh(
-    mesh: Mesh, visual: trimesh.visual.ColorVisuals | trimesh.visual.TextureVisuals | None
-) -> trimesh.Trimesh:
-    vertices, faces = mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy()
-    normals = vertex_normals(vertices, faces)
-    return trimesh.Trimesh(vertices=vertices, faces=faces, vertex_normals=normals, visual=visual, process=False)

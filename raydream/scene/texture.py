@@ -52,14 +52,6 @@ def bake_texture(mesh: Mesh, color_fn: ColorFunction, texture_size_px: int = 512
     )
 
 
-def sample_texture(texture: Float[Tensor, "th tw 3"], uv: Float[Tensor, "sample 2"]) -> Float[Tensor, "sample 3"]:
-    """Bilinear colours at texture coordinates (OpenGL's, see ``bake_texture``), as a viewer filters them."""
-    grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None].to(texture)
-    image = texture.permute(2, 0, 1)[None]
-    colors = torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
-    return colors[0, :, 0].T
-
-
 def vertex_normals(
     vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"]
 ) -> Float[np.ndarray, "vertex 3"]:

@@ -23,7 +23,7 @@ from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
 from raydream.diffusion.latent import LatentCodec
 from raydream.distill.score import Score, make_score
-from raydream.priors.cache import PartCache, forget_priors
+from raydream.priors.cache import AGPS, CODECS, DENOISERS, MODES, TEXTS, PartCache
 from raydream.priors.exhibit_modes import ExhibitModes
 from raydream.priors.find import resolve_prior
 from raydream.priors.kinds import prior_kind
@@ -33,6 +33,12 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 NUM_STEPS = 3
+
+
+def forget_priors() -> None:
+    """Lets go of all that stayed loaded, as if the process were new."""
+    for cache in (DENOISERS, AGPS, CODECS, TEXTS, MODES):
+        cache._parts.clear()
 
 
 @pytest.fixture(autouse=True)
