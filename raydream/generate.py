@@ -92,7 +92,7 @@ def make_runtime(
     try:
         connect()
         on_connected()
-        return RayRuntime(cluster_config(config), config.n, tell=on_phase, stop=stop)
+        return RayRuntime(cluster_config(config), config.n, on_phase=on_phase, stop=stop)
     except ValueError as error:
         raise RunFailed(str(error)) from error
 

@@ -255,13 +255,13 @@ def reserve(
     bundles: Mapping[Key, dict[str, float]],
     config: ClusterConfig,
     cluster: Cluster,
-    tell: Callable[[str], None],
+    on_phase: Callable[[str], None],
     stop: threading.Event,
 ) -> PlacementGroup:
     """Places for all bundles or for none, as soon as there are any; asking for them starts nodes where an autoscaler
     can.
 
-    ``tell`` hears what is waited for. ``ValueError`` when the time is over, ``Withdrawn`` once ``stop`` is set.
+    ``on_phase`` hears what is waited for. ``ValueError`` when the time is over, ``Withdrawn`` once ``stop`` is set.
     """
     selectors = label_selectors(bundles, cluster) if config.placement != "STRICT_PACK" else []
     group = placement_group(
@@ -272,7 +272,7 @@ def reserve(
     )
     with ExitStack() as stack:
         stack.callback(remove_placement_group, group)
-        _wait(group, list(bundles.values()), config, cluster, tell, stop)
+        _wait(group, list(bundles.values()), config, cluster, on_phase, stop)
         stack.pop_all()
     return group
 
@@ -282,12 +282,12 @@ def _wait(
     bundles: Sequence[Resources],
     config: ClusterConfig,
     cluster: Cluster,
-    tell: Callable[[str], None],
+    on_phase: Callable[[str], None],
     stop: threading.Event,
 ) -> None:
     name = "nodes_timeout_s" if cluster.types else "placement_timeout_s"
     limit_s: float = getattr(config, name)
-    deadline, told = time.monotonic() + limit_s, ""
+    deadline, said = time.monotonic() + limit_s, ""
     while not group.wait(min(_LOOK_EVERY_S, limit_s)):
         if stop.is_set():
             raise Withdrawn
@@ -300,9 +300,9 @@ def _wait(
                 f"within {limit_s:.0f} s{why}; see `ray status`, wait for nodes, or ask for less"
             )
         message = waiting_for(_sum([Nodes(bundle) for bundle in bundles]), ray.available_resources(), status)
-        if message != told:
-            tell(message)
-            told = message
+        if message != said:
+            on_phase(message)
+            said = message
 
 
 def waiting_for(asked: Resources, free: Resources, status: ClusterStatus) -> str:

@@ -76,11 +76,11 @@ class ReservedPlaces:
         bundles: Mapping[Key, dict[str, float]],
         config: ClusterConfig,
         cluster: Cluster,
-        tell: Callable[[str], None],
+        on_phase: Callable[[str], None],
         stop: threading.Event,
     ) -> None:
         self.bundles, self._order = bundles, list(bundles)
-        self._group = reserve(bundles, config, cluster, tell, stop) if bundles else None
+        self._group = reserve(bundles, config, cluster, on_phase, stop) if bundles else None
 
     def __contains__(self, key: Key) -> bool:
         return key in self.bundles
@@ -167,10 +167,10 @@ class RayRuntime:
         config: ClusterConfig,
         num_particles: int,
         pool: ProcessPool | None = None,
-        tell: Callable[[str], None] = _log.info,
+        on_phase: Callable[[str], None] = _log.info,
         stop: threading.Event | None = None,
     ) -> None:
-        """Waits for places, and for nodes where an autoscaler starts them; ``tell`` hears what for.
+        """Waits for places, and for nodes where an autoscaler starts them; ``on_phase`` hears what for.
 
         ``ValueError`` naming the field for what the cluster can never hold or did not within the time limit,
         ``Withdrawn`` once ``stop`` is set.
@@ -185,7 +185,7 @@ class RayRuntime:
         bundles = _plan(config, num_particles, cluster)
         self._pooled = {key for key in bundles if pool is not None and pool.has(key, bundles[key])}
         missing = {key: bundles[key] for key in bundles if key not in self._pooled}
-        self._reserved = ReservedPlaces(missing, config, cluster, tell, stop or threading.Event())
+        self._reserved = ReservedPlaces(missing, config, cluster, on_phase, stop or threading.Event())
         self._started: dict[Actor, Reference] = {}  # answered once the actor's process is up, or has failed to be
 
     def spawn(self, role: str, index: int) -> Actor:

@@ -67,16 +67,16 @@ def native_image_px(folder: Path) -> int:
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """One JSON object of the folder; ``ValueError`` about ``prior`` where it is missing or is none."""
     path = folder / name
-    require(path.is_file(), folder, f"has no {name}; it must be a folder in the diffusers layout")
+    ensure(path.is_file(), folder, f"has no {name}; it must be a folder in the diffusers layout")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"prior: {path} is not valid JSON ({error})") from error
-    require(isinstance(content, dict), folder, f"has a {name} that is not a JSON object")
+    ensure(isinstance(content, dict), folder, f"has a {name} that is not a JSON object")
     return content
 
 
-def require(condition: bool, folder: Path, what: str) -> None:
+def ensure(condition: bool, folder: Path, what: str) -> None:
     """``ValueError`` about ``prior`` and its folder unless the condition holds."""
     if not condition:
         raise ValueError(f"prior: {folder} {what}")

@@ -15,7 +15,7 @@ from raydream.diffusion.layout import PredictionType
 from raydream.types import Condition
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-CAMERA_WIDTH = 16  # a flattened camera-to-world matrix
+MATRIX_WIDTH = 16  # a flattened camera-to-world matrix
 
 
 class LoraDenoiser:
@@ -29,7 +29,7 @@ class LoraDenoiser:
 
     def __init__(self, frozen: DiffusersDenoiser, rank: int, seed: int) -> None:
         unet = frozen.unet
-        self._camera = conditioned_unet.make_camera(unet, CAMERA_WIDTH)
+        self._camera = conditioned_unet.make_camera(unet, MATRIX_WIDTH)
         conditioned_unet.add_updates(unet, rank, TARGETS)
         self._frozen = frozen
         self._layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]

@@ -32,10 +32,16 @@ class Failure:
     error_type: str = ""
     message: str = ""
 
-    @property
-    def actor(self) -> str:
-        """For messages: ``particle 3``."""
-        return f"{self.role} {self.index}"
+    def __str__(self) -> str:
+        match self.kind:
+            case "actor_died":
+                what = "died"
+            case "timeout":
+                what = "did not answer in time"
+            case "application_error":
+                what = f"raised {self.error_type or 'an error'}"
+        detail = f" ({self.message})" if self.message else ""
+        return f"{self.role} {self.index} {what} at step {self.step}{detail}"
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,13 @@ def decide(policy: RecoveryPolicy, history: Sequence[Failure], failure: Failure)
     own = [earlier for earlier in history if (earlier.role, earlier.index) == (failure.role, failure.index)]
     if failure.kind == "application_error":
         if failure.error_type in _DETERMINISTIC:
-            return GiveUp(f"{_told(failure)}; a restart cannot change that")
+            return GiveUp(f"{failure}; a restart cannot change that")
         if any(_same_error(earlier, failure) for earlier in own):
-            return GiveUp(f"{_told(failure)}, again at the same step after a restart")
+            return GiveUp(f"{failure}, again at the same step after a restart")
     if len(history) >= policy.max_restarts:
-        return GiveUp(f"{_told(failure)}; the run's budget max_restarts={policy.max_restarts} is spent")
+        return GiveUp(f"{failure}; the run's budget max_restarts={policy.max_restarts} is spent")
     if len(own) >= policy.max_restarts_per_actor:
-        return GiveUp(f"{_told(failure)}; its budget max_restarts_per_actor={policy.max_restarts_per_actor} is spent")
+        return GiveUp(f"{failure}; its budget max_restarts_per_actor={policy.max_restarts_per_actor} is spent")
     delay_s = min(policy.backoff_s * 2.0 ** min(len(own), 64), policy.backoff_limit_s)
     return Restart(failure.role, failure.index, delay_s)
 
@@ -91,15 +97,3 @@ def decide(policy: RecoveryPolicy, history: Sequence[Failure], failure: Failure)
 def _same_error(earlier: Failure, later: Failure) -> bool:
     """By type, not by message: messages hold addresses and times."""
     return (earlier.kind, earlier.error_type, earlier.step) == (later.kind, later.error_type, later.step)
-
-
-def _told(failure: Failure) -> str:
-    match failure.kind:
-        case "actor_died":
-            what = "died"
-        case "timeout":
-            what = "did not answer in time"
-        case "application_error":
-            what = f"raised {failure.error_type or 'an error'}"
-    detail = f" ({failure.message})" if failure.message else ""
-    return f"{failure.actor} {what} at step {failure.step}{detail}"

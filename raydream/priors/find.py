@@ -14,9 +14,9 @@ from raydream.assets.nouns import words_of
 from raydream.diffusion.layout import (
     LEXICON,
     WEIGHT_STEMS,
+    ensure,
     prediction_type,
     read_config,
-    require,
     scheduler_config,
     weights_variant,
 )
@@ -105,31 +105,31 @@ def check_prior(folder: Path) -> None:
     """
     kind = read_config(folder, "model_index.json").get("_class_name")
     usable = "only StableDiffusionPipeline (SD 1.x, SD 2.x and models of their shape) can be a prior"
-    require(kind == "StableDiffusionPipeline", folder, f"is a {kind}; {usable}")
+    ensure(kind == "StableDiffusionPipeline", folder, f"is a {kind}; {usable}")
     for part in PARTS:
-        require((folder / part).is_dir(), folder, f"has no {part}/; the download may be incomplete")
+        ensure((folder / part).is_dir(), folder, f"has no {part}/; the download may be incomplete")
     _check_files(folder)
     unet, vae, text_encoder = (read_config(folder, f"{part}/config.json") for part in ("unet", "vae", "text_encoder"))
     channels = [unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")]
     same = all(type(number) is int and number == channels[0] for number in channels)
-    require(same, folder, f"has {channels} latent channels in UNet, out of it and in VAE; must be as many everywhere")
+    ensure(same, folder, f"has {channels} latent channels in UNet, out of it and in VAE; must be as many everywhere")
     extra = [key for key in _UNET_EXTRAS if unet.get(key) is not None]
     if unet.get("addition_embed_type") not in (None, "text"):  # "text" is pooled from what the UNet is given anyway
         extra.append("addition_embed_type")
-    require(not extra, folder, f"has a UNet that wants more than text and time ({', '.join(extra)})")
+    ensure(not extra, folder, f"has a UNet that wants more than text and time ({', '.join(extra)})")
     for part, config in (("unet", unet), ("text_encoder", text_encoder)):
         for name in _NUMBERS[part]:
             value = config.get(name)
             whole = type(value) is int and value > 0
-            require(whole, folder, f"has a {part}/config.json whose {name} is {value!r}; must be a whole number")
+            ensure(whole, folder, f"has a {part}/config.json whose {name} is {value!r}; must be a whole number")
     blocks = vae.get("block_out_channels")
-    require(bool(blocks) and isinstance(blocks, list), folder, "has a vae/config.json without block_out_channels")
+    ensure(bool(blocks) and isinstance(blocks, list), folder, "has a vae/config.json without block_out_channels")
     width, text_width = unet.get("cross_attention_dim"), text_encoder.get("hidden_size")
-    require(width == text_width, folder, f"has a UNet for text of width {width} but an encoder of width {text_width}")
+    ensure(width == text_width, folder, f"has a UNet for text of width {width} but an encoder of width {text_width}")
     scheduler = scheduler_config(folder)
     prediction_type(scheduler)
     num_timesteps = scheduler.get("num_train_timesteps", 1000)
-    require(num_timesteps == 1000, folder, f"was trained with {num_timesteps} timesteps; raydream counts t in 0..999")
+    ensure(num_timesteps == 1000, folder, f"was trained with {num_timesteps} timesteps; raydream counts t in 0..999")
 
 
 def known_nouns(folder: Path) -> list[str] | None:
@@ -196,7 +196,7 @@ def resolve_agp_prior(source: str, run_prior: str) -> Path:
     """The prior that an AGP was made from: the one that is named, else the run's own, else the embedded one."""
     folder = resolve_prior(source or run_prior or "embedded")
     channels = read_config(folder, "unet/config.json")["in_channels"]
-    require(channels == 4, folder, f"has {channels} latent channels; a geometric prior draws maps of 4")
+    ensure(channels == 4, folder, f"has {channels} latent channels; a geometric prior draws maps of 4")
     return folder
 
 
@@ -228,7 +228,7 @@ def _check_files(folder: Path) -> None:
     for part in WEIGHT_STEMS:
         weights_variant(folder, part)
     texts = sorted(path for path in (folder / "tokenizer").iterdir() if path.suffix in (".json", ".txt"))
-    require(bool(texts), folder, "has no files in tokenizer/; the download may be incomplete")
+    ensure(bool(texts), folder, "has no files in tokenizer/; the download may be incomplete")
     for path in texts:
         try:
             check_whole(path)
