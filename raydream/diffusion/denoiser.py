@@ -1,6 +1,6 @@
 """The frozen UNet of a Stable-Diffusion-class prior as a ``Denoiser``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ class DiffusersDenoiser:
     """A frozen UNet that reads text and time; whether it predicts noise or v is read from the prior and hidden inside.
 
     Works in the UNet's own dtype and answers in the dtype of ``z_t``. Differentiable by ``z_t`` unless the caller says
-    ``no_grad``. Arguments must lie on the UNet's device.
+    ``no_grad``. Arguments must lie on the UNet's device. ``call`` is what runs the UNet; a training engine may put
+    itself in its place.
     """
 
     def __init__(self, unet: UNet2DConditionModel, scheduler: Mapping[str, Any]) -> None:
         self.unet = unet.requires_grad_(False).eval()
+        self.call: Callable[..., tuple[Tensor]] = unet
         suit_attention(unet, unet.device)
         self.prediction_type = layout.prediction_type(scheduler)
         self.alphas_cumprod: Float[Tensor, "1000"] = alphas_cumprod(scheduler).float().to(unet.device)
@@ -71,7 +73,7 @@ class DiffusersDenoiser:
     ) -> Float[Tensor, "view latent h w"]:
         """The UNet's answer in its own parametrisation; ``extra`` is for a module in its class embedding slot."""
         dtype = self.unet.dtype
-        answer = self.unet(z_t.to(dtype), t, text.to(dtype), class_labels=extra, return_dict=False)[0]
+        answer = self.call(z_t.to(dtype), t, text.to(dtype), class_labels=extra, return_dict=False)[0]
         return answer.to(z_t.dtype)
 
     def to_eps(

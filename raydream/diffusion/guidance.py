@@ -67,6 +67,18 @@ def draw_timesteps(num_views: int, t_min: int, t_max: int, generator: torch.Gene
     return torch.randint(t_min, t_max + 1, (num_views,), generator=generator, device=generator.device)
 
 
+def stratified_timesteps(
+    size: int, generator: torch.Generator, logit_mean: float = 0.0, logit_std: float = 0.0
+) -> Int[Tensor, " view"]:
+    """Timesteps in 0..999, one from each equal part of their distribution: that takes most scatter out of a loss. It is
+    uniform or, with ``logit_std`` above 0, such that the logit of t / 1000 is normal.
+    """
+    quantile = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+    if logit_std:
+        quantile = torch.sigmoid(logit_mean + logit_std * torch.special.ndtri(quantile))
+    return (NUM_TIMESTEPS * quantile).long().clamp_max(NUM_TIMESTEPS - 1)
+
+
 def add_noise(z_0: Latents, noise: Latents, abar_t: PerView) -> Latents:
     """``z_t``, the forward process at each view's timestep (DDPM eq. 4)."""
     return _each(abar_t).sqrt() * z_0 + _each(1 - abar_t).sqrt() * noise

@@ -44,14 +44,16 @@ class Pending:
 
 
 class Particle:
-    """A scene with its optimiser, driven one step at a time. ``map_px`` is the size of its coordinate maps, if any."""
+    """A scene with its optimiser, driven one step at a time. ``codec`` is for its pictures, ``map_px`` the size of its
+    coordinate maps, where a branch is on them.
+    """
 
     def __init__(
-        self, config: ParticleConfig, device: torch.device, scene: Scene, codec: LatentCodec, map_px: int = 0
+        self, config: ParticleConfig, device: torch.device, scene: Scene, codec: LatentCodec | None, map_px: int = 0
     ) -> None:
         self.config, self.device, self.scene, self.codec, self.map_px = config, device, scene, codec, map_px
         self.step = config.first_step
-        self.box = torch.tensor([[-1.0] * 3, [1.0] * 3]) * config.stage.scene.radius
+        self.box = torch.tensor([[-1.0] * 3, [1.0] * 3])  # where an object lies
         self.optimizer = torch.optim.Adam(scene.param_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
         self._full_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._pending: Pending | None = None
@@ -67,6 +69,7 @@ class Particle:
         for branch in self.config.stage.branches:
             match branch.render:
                 case "rgb":
+                    assert self.codec is not None
                     latents["rgb"] = self.codec.encode(render, draws)
                 case "ccm":
                     latents["ccm"] = encode_maps(render, self.map_px)
@@ -172,6 +175,7 @@ class Particle:
         weight = self.config.stage.losses.round_trip.at(here)
         if weight == 0:
             return {}
+        assert self.codec is not None, "round_trip needs a branch on pictures"
         seen = self.codec.decode(pending.latents["rgb"])
         return {"round_trip": weight * round_trip_loss(pending.render.rgb, seen)}
 
@@ -212,9 +216,10 @@ def make_particle(config: ParticleConfig) -> Particle:
         return generator(seed, purpose, index, config.first_step + step)
 
     scene = make_scene(config.stage, backend, device, draws)
-    branch = config.stage.branch("ccm")
-    maps = latent_px(resolve_agp_prior(branch.geometric_prior.prior, config.prior.source)) if branch else 0
-    return Particle(config, device, scene, prior_kind(config.prior).codec(device), maps)
+    codec = prior_kind(config.prior).codec(device) if config.stage.branch("rgb") else None
+    maps = config.stage.branch("ccm")
+    map_px = latent_px(resolve_agp_prior(maps.geometric_prior.prior, config.prior.source)) if maps else 0
+    return Particle(config, device, scene, codec, map_px)
 
 
 def encode_maps(render: Render, size_px: int) -> Float[Tensor, "view 4 mh mw"]:

@@ -7,7 +7,7 @@ opacity, no VAE) and is told the camera. It keeps the prior's own parametrisatio
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from torch.nn import Parameter
 
 from raydream.diffusion import conditioned_unet, layout
 from raydream.diffusion.conditioned_unet import ADAPTER
-from raydream.diffusion.denoiser import load_unet, suit_attention
-from raydream.diffusion.guidance import alphas_cumprod, eps_from_v
+from raydream.diffusion.denoiser import DiffusersDenoiser, load_unet
 from raydream.priors import find
 from raydream.types import Condition
 
@@ -48,18 +47,13 @@ class AgpFacts:
 class AgpDenoiser:
     """A ``types.Denoiser`` of canonical coordinate maps: UNet, optional LoRA, and an MLP of the camera whose output is
     added to the time embedding. A view of ``camera_weight`` 0 sees zeros instead of its camera.
-
-    ``call`` is what runs the UNet; a training engine may put itself in its place.
     """
 
     def __init__(self, unet: UNet2DConditionModel, scheduler: Mapping[str, Any], facts: AgpFacts, seed: int) -> None:
         """Changes ``unet``, a plain prior's, into the AGP's. It starts as the prior, blind to the camera."""
         camera = conditioned_unet.make_camera(unet, CAMERA_WIDTH).to(unet.dtype)
         self.unet, self.scheduler, self.facts = unet, dict(scheduler), facts
-        self.prediction_type = layout.prediction_type(scheduler)
-        self.alphas_cumprod: Float[Tensor, "1000"] = alphas_cumprod(scheduler).float().to(unet.device)
-        self.call: Callable[..., tuple[Tensor]] = unet
-        suit_attention(unet, unet.device)
+        self.model = DiffusersDenoiser(unet, scheduler)
         unet.requires_grad_(facts.rank == 0)
         if facts.rank:
             _add_updates(unet, facts.rank)
@@ -86,27 +80,22 @@ class AgpDenoiser:
         for module in unet.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge()
-        nn.Module.to(unet.requires_grad_(False).eval(), device=device, dtype=dtype)  # its own warns about no modules
-        denoiser.alphas_cumprod = denoiser.alphas_cumprod.to(device)
+        nn.Module.to(unet, device=device, dtype=dtype)  # its own warns about no modules
+        denoiser.model = DiffusersDenoiser(unet, scheduler)
         return denoiser
 
     def eps(
         self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
     ) -> Float[Tensor, "view latent h w"]:
         """The predicted noise of maps seen from ``cond``'s cameras."""
-        answer = self.predict(z_t, t, cond)
-        return answer if self.prediction_type == "epsilon" else eps_from_v(answer, z_t, self.alphas_cumprod.to(z_t)[t])
+        return self.model.to_eps(self.predict(z_t, t, cond), z_t, t)
 
     def predict(
         self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
     ) -> Float[Tensor, "view latent h w"]:
         """The answer in the prior's own parametrisation, to be compared with ``guidance.lora_target``."""
-        dtype = self.unet.dtype
         camera = camera_features(cond.c2w, cond.fov_y_deg) * cond.camera_weight[:, None]
-        answer = self.call(
-            z_t.to(dtype), t, cond.text.to(dtype), class_labels=camera.to(dtype), return_dict=False
-        )[0]  # fmt: skip
-        return answer.to(z_t.dtype)
+        return self.model.run(z_t, t, cond.text, camera.to(self.unet.dtype))
 
     def trainable(self) -> dict[str, Parameter]:
         """The parameters to optimise, sorted by name: the same order in every process."""

@@ -47,4 +47,4 @@ def load_agp(
         (agp, file_stamps(agp), prior, files, dtype, device), lambda: AgpDenoiser.load(agp, prior, device, dtype)
     )
     plain = dataclasses.replace(branch, view_dependent_prompts=False)
-    return denoiser, text_bank(prior, files, config.prompt, "", plain, device), denoiser.alphas_cumprod
+    return denoiser, text_bank(prior, files, config.prompt, "", plain, device), denoiser.model.alphas_cumprod

@@ -1,4 +1,4 @@
-"""What a training draws: the timesteps that it learns at, samples of what it has learned, and pictures of them."""
+"""Samples of what a training has learned, and pictures of them."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -11,18 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from raydream.diffusion.guidance import classifier_free
-
-
-def stratified_timesteps(
-    size: int, generator: torch.Generator, logit_mean: float = 0.0, logit_std: float = 0.0
-) -> Int[Tensor, " view"]:
-    """Timesteps in 0..999, one from each equal part of their distribution: that takes most scatter out of a loss. It is
-    uniform or, with ``logit_std`` above 0, such that the logit of t / 1000 is normal.
-    """
-    quantile = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-    if logit_std:
-        quantile = torch.sigmoid(logit_mean + logit_std * torch.special.ndtri(quantile))
-    return (1000 * quantile).long().clamp_max(999)
 
 
 @torch.no_grad()

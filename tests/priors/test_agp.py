@@ -80,8 +80,8 @@ def test_it_starts_as_its_prior_and_keeps_the_parametrisation(
     agp = AgpDenoiser.from_prior(prior, rank, 0, CPU)
     assert isinstance(agp, Denoiser)
     frozen = DiffusersDenoiser.load(prior, torch.float32, CPU)
-    assert agp.prediction_type == frozen.prediction_type == "v_prediction"
-    assert torch.equal(agp.alphas_cumprod, frozen.alphas_cumprod)
+    assert agp.model.prediction_type == frozen.prediction_type == "v_prediction"
+    assert torch.equal(agp.model.alphas_cumprod, frozen.alphas_cumprod)
     cond, t = _condition(prior, [0.0, 90.0]), torch.tensor([10, 999])
     z = torch.randn(2, 4, LATENT_PX, LATENT_PX, generator=generator)
     with torch.no_grad():
@@ -97,10 +97,10 @@ def test_eps_is_the_noise_whatever_the_unet_answers(
     agp = AgpDenoiser(unet, SCHEDULER | {"prediction_type": prediction_type}, AgpFacts(0, ""), 0)
     latents, noise = torch.randn(2, 2, 4, LATENT_PX, LATENT_PX, generator=generator)
     t = torch.tensor([30, 700])
-    abar = agp.alphas_cumprod[t][:, None, None, None]
+    abar = agp.model.alphas_cumprod[t][:, None, None, None]
     truth = noise if prediction_type == "epsilon" else abar.sqrt() * noise - (1 - abar).sqrt() * latents
-    agp.call = lambda *given, **named: (truth,)
-    z_t = add_noise(latents, noise, agp.alphas_cumprod[t])
+    agp.model.call = lambda *given, **named: (truth,)
+    z_t = add_noise(latents, noise, agp.model.alphas_cumprod[t])
     assert torch.allclose(agp.eps(z_t, t, _condition(prior, [0.0, 10.0])), noise, atol=1e-5)
 
 

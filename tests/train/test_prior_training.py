@@ -16,6 +16,7 @@ from raydream import seeds
 from raydream.config import strict_json
 from raydream.config.train import GateConfig, StageSettings, TrainConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
+from raydream.diffusion.guidance import stratified_timesteps
 from raydream.diffusion.layout import LEXICON, native_image_px
 from raydream.diffusion.text import encode_prompts
 from raydream.priors.find import check_prior
@@ -27,7 +28,6 @@ from raydream.train.prior import job as train_job
 from raydream.train.prior.checkpoint import read_tensors
 from raydream.train.prior.models import build_vae, load_models, normalise_latents, sample_latents
 from raydream.train.prior.train import METRICS, PRIOR, contrast_loss, make_sets, train_prior
-from raydream.train.sampling import stratified_timesteps
 from raydream.train.team import Team
 from raydream.views.view_set import pack, unpack
 

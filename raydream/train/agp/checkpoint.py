@@ -40,7 +40,7 @@ def begin(
         denoiser.load_state({name: join(state.slices[f"value/{name}"], s, team) for name, s in shapes.items()})
     make_engine = PlainEngine if deepspeed is None else functools.partial(DeepSpeedEngine, deepspeed)
     learner: Learner[nn.Module] = Learner(denoiser.unet, settings, team, parameters, make_engine)
-    denoiser.call = learner.engine.module
+    denoiser.model.call = learner.engine.module
     if state is not None:
         learner.restore(state, loss_of)
     return learner

@@ -20,7 +20,7 @@ from raydream.config import strict_json
 from raydream.config.agp import AgpConfig, AgpGridConfig
 from raydream.config.render import ViewConfig
 from raydream.coordinates import decode_ccm
-from raydream.diffusion.guidance import add_noise, lora_target
+from raydream.diffusion.guidance import add_noise, lora_target, stratified_timesteps
 from raydream.precision import arithmetic
 from raydream.priors.agp import AgpDenoiser
 from raydream.priors.find import resolve_prior
@@ -29,7 +29,7 @@ from raydream.train.agp import checkpoint
 from raydream.train.agp.samples import SCENE_UNITS, SampleSource, camera_weights, draw_captions
 from raydream.train.captions import phrase
 from raydream.train.loop import Every, MetricsRow, Stage, Worker, train
-from raydream.train.sampling import png_grid, sample, stratified_timesteps
+from raydream.train.sampling import png_grid, sample
 from raydream.train.texts import CachedTexts
 from raydream.types import Condition
 
@@ -142,8 +142,8 @@ def agp_loss(denoiser: AgpDenoiser, batch: AgpBatch, bfloat16: str) -> Tensor:
     """The mean squared error in the prior's own parametrisation; differentiable by the denoiser."""
     with arithmetic(bfloat16, batch.latents.device):
         answer = denoiser.predict(batch.noised, batch.t, batch.cond).float()
-    abar = denoiser.alphas_cumprod[batch.t]
-    return (answer - lora_target(denoiser.prediction_type, batch.latents, batch.noise, abar)).square().mean()
+    abar = denoiser.model.alphas_cumprod[batch.t]
+    return (answer - lora_target(denoiser.model.prediction_type, batch.latents, batch.noise, abar)).square().mean()
 
 
 def draw_batch(
@@ -161,7 +161,7 @@ def draw_batch(
     weights = camera_weights(size, config.data, generator).to(device)
     latents, t = samples.latents.to(device), t.to(device)
     cond = Condition(text, samples.c2w.to(device), samples.fov_y_deg.to(device), weights)
-    return AgpBatch(latents, noise, add_noise(latents, noise, denoiser.alphas_cumprod[t]), t, cond)
+    return AgpBatch(latents, noise, add_noise(latents, noise, denoiser.model.alphas_cumprod[t]), t, cond)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from raydream import seeds
 from raydream.config import strict_json
 from raydream.config.train import TrainConfig
 from raydream.diffusion.denoiser import suit_attention
+from raydream.diffusion.guidance import stratified_timesteps
 from raydream.diffusion.layout import LEXICON
 from raydream.precision import arithmetic
 from raydream.priors.find import resolve_prior
@@ -56,7 +57,6 @@ from raydream.train.prior.models import (
     normalise_latents,
     sample_latents,
 )
-from raydream.train.sampling import stratified_timesteps
 from raydream.views.view_set import ViewSet
 
 METRICS, SAMPLES, PRIOR = "metrics.jsonl", "samples", "prior"
