@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from raydream import cli
 from raydream.config import strict_json
 from raydream.config.run import RunConfig
-from raydream.generate import advance, check_run, make_runtime
 from raydream.report.terminal import say, settle
+from raydream.runs import advance, check_run, make_runtime
 from raydream.store.run_folder import CONFIG, RunFolder
 
 _BAD_INPUT, _FAILED, _STOPPED = 2, 1, 130

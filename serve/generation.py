@@ -18,8 +18,8 @@ from raydream.config.run import RunConfig
 from raydream.distill.artefacts import on_paper
 from raydream.distill.loop import RunFailed
 from raydream.distill.watch import RunWatch
-from raydream.generate import advance
 from raydream.report.progress import Progress, seconds_per_step
+from raydream.runs import advance
 from raydream.scene.export import write_png
 from raydream.store.run_folder import MESH, PREVIEW, RunFolder, particle_file
 from raydream.store.storage import LocalFiles, resolve

@@ -10,7 +10,7 @@ from raydream.config.names import METHOD_WORDS
 from raydream.config.presets import PRESETS
 from raydream.config.prior import PriorConfig
 from raydream.config.run import MAX_PROMPT_CHARACTERS, RunConfig
-from raydream.generate import check_run
+from raydream.runs import check_run
 from serve.records import CheckedRequest, Record
 from serve.schema import GenerationRequest, Limits, MethodInfo, PriorInfo, Priors
 from serve.settings import Settings

@@ -30,7 +30,7 @@ from raydream.config import strict_json
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig
 from raydream.distill.loop import Row, RunLoop
-from raydream.generate import check_run, make_runtime
+from raydream.runs import check_run, make_runtime
 from raydream.store.run_folder import RunFolder
 
 WORK = frozenset({"render", "apply", "guide", "fit", "fit_gradients", "fit_update"})

@@ -18,7 +18,7 @@ from raydream.diffusion import guidance
 from raydream.diffusion.methods import METHODS, Eps
 from raydream.distill.branches import condition
 from raydream.distill.messages import unpack_views
-from raydream.generate import check_run
+from raydream.runs import check_run
 
 VIEWS = 3
 

@@ -14,7 +14,7 @@ from raydream.config.branches import BranchConfig
 from raydream.config.run import PREVIOUS, RunConfig
 from raydream.distill.loop import RunFailed
 from raydream.distill.pipeline import run_pipeline
-from raydream.generate import check_run
+from raydream.runs import check_run
 from raydream.schedule import Constant
 from raydream.store.run_folder import RunFolder
 from raydream.store.tensors import unpack

@@ -205,6 +205,14 @@ def test_a_web_server_validates_a_run_without_torch() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
+def test_the_front_door_opens_when_asked_and_brings_nothing_before() -> None:
+    program = "import sys, raydream.config; print(len([m for m in sys.modules if 'raydream.runs' in m]), end=' ')"
+    program += "; print(callable(raydream.generate), 'torch' in sys.modules); raydream.nothing"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0", "True", "False"]
+    assert "module 'raydream' has no attribute 'nothing'" in done.stderr
+
+
 def test_numerics_do_not_know_ray() -> None:
     """They are tested, profiled and run on a GPU box that has no Ray."""
     knowing = {module for module in modules() if foreign_packages(module) & {"ray", "deepspeed"}}
@@ -351,9 +359,9 @@ def test_what_is_public_says_what_it_is_for() -> None:
 
 
 def test_the_reader_sees_imports_wherever_they_stand() -> None:
-    assert "raydream.cluster.ray_runtime" in imports_of("raydream.generate")  # inside a function
-    assert "raydream.cluster.ray_runtime" not in imports_of("raydream.generate", only_at_import=True)
-    assert "raydream.distill.loop" not in imports_of("raydream.generate", only_at_import=True)  # under TYPE_CHECKING
+    assert "raydream.cluster.ray_runtime" in imports_of("raydream.runs")  # inside a function
+    assert "raydream.cluster.ray_runtime" not in imports_of("raydream.runs", only_at_import=True)
+    assert "raydream.distill.loop" not in imports_of("raydream.runs", only_at_import=True)  # under TYPE_CHECKING
     assert "raydream.backend.cpu_render" in imports_of("raydream.backend.cpu")  # from package import module
     assert "triton" in foreign_packages("raydream.backend.cuda_kernels")
     assert (

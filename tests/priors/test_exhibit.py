@@ -7,7 +7,7 @@ import pytest
 from raydream.config import strict_json
 from raydream.config.presets import make_preset
 from raydream.config.run import RunConfig
-from raydream.generate import check_run
+from raydream.runs import check_run
 
 
 def run_of(*overrides: str) -> RunConfig:

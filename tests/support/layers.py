@@ -170,7 +170,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.evaluate.command", "rich"),
     ],
     "the API and the command line": [
-        ("raydream.cli raydream.generate", ""),
+        ("raydream.cli raydream.runs", ""),
         ("raydream.launch", ""),
     ],
     "bench": [
@@ -219,7 +219,7 @@ NO_TORCH = [
     "raydream.report.*",
     "raydream.cli",
     "raydream.launch",
-    "raydream.generate",
+    "raydream.runs",
     "raydream.console.*",
     "raydream.cluster.runtime",
     "raydream.distill.recovery",
