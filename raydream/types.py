@@ -172,20 +172,6 @@ class Backend(Protocol):
 
     name: str
 
-    def hash_grid(
-        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
-    ) -> Float[Tensor, "sample width"]:
-        """Trilinear features at points in [0, 1]^3, level by level; differentiable with respect to the table."""
-        ...
-
-    def hash_grid_jacobian(
-        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
-    ) -> tuple[Float[Tensor, "sample width"], Float[Tensor, "sample 3 width"]]:
-        """Features and their derivatives by the point's coordinates; both are linear in, and differentiable by,
-        the table.
-        """
-        ...
-
     def field(
         self,
         points: Float[Tensor, "sample 3"],

@@ -23,22 +23,6 @@ class NumbaBackend:
 
     name = "numba"
 
-    def hash_grid(
-        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
-    ) -> Float[Tensor, "sample width"]:
-        """Trilinear features of points (clamped to [0, 1]), level by level; differentiable by the table."""
-        _check_table(table, layout)
-        encoded, _ = _HashGrid.apply(points.detach(), table, layout, False)
-        return encoded
-
-    def hash_grid_jacobian(
-        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
-    ) -> tuple[Float[Tensor, "sample width"], Float[Tensor, "sample 3 width"]]:
-        """Features and their derivatives by the point's coordinates; zero along an axis where clamping holds it."""
-        _check_table(table, layout)
-        encoded, jacobian = _HashGrid.apply(points.detach(), table, layout, True)
-        return encoded, jacobian.unflatten(1, (3, -1))
-
     def field(
         self,
         points: Float[Tensor, "sample 3"],
@@ -102,15 +86,12 @@ class NumbaBackend:
         return Fragments(face, barycentric, depth)
 
 
-def warm_up(features_per_level: int = 2) -> None:
+def warm_up() -> None:
     """Compiles every float32 kernel or loads it from the cache; to be called once on a node before its actors start."""
     backend = NumbaBackend()
-    layout = make_hash_grid_layout(1, features_per_level, 4, 2, 2)
-    table = torch.zeros(layout.num_entries, features_per_level, requires_grad=True)
+    layout = make_hash_grid_layout(1, 2, 4, 2, 2)
+    table = torch.zeros(layout.num_entries, 2, requires_grad=True)
     points = torch.rand(1, 3)
-    backend.hash_grid(points, table, layout).sum().backward()
-    features, jacobian = backend.hash_grid_jacobian(points, table, layout)
-    (features.sum() + jacobian.sum()).backward()
     hidden, head = torch.rand(4, layout.num_features, requires_grad=True), torch.rand(4, 4)
     output, gradient = backend.field_gradient(points, table, layout, hidden, head)
     (output.sum() + gradient.sum()).backward()
@@ -120,26 +101,6 @@ def warm_up(features_per_level: int = 2) -> None:
     accumulated, opacity, weights = backend.composite(density, density[:, None].expand(-1, 4), samples)
     (accumulated.sum() + opacity.sum() + weights.sum()).backward()
     backend.rasterize(torch.rand(1, 3, 4), torch.tensor([[0, 1, 2]]), 4, 4)
-
-
-class _HashGrid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, points, table, layout, with_jacobian):
-        ctx.save_for_backward(points)
-        ctx.layout, ctx.shape = layout, table.shape
-        encoded = table.new_empty(len(points), layout.num_features)
-        jacobian = table.new_empty(len(points) if with_jacobian else 0, 3 * layout.num_features)
-        cpu_field.encode(_array(points), _array(table).ravel(), *_constants(layout), encoded.numpy(), jacobian.numpy())
-        return encoded, jacobian
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_encoded, grad_jacobian):
-        (points,) = ctx.saved_tensors
-        grad_table = grad_encoded.new_zeros(ctx.shape)
-        grads = _array(grad_encoded), _array(grad_jacobian)
-        cpu_field.encode_backward(_array(points), *grads, *_constants(ctx.layout), grad_table.numpy().ravel())
-        return None, grad_table, None, None
 
 
 class _Field(torch.autograd.Function):

@@ -28,32 +28,6 @@ PRIME_Z = np.int32(805_459_861)
 
 @kernel
 @no_type_check
-def encode(points, table, resolutions, offsets, features, encoded, jacobian):
-    """Fills ``encoded``, and unless it has no rows ``jacobian`` [sample, 3 * width], the derivatives by the point."""
-    width = encoded.shape[1]
-    rows = np.zeros(4 * width * BLOCK, points.dtype)
-    for begin in range(0, len(points), BLOCK):
-        _encode_block(points, begin, table, resolutions, offsets, features, width, len(jacobian) > 0, rows)
-        _store(rows, begin, encoded)
-        if len(jacobian):
-            _store(rows[width * BLOCK :], begin, jacobian)
-
-
-@kernel
-@no_type_check
-def encode_backward(points, grad_encoded, grad_jacobian, resolutions, offsets, features, grad_table):
-    """Adds to ``grad_table`` the adjoint of ``encode``; ``grad_jacobian`` without rows stands for zeros."""
-    width = grad_encoded.shape[1]
-    rows = np.zeros(4 * width * BLOCK, points.dtype)
-    for begin in range(0, len(points), BLOCK):
-        _load(grad_encoded, begin, rows)
-        if len(grad_jacobian):
-            _load(grad_jacobian, begin, rows[width * BLOCK :])
-        _scatter_block(points, begin, rows, resolutions, offsets, features, width, len(grad_jacobian) > 0, grad_table)
-
-
-@kernel
-@no_type_check
 def field(points, table, resolutions, offsets, features, hidden, head, saved, output, gradient):
     """Fills ``output`` and, unless it has no rows, ``gradient``, that of output 0 by the point.
 

@@ -28,20 +28,6 @@ class CudaBackend:
     march = staticmethod(reference.march)
     rasterize = staticmethod(reference.rasterize)
 
-    def hash_grid(
-        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
-    ) -> Float[Tensor, "sample width"]:
-        """Trilinear features of points (clamped to [0, 1]), level by level; differentiable by the table."""
-        _check_table(table, layout)
-        return _HashGrid.apply(points.detach().contiguous(), table.contiguous(), layout)
-
-    def hash_grid_jacobian(
-        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
-    ) -> tuple[Float[Tensor, "sample width"], Float[Tensor, "sample 3 width"]]:
-        """Features and their derivatives by the point's coordinates; zero along an axis where clamping holds it."""
-        _check_table(table, layout)
-        return _HashGridJacobian.apply(points.detach().contiguous(), table.contiguous(), layout)
-
     def field(
         self,
         points: Float[Tensor, "sample 3"],
@@ -51,7 +37,8 @@ class CudaBackend:
         head: Float[Tensor, "out unit"],
     ) -> Float[Tensor, "sample out"]:
         """A network with one hidden layer on the hash grid; differentiable by table, hidden and head."""
-        return reference.mlp(self.hash_grid(points, table, layout), hidden, head)
+        _check_table(table, layout)
+        return reference.mlp(_HashGrid.apply(points.detach().contiguous(), table.contiguous(), layout), hidden, head)
 
     def field_gradient(
         self,
@@ -62,7 +49,9 @@ class CudaBackend:
         head: Float[Tensor, "out unit"],
     ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
         """``field``, and the derivative of its output 0 by the point."""
-        return reference.mlp_gradient(*self.hash_grid_jacobian(points, table, layout), hidden, head)
+        _check_table(table, layout)
+        encoded, jacobian = _HashGridJacobian.apply(points.detach().contiguous(), table.contiguous(), layout)
+        return reference.mlp_gradient(encoded, jacobian, hidden, head)
 
     def composite(
         self, density: Float[Tensor, " sample"], values: Float[Tensor, "sample channel"], samples: RaySamples

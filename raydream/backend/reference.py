@@ -255,8 +255,6 @@ class ReferenceBackend:
     """The plain torch kernels as a ``Backend``, for every device and dtype."""
 
     name = "reference"
-    hash_grid = staticmethod(hash_grid)
-    hash_grid_jacobian = staticmethod(hash_grid_jacobian)
     field = staticmethod(field)
     field_gradient = staticmethod(field_gradient)
     march = staticmethod(march)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from raydream.backend.layout import make_hash_grid_layout
 from raydream.backend.reference import ReferenceBackend
-from raydream.types import Backend, Rays, RaySamples
+from raydream.types import Backend, HashGridLayout, Rays, RaySamples
 
 # Dense and hashed levels, and a width that is no power of two.
 LAYOUT = make_hash_grid_layout(5, 2, 10, 4, 40)
@@ -61,6 +61,25 @@ def random_triangles(generator: torch.Generator, dtype: torch.dtype) -> tuple[Te
     return clip, faces
 
 
+def hash_grid(backend: Backend, points: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
+    """The features ``[sample, width]``, by a network that passes them on: ``relu(f) - relu(-f)``."""
+    eye = torch.eye(layout.num_features).to(table)
+    return backend.field(points, table, layout, torch.cat([eye, -eye]), torch.cat([eye, -eye], dim=1))
+
+
+def hash_grid_jacobian(
+    backend: Backend, points: Tensor, table: Tensor, layout: HashGridLayout
+) -> tuple[Tensor, Tensor]:
+    """The same, and their derivatives ``[sample, 3, width]`` by the point: one after the other is made output 0."""
+    eye = torch.eye(layout.num_features).to(table)
+    hidden, slopes = torch.cat([eye, -eye]), []
+    for i in range(layout.num_features):
+        head = torch.cat([eye, -eye], dim=1).roll(-i, dims=0)
+        output, slope = backend.field_gradient(points, table, layout, hidden, head)
+        slopes.append(slope)
+    return output.roll(layout.num_features - 1, dims=1), torch.stack(slopes, dim=-1)
+
+
 def summed_kernels(backend: Backend, dtype: torch.dtype, device: str) -> list[Tensor]:
     """Values and gradients of hash grid, field and compositing, all of size about 1, from fixed inputs."""
     generator = torch.Generator().manual_seed(5)
@@ -82,8 +101,8 @@ def summed_kernels(backend: Backend, dtype: torch.dtype, device: str) -> list[Te
         parts = [(torch.randn(s, generator=generator).to(o) * o).sum() for s, o in zip(shapes, outputs)]
         return sum(parts[1:], parts[0])
 
-    encoded = backend.hash_grid(points, table, LAYOUT)
-    both = backend.hash_grid_jacobian(points, table, LAYOUT)
+    encoded = hash_grid(backend, points, table, LAYOUT)
+    both = hash_grid_jacobian(backend, points, table, LAYOUT)
     field = backend.field_gradient(points, table, LAYOUT, hidden, head)
     composited = backend.composite(density, values, samples)
     return [
