@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config.checks import require
+from raydream.config.checks import require, require_positive, require_share
 from raydream.config.train import StageSettings
 
 
@@ -45,11 +45,8 @@ class AgpDataConfig:
     camera_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in (
-            "original_probability", "noun_probability", "view_word_probability", "text_dropout", "camera_dropout",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(0 <= value <= 1, name, f"must lie in [0, 1], got {value}")
+        require_share(self, "original_probability", "noun_probability", "view_word_probability")
+        require_share(self, "text_dropout", "camera_dropout")
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class AgpGridConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.azimuths_deg), "azimuths_deg", "must name at least one camera")
-        require(self.sample_steps >= 1, "sample_steps", f"must be positive, got {self.sample_steps}")
+        require_positive(self, "sample_steps")
 
 
 @dataclass(frozen=True)
@@ -94,6 +91,5 @@ class AgpConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.start) == bool(self.start_prior), "start_prior", "must be given with start, and only then")
-        for name in ("save_every_steps", "sample_every_steps", "log_every_steps", "num_threads"):
-            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
+        require_positive(self, "save_every_steps", "sample_every_steps", "log_every_steps", "num_threads")
         require(self.keep_checkpoints >= 2, "keep_checkpoints", f"must be at least 2, got {self.keep_checkpoints}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config.checks import require
+from raydream.config.checks import require, require_not_negative, require_positive, require_share
 from raydream.config.names import LEARNING_METHODS, MethodName, RenderKind
 from raydream.schedule import Constant, Schedule, Steps, highest, lowest
 
@@ -27,9 +27,9 @@ class GeometricPriorConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.source), "source", "must be embedded or a folder; a run without it has no ccm branch")
-        require(self.text_noise >= 0, "text_noise", f"must not be negative, got {self.text_noise}")
+        require_not_negative(self, "text_noise")
+        require_positive(self, "box_every")
         require(lowest(self.denoise_steps) >= 1, "denoise_steps", "must be at least 1 everywhere")
-        require(self.box_every >= 1, "box_every", f"must be positive, got {self.box_every}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BranchConfig:
     geometric_prior: GeometricPriorConfig = field(default_factory=GeometricPriorConfig)
 
     def __post_init__(self) -> None:
-        require(self.scale >= 0, "scale", f"must not be negative, got {self.scale}")
+        require_not_negative(self, "scale")
         for name, schedule in (("t_min", self.t_min), ("t_max", self.t_max)):
             ok = lowest(schedule) >= 0 and highest(schedule) <= 1
             require(ok, name, f"must lie in [0, 1] everywhere, got {lowest(schedule):g} to {highest(schedule):g}")
@@ -107,12 +107,9 @@ class LearnerConfig:
     bfloat16: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("rank", "fits_per_step", "timesteps_per_view"):
-            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
-        require(self.lr > 0, "lr", f"must be positive, got {self.lr}")
-        for name in ("lr_warm_up_steps", "weight_decay", "warm_up_fits"):
-            require(getattr(self, name) >= 0, name, f"must not be negative, got {getattr(self, name)}")
+        require_positive(self, "rank", "fits_per_step", "timesteps_per_view", "lr")
+        require_not_negative(self, "lr_warm_up_steps", "weight_decay", "warm_up_fits")
+        require_share(self, "camera_dropout")
         channels = self.unet_channels
         ok = bool(channels) and all(width > 0 and width % 16 == 0 for width in channels)
         require(ok, "unet_channels", f"must be multiples of 16, one for each level, got {list(channels)}")
-        require(0 <= self.camera_dropout <= 1, "camera_dropout", f"must lie in [0, 1], got {self.camera_dropout}")

@@ -7,6 +7,24 @@ def require(condition: bool, name: str, remedy: str) -> None:
         raise ValueError(f"{name}: {remedy}")
 
 
+def require_positive(config: object, *names: str) -> None:
+    """The same for fields that must be above 0."""
+    for name in names:
+        require(getattr(config, name) > 0, name, f"must be positive, got {getattr(config, name)}")
+
+
+def require_not_negative(config: object, *names: str) -> None:
+    """The same for fields that must be 0 or above."""
+    for name in names:
+        require(getattr(config, name) >= 0, name, f"must not be negative, got {getattr(config, name)}")
+
+
+def require_share(config: object, *names: str) -> None:
+    """The same for probabilities, and parts of a whole."""
+    for name in names:
+        require(0 <= getattr(config, name) <= 1, name, f"must lie in [0, 1], got {getattr(config, name)}")
+
+
 def require_range(low_high: tuple[float, float], name: str, low: float, high: float) -> None:
     """The same for a lower and an upper end, both within ``[low, high]``."""
     ok = low <= low_high[0] <= low_high[1] <= high

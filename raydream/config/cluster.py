@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from raydream.config.checks import require
+from raydream.config.checks import require, require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,8 @@ class ClusterConfig:
     step_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        require(self.max_restarts >= 0, "max_restarts", f"must not be negative, got {self.max_restarts}")
-        require(self.restart_backoff_s >= 0, "restart_backoff_s", f"must not be negative, got {self.restart_backoff_s}")
-        for name in ("score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s"):
-            require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
+        require_not_negative(self, "max_restarts", "restart_backoff_s")
+        require_positive(self, "score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s")
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class OutputConfig:
     turntable_px: int = 192
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep_checkpoints", "preview_every"):
-            require(getattr(self, name) >= 1, name, f"must be positive, got {getattr(self, name)}")
+        require_positive(self, "checkpoint_every", "keep_checkpoints", "preview_every")
+        require_not_negative(self, "mesh_threshold")
         ranges = {
             "preview_px": (16, 2048),
             "mesh_resolution": (16, 1024),
@@ -72,4 +70,3 @@ class OutputConfig:
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             require(low <= value <= high, name, f"must be {low}..{high}, got {value}")
-        require(self.mesh_threshold >= 0, "mesh_threshold", f"must not be negative, got {self.mesh_threshold}")

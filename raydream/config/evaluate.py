@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raydream.config.checks import require
+from raydream.config.checks import require, require_not_negative, require_positive
 
 NUM_VIEWS = 12
 
@@ -43,5 +43,5 @@ class EvaluateConfig:
         require(0 <= self.background <= 1, "background", f"must lie in 0..1, got {self.background}")
         times = bool(self.timesteps) and all(0 <= t <= 999 for t in self.timesteps)
         require(times, "timesteps", f"must be one or more of 0..999, got {list(self.timesteps)}")
-        require(self.num_noises >= 1, "num_noises", f"must be positive, got {self.num_noises}")
-        require(self.checked_assets >= 0, "checked_assets", f"must not be negative, got {self.checked_assets}")
+        require_positive(self, "num_noises")
+        require_not_negative(self, "checked_assets")

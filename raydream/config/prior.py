@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config.checks import require
+from raydream.config.checks import require, require_positive
 from raydream.config.names import PriorKindName
 
 EXHIBIT_IMAGE_PX = 64
@@ -23,7 +23,7 @@ class ExhibitConfig:
     supersample: int = 2
 
     def __post_init__(self) -> None:
-        require(self.num_modes >= 1, "num_modes", f"must be positive, got {self.num_modes}")
+        require_positive(self, "num_modes")
         require(1 <= self.supersample <= 16, "supersample", f"must be 1..16, got {self.supersample}")
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config.checks import require, require_range
+from raydream.config.checks import require, require_not_negative, require_positive, require_range, require_share
 
 ImageKind = Literal["rgb", "lit", "shade", "alpha", "depth", "normal", "ccm"]
 # How far a normalised object's farthest point can lie from its middle: half a unit cube's diagonal, or a unit sphere.
@@ -43,7 +43,7 @@ class ViewConfig:
         require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
         require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
         require_range(self.azimuth_deg, "azimuth_deg", -360.0, 360.0)
-        require(0 <= self.ambient <= 1, "ambient", f"must lie in [0, 1], got {self.ambient}")
+        require_share(self, "ambient")
         require(bool(self.images), "images", "must name at least one kind of image")
         require(len(set(self.images)) == len(self.images), "images", "must not name a kind twice")
         require(0 <= self.seed < 2**63, "seed", f"must be 0..2^63-1, got {self.seed}")
@@ -77,8 +77,7 @@ class LibraryConfig:
     colour_warnings: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("min_faces", "max_faces", "max_bytes", "max_objects"):
-            require(getattr(self, name) >= 0, name, f"must not be negative, got {getattr(self, name)}")
+        require_not_negative(self, "min_faces", "max_faces", "max_bytes", "max_objects")
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ class PoolConfig:
     asset_memory_gb: float = 8.0
 
     def __post_init__(self) -> None:
-        require(self.workers >= 0, "workers", f"must not be negative, got {self.workers}")
-        require(self.objects_per_shard >= 1, "objects_per_shard", f"must be positive, got {self.objects_per_shard}")
+        require_not_negative(self, "workers")
+        require_positive(self, "objects_per_shard")
         require(self.asset_limit_s >= 1, "asset_limit_s", f"must be at least 1, got {self.asset_limit_s}")
         require(self.asset_memory_gb >= 0.5, "asset_memory_gb", f"must be at least 0.5, got {self.asset_memory_gb}")
 

@@ -7,7 +7,7 @@ Each class checks its own fields and raises ``ValueError`` that starts with the 
 from dataclasses import dataclass, field, replace
 
 from raydream.config.branches import BranchConfig, LearnerConfig, geometric_branch
-from raydream.config.checks import require
+from raydream.config.checks import require, require_positive
 from raydream.config.cluster import ClusterConfig, OutputConfig
 from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
@@ -39,7 +39,7 @@ class StageConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
-        require(self.num_steps >= 1, "num_steps", f"must be positive, got {self.num_steps}")
+        require_positive(self, "num_steps")
         renders = [branch.render for branch in self.branches]
         require(bool(renders), "branches", "must have one or more: without any nothing pulls on the particles")
         require(

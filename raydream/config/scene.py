@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config.checks import require, require_range
+from raydream.config.checks import require, require_not_negative, require_positive, require_range, require_share
 from raydream.schedule import Constant, Schedule, lowest
 
 
@@ -54,15 +54,12 @@ class NerfConfig:
     lr_background: float = 1e-3
 
     def __post_init__(self) -> None:
-        require(self.radius > 0, "radius", f"must be positive, got {self.radius}")
+        require_positive(self, "radius", "initial_density_radius")
+        require_not_negative(self, "lr_grid", "lr_network", "lr_background")
+        require_share(self, "random_background_probability")
         least = {"hidden_width": 1, "occupancy_resolution": 4, "occupancy_every": 1, "samples_per_diagonal": 4}
         for name, low in least.items():
             require(getattr(self, name) >= low, name, f"must be at least {low}, got {getattr(self, name)}")
-        probability = self.random_background_probability
-        require(0 <= probability <= 1, "random_background_probability", f"must lie in [0, 1], got {probability}")
-        require(self.initial_density_radius > 0, "initial_density_radius", "must be positive")
-        for name in ("lr_grid", "lr_network", "lr_background"):
-            require(getattr(self, name) >= 0, name, f"must not be negative, got {getattr(self, name)}")
         require_range(self.random_background, "random_background", 0.0, 1.0)
 
 
@@ -78,12 +75,11 @@ class CameraConfig:
     image_px: Schedule = Constant(64.0)
 
     def __post_init__(self) -> None:
-        require(self.views_per_particle >= 1, "views_per_particle", f"must be positive, got {self.views_per_particle}")
+        require_positive(self, "views_per_particle")
+        require_share(self, "uniform_sphere_probability")
         require_range(self.distance, "distance", 1e-3, 1e3)
         require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
         require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
-        probability = self.uniform_sphere_probability
-        require(0 <= probability <= 1, "uniform_sphere_probability", f"must lie in [0, 1], got {probability}")
         require(lowest(self.image_px) >= 4, "image_px", f"must be at least 4 everywhere, got {lowest(self.image_px):g}")
 
 
@@ -100,9 +96,7 @@ class ShadingConfig:
     textureless_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("shaded_probability", "textureless_probability"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, name, f"must lie in [0, 1], got {value}")
+        require_share(self, "shaded_probability", "textureless_probability")
 
 
 @dataclass(frozen=True)

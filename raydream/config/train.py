@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raydream.config.checks import require
+from raydream.config.checks import require, require_not_negative, require_positive, require_range, require_share
 
 # Caption heads that name no shape ("a stack of coins") or several ("a light" is a lamp, a traffic light, a torch).
 VAGUE_NOUNS = (
@@ -24,14 +24,6 @@ ALIASES = (
     ("van", "car"),
     ("woman", "man"),
 )
-
-
-def _require_unit(low_high: tuple[float, float], name: str) -> None:
-    require(0 <= low_high[0] <= low_high[1] <= 1, name, f"must be two numbers within [0, 1], got {list(low_high)}")
-
-
-def _require_probability(value: float, name: str) -> None:
-    require(0 <= value <= 1, name, f"must lie in [0, 1], got {value}")
 
 
 def _require_levels(channels: tuple[int, ...], norm_groups: int) -> None:
@@ -74,17 +66,13 @@ class WordsConfig:
 
     def __post_init__(self) -> None:
         require(self.min_assets >= 2, "min_assets", f"must be at least 2 (one is held out), got {self.min_assets}")
-        require(self.max_nouns >= 0, "max_nouns", f"must not be negative, got {self.max_nouns}")
+        require_not_negative(self, "max_nouns", "assets_per_noun")
         require(bool(self.licences), "licences", "must name at least one licence")
         require(0 <= self.held_out_per_noun <= 5, "held_out_per_noun", f"must be 0..5, got {self.held_out_per_noun}")
-        require(self.assets_per_noun >= 0, "assets_per_noun", f"must not be negative, got {self.assets_per_noun}")
         require(0 <= self.side_margin_deg < 45, "side_margin_deg", f"must be 0..45, got {self.side_margin_deg}")
         require(0 < self.held_out_assets < 1, "held_out_assets", f"must lie in (0, 1), got {self.held_out_assets}")
-        for name in (
-            "natural_colour_probability", "view_probability", "own_caption_probability", "template_probability",
-            "dropout", "held_out_views",
-        ):  # fmt: skip
-            _require_probability(getattr(self, name), name)
+        require_share(self, "natural_colour_probability", "view_probability", "own_caption_probability")
+        require_share(self, "template_probability", "dropout", "held_out_views")
 
 
 @dataclass(frozen=True)
@@ -97,9 +85,9 @@ class LookConfig:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        _require_probability(self.recolour_probability, "recolour_probability")
-        _require_unit(self.ambient, "ambient")
-        _require_unit(self.background, "background")
+        require_share(self, "recolour_probability")
+        require_range(self.ambient, "ambient", 0.0, 1.0)
+        require_range(self.background, "background", 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -121,10 +109,8 @@ class StageSettings:
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        require(self.num_steps >= 1, "num_steps", f"must be positive, got {self.num_steps}")
-        require(self.batch_size >= 1, "batch_size", f"must be positive, got {self.batch_size}")
-        require(self.lr > 0, "lr", f"must be positive, got {self.lr}")
-        require(self.minutes >= 0, "minutes", f"must not be negative, got {self.minutes}")
+        require_positive(self, "num_steps", "batch_size", "lr")
+        require_not_negative(self, "minutes")
         require(0 <= self.ema_decay < 1, "ema_decay", f"must lie in [0, 1), got {self.ema_decay}")
 
 
@@ -179,14 +165,12 @@ class UnetConfig:
 
     def __post_init__(self) -> None:
         _require_levels(self.channels, self.norm_groups)
-        require(self.num_heads >= 1, "num_heads", f"must be positive, got {self.num_heads}")
+        require_positive(self, "num_heads", "text_layers")
+        require_not_negative(self, "t_logit_std", "contrast")
         ok = self.text_heads >= 1 and self.text_width >= 1 and self.text_width % self.text_heads == 0
         require(ok, "text_width", f"must be a multiple of text_heads ({self.text_heads}), got {self.text_width}")
-        require(self.text_layers >= 1, "text_layers", f"must be positive, got {self.text_layers}")
         ok = all(0 <= level < len(self.channels) for level in self.attention)
         require(ok, "attention", f"must name levels 0..{len(self.channels) - 1}, got {list(self.attention)}")
-        require(self.t_logit_std >= 0, "t_logit_std", f"must not be negative, got {self.t_logit_std}")
-        require(self.contrast >= 0, "contrast", f"must not be negative, got {self.contrast}")
         require(self.num_tokens >= 8, "num_tokens", f"must be at least 8, got {self.num_tokens}")
 
 
@@ -230,5 +214,4 @@ class TrainConfig:
     num_threads: int = 1
 
     def __post_init__(self) -> None:
-        require(self.num_threads >= 1, "num_threads", f"must be positive, got {self.num_threads}")
-        require(self.log_every_steps >= 1, "log_every_steps", f"must be positive, got {self.log_every_steps}")
+        require_positive(self, "num_threads", "log_every_steps")

@@ -8,10 +8,7 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft import LoraConfig
-from torch import Tensor
 from torch.nn import Parameter
-
-from raydream.store.tensors import odd_names
 
 ADAPTER = "default"  # the name under which peft keeps the updates
 
@@ -45,13 +42,3 @@ def initialise(named: Mapping[str, Parameter], camera: TimestepEmbedding, seed: 
             fan_in = camera.linear_1.in_features if id(parameter) in first else parameter[0].numel()
             uniform = torch.rand(parameter.shape, generator=generator)
             parameter.copy_((2 * uniform - 1) / fan_in**0.5)
-
-
-@torch.no_grad()
-def set_all(named: Mapping[str, Parameter], values: Mapping[str, Tensor], what: str) -> None:
-    """Copies a value into every parameter; ValueError that begins with ``what`` where names or shapes are others."""
-    odd = odd_names(named, values)
-    if odd:
-        raise ValueError(f"{what}; {len(odd)} tensors differ, the first is {odd[0]!r}")
-    for name, parameter in named.items():
-        parameter.copy_(values[name])

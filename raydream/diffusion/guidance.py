@@ -204,24 +204,20 @@ def implied_noise(z_t: Latents, z_0: Latents, abar_t: PerView) -> Latents:
     return (z_t - _each(abar_t).sqrt() * z_0) / _each(1 - abar_t).sqrt()
 
 
-def sjc_gradient(
-    eps_prior: Latents, z_0: Latents, noise: Latents, abar_t: PerView, variance_reduction: bool = True
-) -> Latents:
+def sjc_gradient(eps_prior: Latents, z_0: Latents, noise: Latents, abar_t: PerView) -> Latents:
     """Score Jacobian Chaining: minus ``sigma`` times the score at the perturbed latent ``z_0 + sigma noise``.
 
     ``z_t`` is that perturbed latent over ``sqrt(1 + sigma^2)``, so ``eps_prior`` is the denoiser's answer to
-    ``add_noise(...)``. With variance reduction the denoised latent is compared with ``z_0``, which equals SDS with
-    uniform weight; without it with the perturbed latent. Both have the same mean. Needs ``abar_t > 0``.
-    (arXiv 2212.00774.)
+    ``add_noise(...)``. With the paper's variance reduction the denoised latent is compared with ``z_0``, not with the
+    perturbed one: the mean is the same, and it is SDS with uniform weight. Needs ``abar_t > 0``. (arXiv 2212.00774.)
     """
     sigma = _each((1 - abar_t) / abar_t).sqrt()
-    perturbed = z_0 + sigma * noise
-    denoised = perturbed - sigma * eps_prior
-    return ((z_0 if variance_reduction else perturbed) - denoised) / sigma
+    denoised = z_0 + sigma * noise - sigma * eps_prior
+    return (z_0 - denoised) / sigma
 
 
-def clip_gradient(gradient: Latents, max_abs: float = 0.0, max_norm: float = 0.0) -> Latents:
-    """The gradient with each element within ``max_abs``, then each view's norm within ``max_norm``; 0 means no bound.
+def clip_gradient(gradient: Latents, max_abs: float) -> Latents:
+    """The gradient with each element within ``max_abs``; 0 means no bound.
 
     Raises ``FloatingPointError`` that names the views where the gradient is not finite: a broken step must not pass as
     a small one.
@@ -230,9 +226,4 @@ def clip_gradient(gradient: Latents, max_abs: float = 0.0, max_norm: float = 0.0
     if not finite.all():
         views = (~finite).nonzero().flatten().tolist()
         raise FloatingPointError(f"the guidance gradient is not finite in views {views} of {len(finite)}")
-    if max_abs > 0:
-        gradient = gradient.clamp(-max_abs, max_abs)
-    if max_norm > 0:
-        norm = gradient.flatten(1).norm(dim=1)
-        gradient = gradient * _each(max_norm / norm.clamp_min(max_norm))
-    return gradient
+    return gradient.clamp(-max_abs, max_abs) if max_abs > 0 else gradient

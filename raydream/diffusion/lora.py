@@ -1,6 +1,6 @@
 """The learned reference of VSD: a camera-conditioned LoRA on top of the frozen UNet, without a second copy of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jaxtyping import Float, Int
@@ -41,10 +41,6 @@ class LoraDenoiser:
     def prediction_type(self) -> PredictionType:
         return self._frozen.prediction_type
 
-    @property
-    def alphas_cumprod(self) -> Float[Tensor, "1000"]:
-        return self._frozen.alphas_cumprod
-
     def eps(
         self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
     ) -> Float[Tensor, "view latent h w"]:
@@ -63,16 +59,10 @@ class LoraDenoiser:
             return self._frozen.run(z_t, t, cond.text, camera)
 
     def trainable(self) -> dict[str, Parameter]:
-        """The parameters to optimise, sorted by name: the same order in every process."""
+        """The parameters to optimise, sorted by name: the same order in every process. Those under ``unet.`` are what
+        diffusers itself loads as a LoRA.
+        """
         return dict(self._trainable)
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of what was learned, on the CPU; the ``unet.`` part is a LoRA file that diffusers itself can load."""
-        return {name: value.detach().to("cpu", copy=True) for name, value in self._trainable.items()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what ``state`` gave. Raises ``ValueError`` where names or shapes are not those of this model."""
-        conditioned_unet.set_all(self._trainable, state, "learner: this state is of another LoRA")
 
     @contextmanager
     def _attached(self) -> Iterator[None]:

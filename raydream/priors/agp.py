@@ -8,7 +8,7 @@ opacity, no VAE) and is told the camera. It keeps the prior's own parametrisatio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,11 @@ from raydream.diffusion import conditioned_unet, layout
 from raydream.diffusion.conditioned_unet import ADAPTER
 from raydream.diffusion.denoiser import DiffusersDenoiser, load_unet
 from raydream.priors import find
+from raydream.priors.find import AGP_FACTS, AGP_WEIGHTS, AgpFacts
+from raydream.store.tensors import odd_names
 from raydream.types import Condition
 
-FACTS, WEIGHTS, FORMAT = "agp.json", "agp.safetensors", 1
 CAMERA_WIDTH = 13  # the upper 3 x 4 of a camera-to-world matrix, and the tangent of half the field of view
-
-
-@dataclass(frozen=True)
-class AgpFacts:
-    """What an AGP's folder says of it. ``prior_sha256`` is the ``fingerprint`` of the UNet that it was made from;
-    ``distance`` and ``fov_y_deg`` are the ranges of the cameras that it was trained with, in scene units and degrees.
-    """
-
-    rank: int
-    prior_sha256: str
-    distance: tuple[float, float] = (0.0, 0.0)
-    fov_y_deg: tuple[float, float] = (0.0, 0.0)
-    num_steps: int = 0
-    format: int = FORMAT
 
 
 class AgpDenoiser:
@@ -72,11 +59,11 @@ class AgpDenoiser:
 
         Raises ValueError naming ``agp`` where the folder is no AGP or is one of another prior.
         """
-        facts = read_facts(folder)
+        facts = find.read_facts(folder)
         unet, scheduler = _load_unet(prior)
         check_same_prior(facts.prior_sha256, fingerprint(unet), f"agp: {folder}")
         denoiser = cls(unet, scheduler, facts, seed=0)
-        denoiser.load_state(safetensors.torch.load_file(folder / WEIGHTS))
+        denoiser.load_state(safetensors.torch.load_file(folder / AGP_WEIGHTS))
         for module in unet.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge()
@@ -102,15 +89,23 @@ class AgpDenoiser:
         named = self.unet.named_parameters()
         return {name: value for name, value in sorted(named) if value.requires_grad}
 
+    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes values for all of ``trainable()``. Raises ``ValueError`` where names or shapes are not this model's."""
-        conditioned_unet.set_all(self.trainable(), state, "agp: these weights are another model's")
+        named = self.trainable()
+        odd = odd_names(named, state)
+        if odd:
+            raise ValueError(
+                f"agp: these weights are another model's; {len(odd)} tensors differ, the first is {odd[0]!r}"
+            )
+        for name, parameter in named.items():
+            parameter.copy_(state[name])
 
     def files(self, facts: AgpFacts) -> dict[str, bytes]:
         """The files of a folder that ``load`` reads, weights in float16."""
         weights = {name: value.detach().half().cpu().contiguous() for name, value in self.trainable().items()}
         about = json.dumps(asdict(facts), indent=1) + "\n"
-        return {WEIGHTS: safetensors.torch.save(weights), FACTS: about.encode()}
+        return {AGP_WEIGHTS: safetensors.torch.save(weights), AGP_FACTS: about.encode()}
 
     def save(self, folder: Path) -> None:
         """Writes the AGP into a folder, its facts last."""
@@ -161,19 +156,6 @@ def check_same_prior(expected: str, found: str, what: str) -> None:
             f"{what} was made from another prior (its UNet's fingerprint is {expected[:12]}, this one's "
             f"{found[:12]}); give the prior that it was made from"
         )
-
-
-def read_facts(folder: Path) -> AgpFacts:
-    """The facts of an AGP's folder; ValueError naming ``agp`` where it is none."""
-    try:
-        fields = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        fields |= {name: tuple(fields[name]) for name in ("distance", "fov_y_deg")}
-        facts = AgpFacts(**fields)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"agp: {folder} is not an AGP's folder (no valid {FACTS}): {error}") from error
-    if facts.format != FORMAT:
-        raise ValueError(f"agp: {folder} has format {facts.format}; this version reads {FORMAT}")
-    return facts
 
 
 def _load_unet(prior: Path) -> tuple[UNet2DConditionModel, dict[str, Any]]:

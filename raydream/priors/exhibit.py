@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raydream.assets.exhibit import asset_folder, available_nouns
+from raydream.assets.exhibit import asset_folder, available_nouns, match_prompt
 from raydream.assets.libraries import MANIFEST
 from raydream.assets.procedural import PROCEDURAL
 from raydream.backend import load_backend
@@ -22,7 +22,7 @@ from raydream.diffusion.latent import LatentCodec, RgbaCodec
 from raydream.diffusion.text import PerpNegTexts
 from raydream.diffusion.weight_files import file_stamps
 from raydream.priors.cache import MODES
-from raydream.priors.exhibit_modes import ExhibitModes, exhibit_source
+from raydream.priors.exhibit_modes import ExhibitModes
 from raydream.priors.protocol import LearnedReference, Texts
 from raydream.schedule import highest
 from raydream.types import Denoiser
@@ -73,7 +73,8 @@ class ExhibitPrior:
         require(not run.negative_prompt, "negative_prompt", remedy)
         for index, stage in enumerate(run.stages):
             self._check_stage(stage, f"stages.{index}.")
-        exhibit = dataclasses.replace(self.config.exhibit, assets=self._assets_for(run.prompt))
+        source, _ = match_prompt(run.prompt, self.config.exhibit.assets or None)
+        exhibit = dataclasses.replace(self.config.exhibit, assets=str(source))
         return dataclasses.replace(run, prior=dataclasses.replace(run.prior, exhibit=exhibit))
 
     def nouns(self) -> list[str]:
@@ -120,9 +121,6 @@ class ExhibitPrior:
         ok = image_px % coarsest == 0 and image_px >= 2 * coarsest
         remedy = f"must be a multiple of {coarsest}, and not itself, for {num_levels} unet_channels"
         require(ok, "prior.image_px", remedy)
-
-    def _assets_for(self, prompt: str) -> str:
-        return exhibit_source(prompt, self.config.exhibit.assets or None)
 
     def _modes(self, prompt: str, backend: str, device: torch.device) -> ExhibitModes:
         source = str(asset_folder(self.config.exhibit.assets) or PROCEDURAL)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from raydream.assets.asset import Asset, normalise_asset
-from raydream.assets.exhibit import exhibit_assets, match_prompt
+from raydream.assets.exhibit import exhibit_assets
 from raydream.assets.raster import AssetViews, asset_to, render_asset
 from raydream.config.prior import ExhibitConfig
 from raydream.types import Backend, Cameras
@@ -63,12 +63,3 @@ class ExhibitModes:
         """Half-Lambert light that stands still in the world, so that all cameras agree on the colour of a point."""
         cosine = (views.normal @ views.normal.new_tensor(LIGHT_DIRECTION))[..., None] / views.alpha.clamp_min(1e-4)
         return AMBIENT + (1 - AMBIENT) * (cosine.clamp(-1, 1) + 1) / 2
-
-
-def exhibit_source(prompt: str, source: str | None) -> str:
-    """The source that an exhibit will take its assets from, a folder or "procedural", without loading any of them.
-
-    ``ValueError`` naming ``prompt`` where it means nothing there, or ``assets`` where there is no such folder.
-    """
-    where, _ = match_prompt(prompt, source)
-    return str(where)

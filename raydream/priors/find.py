@@ -7,8 +7,8 @@ Imports no torch and no library but the standard one at the top, so that a front
 import json
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raydream.assets.nouns import words_of
 from raydream.diffusion.layout import (
@@ -46,7 +46,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 EMBEDDED = Path(__file__).resolve().with_name("embedded")
 EMBEDDED_AGP = EMBEDDED.with_name("embedded_agp")
-AGP_FILES = ("agp.json", "agp.safetensors")
+AGP_FACTS, AGP_WEIGHTS, _AGP_FORMAT = "agp.json", "agp.safetensors", 1
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # of a UNet that has been told more than text and time; a latent consistency model is told its guidance
 _UNET_EXTRAS = ("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim_type")
@@ -59,6 +59,20 @@ _NUMBERS = {
 _REMEDY = "pass a folder in the diffusers layout, or run `--preset exhibit`, which needs no weights"
 _DOWNLOAD = ["model_index.json"] + [f"{part}/{name}" for part in PARTS for name in ("*.json", "*.txt", "*.safetensors")]
 _NOT_DOWNLOADED = ["*.fp16.*", "*non_ema*"]
+
+
+@dataclass(frozen=True)
+class AgpFacts:
+    """What an AGP's folder says of it. ``prior_sha256`` is the ``fingerprint`` of the UNet that it was made from;
+    ``distance`` and ``fov_y_deg`` are the ranges of the cameras that it was trained with, in scene units and degrees.
+    """
+
+    rank: int
+    prior_sha256: str
+    distance: tuple[float, float] = (0.0, 0.0)
+    fov_y_deg: tuple[float, float] = (0.0, 0.0)
+    num_steps: int = 0
+    format: int = _AGP_FORMAT
 
 
 def resolve_prior(source: str, allow_download: bool = False) -> Path:
@@ -163,32 +177,31 @@ def resolve_agp(source: str) -> Path:
     ``agp`` where it is none.
     """
     folder = EMBEDDED_AGP if source == "embedded" else Path(source).expanduser()
-    missing = [name for name in AGP_FILES if not (folder / name).is_file()]
+    missing = [name for name in (AGP_FACTS, AGP_WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"agp: {source!r} is not the folder of an aligned geometric prior (no {' and no '.join(missing)}); give "
             "one that jobs/finetune_agp.py wrote, or off"
         )
-    facts = agp_facts(folder)
-    lacking = [name for name in ("rank", "prior_sha256", "distance", "fov_y_deg") if name not in facts]
-    if lacking:
-        raise ValueError(f"agp: {folder / AGP_FILES[0]} does not say {', '.join(lacking)}; it is no AGP's")
+    read_facts(folder)
     try:
-        check_whole(folder / AGP_FILES[1])
+        check_whole(folder / AGP_WEIGHTS)
     except ValueError as error:
         raise ValueError(f"agp: {error}") from error
     return folder.resolve()
 
 
-def agp_facts(folder: Path) -> dict[str, Any]:
-    """What an AGP's folder says of it; ``ValueError`` about ``agp`` where that is not JSON."""
-    path = folder / AGP_FILES[0]
+def read_facts(folder: Path) -> AgpFacts:
+    """What an AGP's folder says of it; ``ValueError`` about ``agp`` where it is none."""
+    path = folder / AGP_FACTS
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"agp: {path} is not valid JSON ({error})") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"agp: {path} is not a JSON object")
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        facts = AgpFacts(**fields | {name: tuple(fields[name]) for name in ("distance", "fov_y_deg")})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"agp: {folder} is not an AGP's folder (no valid {path.name}; {reason})") from error
+    if facts.format != _AGP_FORMAT:
+        raise ValueError(f"agp: {folder} has format {facts.format}; this version reads {_AGP_FORMAT}")
     return facts
 
 
@@ -206,9 +219,11 @@ def check_agp_cameras(
     """Raises ``ValueError`` where a run's cameras stand where the AGP was never trained: SweetDreamer's own release
     asks for views from 1.4 to 1.6 of a model that was trained at 0.9 to 1.1. Scene units and degrees.
     """
-    facts = agp_facts(folder)
-    for name, wanted in (("distance", distance), ("fov_y_deg", fov_y_deg)):
-        low, high = facts[name]
+    facts = read_facts(folder)
+    for name, wanted, (low, high) in (
+        ("distance", distance, facts.distance),
+        ("fov_y_deg", fov_y_deg, facts.fov_y_deg),
+    ):
         if wanted[0] < 0.9 * low or wanted[1] > 1.1 * high:
             raise ValueError(
                 f"{name}: this AGP was trained with cameras of {low:g} to {high:g}, the run has {wanted[0]:g} to "

@@ -19,7 +19,8 @@ from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.guidance import add_noise
 from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.diffusion.text import encode_prompts
-from raydream.priors.agp import AgpDenoiser, AgpFacts, fingerprint, read_facts
+from raydream.priors.agp import AgpDenoiser, fingerprint
+from raydream.priors.find import AgpFacts, read_facts
 from raydream.train.agp import plan as agp_plan
 from raydream.train.agp.samples import (
     MemorySamples,

@@ -340,7 +340,7 @@ def test_a_prior_in_shards_is_taken_and_each_shard_checked(folder: Path, variant
 
 
 @pytest.mark.parametrize("damage", [cut, empty, point, scribble])
-@pytest.mark.parametrize("name", find.AGP_FILES)
+@pytest.mark.parametrize("name", [find.AGP_FACTS, find.AGP_WEIGHTS])
 def test_a_damaged_agp_is_named(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     folder = shutil.copytree(find.EMBEDDED_AGP, tmp_path / "agp")
     assert find.resolve_agp(str(folder)) == folder.resolve()

@@ -14,7 +14,8 @@ from teams import together
 
 from raydream.config import strict_json
 from raydream.config.agp import AgpConfig
-from raydream.priors.agp import AgpDenoiser, read_facts
+from raydream.priors.agp import AgpDenoiser
+from raydream.priors.find import read_facts
 from raydream.store.run_folder import RunFolder
 from raydream.train.agp import checkpoint
 from raydream.train.agp import job as agp_job

@@ -14,7 +14,7 @@ from raydream.config import strict_json
 from raydream.config.agp import AgpConfig
 from raydream.diffusion import layout
 from raydream.priors import find
-from raydream.priors.agp import AgpDenoiser, check_same_prior, read_facts
+from raydream.priors.agp import AgpDenoiser, check_same_prior
 from raydream.store import tensors
 from raydream.store.run_folder import RunFolder
 from raydream.train import job
@@ -95,7 +95,6 @@ def _checked_start(config: AgpConfig) -> AgpConfig:
         return config
     try:
         start = find.resolve_agp(config.start)
-        read_facts(start)
     except ValueError as error:
         raise ValueError(f"start: {str(error).removeprefix('agp: ')}") from error
     try:
