@@ -12,19 +12,8 @@ def make_hash_grid_layout(
     """The layout whose resolutions grow geometrically from ``base_resolution`` to ``max_resolution`` cells (eq. 2, 3).
 
     A level whose ``(resolution + 1)^3`` vertices fit into ``2^log2_table_size`` entries is stored densely.
-    Raises ValueError naming the parameter that makes no sense.
+    ``HashGridConfig`` has seen to it that the numbers make sense.
     """
-    if num_levels < 1:
-        raise ValueError(f"num_levels must be at least 1, not {num_levels}")
-    if features_per_level < 1:
-        raise ValueError(f"features_per_level must be at least 1, not {features_per_level}")
-    if not 1 <= log2_table_size <= 24:
-        raise ValueError(f"log2_table_size must lie in 1..24, not {log2_table_size}")
-    if not 1 <= base_resolution <= max_resolution:
-        raise ValueError(f"base_resolution must lie in 1..max_resolution ({max_resolution}), not {base_resolution}")
-    if num_levels == 1 and base_resolution != max_resolution:
-        raise ValueError("max_resolution must equal base_resolution where num_levels is 1")
-
     growth = (max_resolution / base_resolution) ** (1 / max(num_levels - 1, 1))
     resolutions = tuple(round(base_resolution * growth**level) for level in range(num_levels))
     offsets = [0]

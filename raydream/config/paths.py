@@ -3,11 +3,11 @@ own.
 """
 
 import re
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from raydream.config.branches import BranchConfig
-from raydream.config.run import PREVIOUS, RunConfig, StageConfig
+from raydream.config import strict_json
+from raydream.config.run import PREVIOUS, RunConfig
 
 _NAMES = ("", "embedded", "off", "procedural", PREVIOUS)  # words that a folder beside us cannot take over
 _FIELDS = re.compile(
@@ -24,22 +24,19 @@ def absolute_folder(text: str) -> str:
 
 def with_absolute_folders(run: RunConfig) -> RunConfig:
     """The run with every folder that its settings name by its absolute path."""
-    exhibit = replace(run.prior.exhibit, assets=absolute_folder(run.prior.exhibit.assets))
-    prior = replace(run.prior, source=absolute_folder(run.prior.source), exhibit=exhibit)
-    return replace(run, prior=prior, stages=tuple(_stage(stage) for stage in run.stages))
+
+    def absolute(value: Any, path: str) -> Any:
+        match value:
+            case dict():
+                return {key: absolute(item, f"{path}.{key}".removeprefix(".")) for key, item in value.items()}
+            case list():
+                return [absolute(item, f"{path}.{index}") for index, item in enumerate(value)]
+        return absolute_folder(value) if _FIELDS.fullmatch(path) else value
+
+    return strict_json.from_json(RunConfig, absolute(strict_json.to_json(run), ""))
 
 
 def absolute_override(override: str) -> str:
     """A ``field=value`` whose value, where the field is one for folders, is absolute."""
     name, equals, value = override.partition("=")
     return f"{name}{equals}{absolute_folder(value)}" if _FIELDS.fullmatch(name) else override
-
-
-def _stage(stage: StageConfig) -> StageConfig:
-    return replace(stage, start=absolute_folder(stage.start), branches=tuple(map(_branch, stage.branches)))
-
-
-def _branch(branch: BranchConfig) -> BranchConfig:
-    geometric = branch.geometric_prior
-    source, prior = absolute_folder(geometric.source), absolute_folder(geometric.prior)
-    return replace(branch, geometric_prior=replace(geometric, source=source, prior=prior))

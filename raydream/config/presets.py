@@ -1,8 +1,9 @@
 """The named starting points of a run. Each is a function of how many steps to take, so that schedules scale with it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from raydream.config.branches import BranchConfig, GeometricPriorConfig, LearnerConfig
+from raydream.config.branches import BranchConfig, GeometricPriorConfig, LearnerConfig, geometric_branch
 from raydream.config.cluster import ClusterConfig, OutputConfig
 from raydream.config.prior import PriorConfig
 from raydream.config.run import RunConfig, StageConfig
@@ -81,12 +82,9 @@ def embedded(steps: int = 600) -> RunConfig:
                 weight=Linear(0.2, 1.0, int(0.3 * steps), int(0.8 * steps)),
                 t_max=Linear(0.98, 0.5, int(0.1 * steps), int(0.8 * steps)),
             ),
-            BranchConfig(
-                "ccm",
-                "sds",
+            replace(
+                geometric_branch("embedded"),
                 weight=Linear(100.0, 40.0, int(0.3 * steps), int(0.8 * steps)),
-                t_max=Constant(0.98),
-                view_dependent_prompts=False,
                 geometric_prior=GeometricPriorConfig(
                     # two steps find what one would blur, and leave specks around it, which one then clears away
                     denoise_steps=Steps(((0, 2.0), (max(1, int(0.3 * steps)), 1.0))),
@@ -119,7 +117,6 @@ def sd21(steps: int = 25_000) -> RunConfig:
         shading=ShadingConfig(albedo_steps=10**9),
         losses=LossConfig(sparsity=Constant(10.0), opaqueness=Steps(((0, 0.0), (2 * milestone, 1000.0)))),
         branches=(BranchConfig(t_max=Steps(((0, 0.98), (milestone, 0.5)))),),
-        learner=LearnerConfig(rank=4, lr=1e-4, lr_warm_up_steps=500),
     )
     return RunConfig(
         "a DSLR photo of a bald eagle",

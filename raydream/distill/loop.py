@@ -20,7 +20,7 @@ from raydream.cluster.runtime import Actor, ActorFailed, Reference, Runtime
 from raydream.config.actors import particle_config, score_config
 from raydream.config.run import PREVIOUS, RunConfig, StageConfig
 from raydream.distill.particle import make_particle
-from raydream.distill.recovery import Failure, GiveUp, RecoveryPolicy, decide
+from raydream.distill.recovery import Failure, GiveUp, decide
 from raydream.distill.score import make_score
 from raydream.store.run_folder import FileDigest, RunFolder
 
@@ -263,12 +263,10 @@ class RunLoop:
         # half the time: who made the others wait for so long began his call after the wait had begun
         broken = self.runtime.failing(self.actors, self._timeout_s / 2)
         blamed = broken or [failure.actor or self.scores[0]]
-        cluster = self.config.cluster
-        policy = RecoveryPolicy(cluster.max_restarts, cluster.max_restarts, cluster.restart_backoff_s)
         for actor in blamed:
             kind = "actor_died" if broken and failure.kind != "timeout" else failure.kind
             seen = Failure(kind, actor.role, actor.index, step, failure.error_type, failure.message)  # type: ignore[arg-type]
-            decision = decide(policy, self._history, seen)
+            decision = decide(self.config.cluster, self._history, seen)
             self._history.append(seen)
             if isinstance(decision, GiveUp):
                 raise RunFailed(decision.reason) from failure

@@ -2,13 +2,16 @@
 
 A dead or hanging actor is worth a restart: machines are pre-empted, memory runs out, a driver stumbles. An exception
 is not when it must come again: a wrong argument, or the same error from the same actor at the same step after it was
-rolled back. Restarts are paid for from two budgets, one for each actor and one for the run.
+rolled back. Restarts are paid for from the run's budget.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from raydream.config.cluster import ClusterConfig
+
+_BACKOFF_LIMIT_S = 60.0
 # Mistakes in the code or its arguments, and a full disk: the same call fails the same way on every machine.
 _DETERMINISTIC = frozenset(
     {"ValueError", "TypeError", "AssertionError", "AttributeError", "NameError", "KeyError", "IndexError"}
@@ -46,10 +49,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class Restart:
-    """Wait ``delay_s``, start the actor anew and roll it back to its last snapshot."""
+    """Wait ``delay_s``, start the actor anew and roll everybody back."""
 
-    role: str
-    index: int
     delay_s: float
 
 
@@ -60,38 +61,19 @@ class GiveUp:
     reason: str
 
 
-Decision = Restart | GiveUp
-
-
-@dataclass(frozen=True)
-class RecoveryPolicy:
-    """Budgets of restarts, 0 for none, and the pause before one, doubled for each earlier failure of the actor."""
-
-    max_restarts: int = 8
-    max_restarts_per_actor: int = 3
-    backoff_s: float = 1.0
-    backoff_limit_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_restarts", "max_restarts_per_actor", "backoff_s", "backoff_limit_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must not be negative, got {getattr(self, name)}")
-
-
-def decide(policy: RecoveryPolicy, history: Sequence[Failure], failure: Failure) -> Decision:
-    """The answer to ``failure``, given the earlier failures of this run, each of which was answered by a restart."""
+def decide(config: ClusterConfig, history: Sequence[Failure], failure: Failure) -> Restart | GiveUp:
+    """The answer to ``failure``, given the earlier failures of this run, each of which was answered by a restart. The
+    pause before one is doubled for each earlier failure of the actor.
+    """
     own = [earlier for earlier in history if (earlier.role, earlier.index) == (failure.role, failure.index)]
     if failure.kind == "application_error":
         if failure.error_type in _DETERMINISTIC:
             return GiveUp(f"{failure}; a restart cannot change that")
         if any(_same_error(earlier, failure) for earlier in own):
             return GiveUp(f"{failure}, again at the same step after a restart")
-    if len(history) >= policy.max_restarts:
-        return GiveUp(f"{failure}; the run's budget max_restarts={policy.max_restarts} is spent")
-    if len(own) >= policy.max_restarts_per_actor:
-        return GiveUp(f"{failure}; its budget max_restarts_per_actor={policy.max_restarts_per_actor} is spent")
-    delay_s = min(policy.backoff_s * 2.0 ** min(len(own), 64), policy.backoff_limit_s)
-    return Restart(failure.role, failure.index, delay_s)
+    if len(history) >= config.max_restarts:
+        return GiveUp(f"{failure}; the run's budget max_restarts={config.max_restarts} is spent")
+    return Restart(min(config.restart_backoff_s * 2.0 ** min(len(own), 64), _BACKOFF_LIMIT_S))
 
 
 def _same_error(earlier: Failure, later: Failure) -> bool:

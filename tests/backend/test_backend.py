@@ -76,22 +76,6 @@ def test_layout_grows_geometrically_from_dense_to_hashed() -> None:
     assert layout.num_features == 16
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        ((0, 2, 15, 16, 256), "num_levels"),
-        ((8, 0, 15, 16, 256), "features_per_level"),
-        ((8, 2, 40, 16, 256), "log2_table_size"),
-        ((8, 2, 15, 0, 256), "base_resolution"),
-        ((8, 2, 15, 300, 256), "base_resolution"),
-        ((1, 2, 15, 16, 256), "max_resolution"),
-    ],
-)
-def test_layout_names_the_wrong_field(arguments: tuple[int, int, int, int, int], field: str) -> None:
-    with pytest.raises(ValueError, match=field):
-        make_hash_grid_layout(*arguments)
-
-
 # --- march
 
 
