@@ -83,9 +83,7 @@ def parse(description: str, words: Sequence[str] | None = None) -> Request:
 
 
 def changed_fields(old: RunConfig, new: RunConfig) -> list[str]:
-    """The dotted names of settings that differ, those of ``cluster`` left out: where a run goes on may change,
-    what it is not.
-    """
+    """The dotted names of settings that differ but those of ``cluster``: where a run goes on may change, not what."""
     return [name for name, a, b in _differences(strict_json.to_json(old), strict_json.to_json(new), "") if a != b]
 
 

@@ -1,6 +1,4 @@
-"""Numbers that change during a run, as pure functions of the controller step (never of epochs, never of a
-literal's type).
-"""
+"""Numbers that change during a run, as pure functions of the step (never of epochs, never of a literal's type)."""
 
 from dataclasses import dataclass
 
@@ -39,9 +37,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Steps:
-    """A staircase: the value of the last ``(from_step, value)`` whose step is reached; the first one must start at
-    0.
-    """
+    """A staircase: the value of the last ``(from_step, value)`` whose step is reached; the first starts at 0."""
 
     points: tuple[tuple[int, float], ...]
 

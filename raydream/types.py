@@ -119,7 +119,7 @@ class VolumeSamples:
 class Views:
     """All that leaves a particle in a step, for one branch: latents and the cameras they were seen from."""
 
-    latents: Float[Tensor, "view latent h w"]
+    latents: Latents
     c2w: Float[Tensor, "view 4 4"]
     fov_y_deg: Float[Tensor, " view"]
     azimuth_deg: Float[Tensor, " view"]
@@ -132,9 +132,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh in world space, bare or with a texture; ``uv`` is OpenGL's: v points up, row 0 of the texture is
-    its top.
-    """
+    """A triangle mesh in the world, bare or textured; ``uv`` is OpenGL's: v points up, a texture's row 0 is its top."""
 
     vertices: Float[Tensor, "vertex 3"]
     faces: Int[Tensor, "face 3"]
@@ -159,9 +157,7 @@ class Condition:
 class Denoiser(Protocol):
     """A noise predictor for ``z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps``; eps-, v- and flow-models hide inside."""
 
-    def eps(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The predicted noise; ``t`` is a diffusion timestep in 0..999."""
         ...
 

@@ -31,10 +31,7 @@ class NumbaBackend:
         hidden: Float[Tensor, "unit width"],
         head: Float[Tensor, "out unit"],
     ) -> Float[Tensor, "sample out"]:
-        """A network with one hidden layer on the hash grid; differentiable by table, hidden and head.
-
-        In the dtype of its arguments, also under autocast: it never leaves the cache, and bfloat16 was not faster.
-        """
+        """In its arguments' dtype, also under autocast: it never leaves the cache, and bfloat16 was not faster."""
         _check_table(table, layout)
         output, _ = _Field.apply(points.detach(), table, layout, _pad4(hidden), _pad4(head), False)
         return output[:, : len(head)]
@@ -47,7 +44,7 @@ class NumbaBackend:
         hidden: Float[Tensor, "unit width"],
         head: Float[Tensor, "out unit"],
     ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
-        """``field``, and the derivative of its output 0 by the point: without ever storing the encoding's Jacobian."""
+        """Never stores the encoding's Jacobian."""
         _check_table(table, layout)
         output, gradient = _Field.apply(points.detach(), table, layout, _pad4(hidden), _pad4(head), True)
         return output[:, : len(head)], gradient
@@ -60,7 +57,7 @@ class NumbaBackend:
         step_size: float,
         jitter: Float[Tensor, " ray"],
     ) -> RaySamples:
-        """Intervals inside the box whose midpoint lies in an occupied cell: the reference's, bit by bit."""
+        """The reference's, bit by bit."""
         origins, directions = _array(rays.origins), _array(rays.directions)
         number = origins.dtype.type
         scalars = number(radius), number(step_size), number(0.5 / radius)
@@ -70,7 +67,6 @@ class NumbaBackend:
     def composite(
         self, density: Float[Tensor, " sample"], values: Float[Tensor, "sample channel"], samples: RaySamples
     ) -> tuple[Float[Tensor, "ray channel"], Float[Tensor, " ray"], Float[Tensor, " sample"]]:
-        """Accumulated values, opacity, and each sample's weight; differentiable by density and values."""
         assert len(density) == len(values) == len(samples.t_start) == int(samples.counts.sum()), "samples do not match"
         return _Composite.apply(density, values, samples)
 

@@ -36,7 +36,6 @@ class CudaBackend:
         hidden: Float[Tensor, "unit width"],
         head: Float[Tensor, "out unit"],
     ) -> Float[Tensor, "sample out"]:
-        """A network with one hidden layer on the hash grid; differentiable by table, hidden and head."""
         _check_table(table, layout)
         return reference.mlp(_HashGrid.apply(points.detach().contiguous(), table.contiguous(), layout), hidden, head)
 
@@ -48,7 +47,6 @@ class CudaBackend:
         hidden: Float[Tensor, "unit width"],
         head: Float[Tensor, "out unit"],
     ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
-        """``field``, and the derivative of its output 0 by the point."""
         _check_table(table, layout)
         encoded, jacobian = _HashGridJacobian.apply(points.detach().contiguous(), table.contiguous(), layout)
         return reference.mlp_gradient(encoded, jacobian, hidden, head)
@@ -56,7 +54,6 @@ class CudaBackend:
     def composite(
         self, density: Float[Tensor, " sample"], values: Float[Tensor, "sample channel"], samples: RaySamples
     ) -> tuple[Float[Tensor, "ray channel"], Float[Tensor, " ray"], Float[Tensor, " sample"]]:
-        """Accumulated values, opacity, and each sample's weight; differentiable by density and values."""
         assert len(density) == len(values) == len(samples.t_start), "samples do not match"
         return _Composite.apply(density.contiguous(), values.contiguous(), samples)
 

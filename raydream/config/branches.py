@@ -78,13 +78,8 @@ class BranchConfig:
 
 def geometric_branch(source: str) -> BranchConfig:
     """SweetDreamer's branch, with the settings that suit most runs."""
-    return BranchConfig(
-        "ccm",
-        "sds",
-        t_max=Constant(0.98),
-        view_dependent_prompts=False,
-        geometric_prior=GeometricPriorConfig(source),
-    )
+    settings = GeometricPriorConfig(source)
+    return BranchConfig("ccm", "sds", t_max=Constant(0.98), view_dependent_prompts=False, geometric_prior=settings)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
-"""Settings that name a folder, made to mean the same folder in every process: actors have working directories of their
-own.
-"""
+"""Settings that name a folder, made to mean the same in every process: actors have working directories of their own."""
 
 import re
 from pathlib import Path

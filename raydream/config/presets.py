@@ -14,9 +14,7 @@ DEFAULT_PRESET = "exhibit"
 
 
 def exhibit(steps: int = 500) -> RunConfig:
-    """An exact score instead of a trained prior: particles become different assets of a set (laptop, minutes, no
-    weights).
-    """
+    """An exact score, no trained prior: particles become different assets of a set (laptop, minutes, no weights)."""
     # While t is high all modes are one and particles spread; it falls slowly through the range in which they must
     # choose (0.97 to 0.7), and fast through the rest.
     melt, choose, chosen, freeze = (max(k, int(share * steps)) for k, share in enumerate((0.1, 0.4, 0.6, 0.9), 1))

@@ -37,9 +37,8 @@ class ViewConfig:
         require(1 <= self.image_px <= 8192, "image_px", f"must be 1..8192, got {self.image_px}")
         require(1 <= self.supersample <= 8, "supersample", f"must be 1..8, got {self.supersample}")
         nearest = OBJECT_RADIUS[self.normalise]
-        require_range(
-            self.distance, "distance", nearest + 0.02, 1000.0
-        )  # a camera inside an object sees nothing of use
+        # a camera inside an object sees nothing of use
+        require_range(self.distance, "distance", nearest + 0.02, 1000.0)
         require_range(self.fov_y_deg, "fov_y_deg", 1.0, 170.0)
         require_range(self.elevation_deg, "elevation_deg", -90.0, 90.0)
         require_range(self.azimuth_deg, "azimuth_deg", -360.0, 360.0)

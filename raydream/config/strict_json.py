@@ -35,9 +35,7 @@ def dumps(config: Any) -> str:
 
 
 def loads(cls: type[T], text: str) -> T:
-    """Reads JSON text strictly. Raises ``ValueError`` naming the field for an unknown key, a wrong type or a bad
-    value.
-    """
+    """Reads JSON text strictly; ``ValueError`` naming the field for an unknown key, a wrong type or a bad value."""
     return typing.cast(T, from_json(cls, parse(text)))
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from raydream.types import Condition
+from raydream.types import Condition, Latents, PerView
 
 
 @runtime_checkable
@@ -20,7 +20,7 @@ class ModeSource(Protocol):
     def means(
         self,
         c2w: Float[Tensor, "view 4 4"],
-        fov_y_deg: Float[Tensor, " view"],
+        fov_y_deg: PerView,
         used: Int[Tensor, " used"],
         size_px: int,
     ) -> Float[Tensor, "view used latent h w"]:
@@ -39,18 +39,14 @@ class MixtureDenoiser:
         self._modes, self._variance = modes, mode_std**2
         self.alphas_cumprod = alphas_cumprod
 
-    def eps(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """-sigma times the gradient of the log-density at ``z_t``, in closed form."""
         abar = self.alphas_cumprod.to(z_t)[t][:, None, None, None]
         variance = abar * self._variance + (1 - abar)
         mean = self.posterior_mode_mean(z_t, t, cond)
         return (1 - abar).sqrt() * (z_t - abar.sqrt() * mean) / variance
 
-    def posterior_mode_mean(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def posterior_mode_mean(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """``sum_k p(k | z_t) mu_k``: the mean of the modes weighted by how well each explains ``z_t``."""
         probability = cond.text[:, 0, :].to(z_t)
         used = probability.sum(0).nonzero()[:, 0]

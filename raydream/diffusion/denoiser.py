@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raydream.diffusion import layout
 from raydream.diffusion.guidance import alphas_cumprod, eps_from_v
-from raydream.types import Condition
+from raydream.types import Condition, Latents
 
 _MAX_PLAIN_SIDE = 32
 
@@ -58,27 +58,23 @@ class DiffusersDenoiser:
         unet.to(device)  # type: ignore[arg-type]
         return cls(unet, layout.scheduler_config(folder))
 
-    def eps(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The predicted noise; the camera is not looked at."""
         return self.to_eps(self.run(z_t, t, cond.text), z_t, t)
 
     def run(
         self,
-        z_t: Float[Tensor, "view latent h w"],
+        z_t: Latents,
         t: Int[Tensor, " view"],
         text: Float[Tensor, "view token width"],
         extra: Float[Tensor, "view feature"] | None = None,
-    ) -> Float[Tensor, "view latent h w"]:
+    ) -> Latents:
         """The UNet's answer in its own parametrisation; ``extra`` is for a module in its class embedding slot."""
         dtype = self.unet.dtype
         answer = self.call(z_t.to(dtype), t, text.to(dtype), class_labels=extra, return_dict=False)[0]
         return answer.to(z_t.dtype)
 
-    def to_eps(
-        self, answer: Float[Tensor, "view latent h w"], z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"]
-    ) -> Float[Tensor, "view latent h w"]:
+    def to_eps(self, answer: Latents, z_t: Latents, t: Int[Tensor, " view"]) -> Latents:
         """The noise that the UNet's answer implies."""
         if self.prediction_type == "epsilon":
             return answer

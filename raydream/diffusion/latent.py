@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from raydream.types import Render
+from raydream.types import Latents, Render
 
 
 @runtime_checkable
@@ -32,14 +32,14 @@ class RgbaCodec:
     def __init__(self, size_px: int) -> None:
         self._size_px = size_px
 
-    def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view latent h w"]:
+    def encode(self, render: Render, generator: torch.Generator) -> Latents:
         """The latent of ``render.foreground`` and ``render.opacity``; the render's own background is not seen."""
         over_grey = 2 * render.foreground - render.opacity  # 2 (foreground + (1 - opacity) / 2) - 1
         stretched = torch.cat([over_grey, 2 * render.opacity - 1], dim=-1)
         return resize(stretched.permute(0, 3, 1, 2), self._size_px or render.rgb.shape[1])
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "view latent h w"]) -> Float[Tensor, "view h w 3"]:
+    def decode(self, latents: Latents) -> Float[Tensor, "view h w 3"]:
         return (latents[:, :3].permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn import Parameter
@@ -12,7 +12,7 @@ from raydream.diffusion import conditioned_unet
 from raydream.diffusion.conditioned_unet import ADAPTER
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.layout import PredictionType
-from raydream.types import Condition
+from raydream.types import Condition, Latents
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 MATRIX_WIDTH = 16  # a flattened camera-to-world matrix
@@ -41,15 +41,11 @@ class LoraDenoiser:
     def prediction_type(self) -> PredictionType:
         return self._frozen.prediction_type
 
-    def eps(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The predicted noise, one conditional pass (the learned reference is used at guidance scale 1)."""
         return self._frozen.to_eps(self.predict(z_t, t, cond), z_t, t)
 
-    def predict(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def predict(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The answer in the model's own parametrisation, to be compared with ``guidance.lora_target``.
 
         Differentiable by ``trainable()``. A view of ``camera_weight`` 0 sees the zero matrix instead of its camera.

@@ -23,11 +23,11 @@ class Eps:
     ``guided`` is the prior under classifier-free guidance.
     """
 
-    guided: Float[Tensor, "view latent h w"]
-    negative: Float[Tensor, "view latent h w"] | None
-    reference: Float[Tensor, "view latent h w"] | None
-    noise: Float[Tensor, "view latent h w"]
-    z_0: Float[Tensor, "view latent h w"]
+    guided: Latents
+    negative: Latents | None
+    reference: Latents | None
+    noise: Latents
+    z_0: Latents
     abar_t: Float[Tensor, " view"]
 
 

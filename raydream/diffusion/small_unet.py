@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from raydream.config.prior import SMALL_UNET_PATCH_PX
 from raydream.diffusion.guidance import PredictionType, eps_from_v
 from raydream.precision import arithmetic
-from raydream.types import Condition
+from raydream.types import Condition, Latents
 
 
 class SmallUnetLearner(nn.Module):
@@ -52,16 +52,12 @@ class SmallUnetLearner(nn.Module):
             self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
         nn.init.zeros_(self.unet.conv_out.weight)
 
-    def eps(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The predicted noise."""
         abar = self._alphas_cumprod.to(z_t)[t]
         return eps_from_v(self.predict(z_t, t, cond), z_t, abar)
 
-    def predict(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def predict(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The predicted v = alpha eps - sigma z_0."""
         camera = self.camera(cond.c2w.flatten(1)) * cond.camera_weight[:, None]
         patches = F.pixel_unshuffle(z_t, self._patch)

@@ -17,6 +17,7 @@ from raydream.camera import ViewBin, view_bins, wrap_degrees
 from raydream.config.branches import BranchConfig
 from raydream.diffusion import layout
 from raydream.diffusion.prompts import VIEW_WORDS, bank_prompts, load_tokenizer, max_tokens
+from raydream.types import PerView
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -108,9 +109,7 @@ class TextBank:
         """The negative prompt, or the empty text that stands for "unconditional", for each view."""
         return self.embedding(self._negative_prompt).expand(num_views, -1, -1)
 
-    def view_embeddings(
-        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
-    ) -> Float[Tensor, "view token width"]:
+    def view_embeddings(self, azimuth_deg: PerView, elevation_deg: PerView) -> Float[Tensor, "view token width"]:
         """The prompt as seen from each view: with its view words, or without where the run does not want them."""
         branch = self._branch
         if not branch.view_dependent_prompts:
@@ -118,9 +117,7 @@ class TextBank:
         bins = view_bins(azimuth_deg, elevation_deg, branch.front_deg, branch.back_deg, branch.overhead_deg)
         return torch.stack([self._side(side) for side in bins])
 
-    def perp_neg_texts(
-        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
-    ) -> PerpNegTexts:
+    def perp_neg_texts(self, azimuth_deg: PerView, elevation_deg: PerView) -> PerpNegTexts:
         """The three texts of Perp-Neg for each view, by ``perp_neg_pairs``; from overhead nothing is pushed away."""
         positives, negatives, weights = [], [], []
         for azimuth, elevation in zip(wrap_degrees(azimuth_deg).abs().tolist(), elevation_deg.tolist()):

@@ -1,7 +1,6 @@
 """What a finished particle becomes: a textured mesh, a turntable film and a picture."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +17,7 @@ _TURNTABLE_FPS = 24
 _PAPER = 245  # the light grey behind pictures for people
 
 ExportFigures = dict[str, float | int | str | None]
+CamerasAt = Callable[[list[float], float, int], Cameras]  # by azimuths, an elevation and a size in pixels
 LookAt = Callable[[list[float], float, int], np.ndarray]
 
 
@@ -28,34 +28,25 @@ def on_paper(pictures: np.ndarray) -> list[np.ndarray]:
     return list(mixed.round().astype(np.uint8))
 
 
-@dataclass(frozen=True)
-class Viewer:
-    """How a particle is looked at, by azimuths, an elevation and a size in pixels: ``cameras``, and pictures of the
-    scene itself, uint8 ``[view, h, w, 4]`` with straight colour and alpha.
-    """
-
-    cameras: Callable[[list[float], float, int], Cameras]
-    look_at: LookAt
-
-
 def export_particle(
-    scene: Scene, viewer: Viewer, index: int, output: OutputConfig, unlit: bool, uri: str
+    scene: Scene, cameras_at: CamerasAt, look_at: LookAt, index: int, output: OutputConfig, unlit: bool, uri: str
 ) -> ExportFigures:
-    """Writes mesh.glb, turntable.mp4 and preview.png into the run folder and tells what came out.
+    """Writes mesh.glb, turntable.mp4 and preview.png into the run folder and tells what came out. ``look_at`` gives
+    pictures of the scene itself, uint8 ``[view, h, w, 4]`` with straight colour and alpha, from ``cameras_at``.
 
     ``unlit`` marks a mesh whose albedo holds its light: its film and picture are of the scene, those of any other are
     of the mesh under a lamp. A particle without a surface still gets its film and picture; ``note`` says why it has no
     mesh. What an earlier export left stays until all of the new is made, and where that has no mesh but the old one
     has, for good.
     """
-    run, look_at = RunFolder.open(uri), viewer.look_at
+    run = RunFolder.open(uri)
     files: dict[str, bytes] = {}
     try:
         mesh = scene.surface(output)
         stats: ExportFigures = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
         files[MESH] = write_glb(mesh, unlit)
         if not unlit:
-            look_at = _look_at_mesh(mesh, viewer)
+            look_at = _look_at_mesh(mesh, cameras_at)
     except EmptyMeshError as error:
         stats = {"vertices": 0, "faces": 0, "note": f"{error}; output.mesh_threshold sets another"}
         if run.exists(particle_file(index, MESH)):
@@ -73,9 +64,7 @@ def export_particle(
     return stats
 
 
-def _look_at_mesh(mesh: Mesh, viewer: Viewer) -> LookAt:
-    """Pictures of a mesh with the cameras of a viewer."""
+def _look_at_mesh(mesh: Mesh, cameras_at: CamerasAt) -> LookAt:
+    """Pictures of a mesh, from the same cameras as those of its scene."""
     asset, backend = mesh_asset(mesh), load_backend("auto", "cpu")
-    return lambda azimuths, elevation, image_px: lit_pictures(
-        asset, viewer.cameras(azimuths, elevation, image_px), backend
-    )
+    return lambda azimuths, elevation, image_px: lit_pictures(asset, cameras_at(azimuths, elevation, image_px), backend)

@@ -85,9 +85,7 @@ class RunLoop:
         self._recovering(step, lambda: self._set_up(self.actors, step))
 
     def train(self, start: int, stop: threading.Event) -> int:
-        """Runs from ``start`` to the end of the last stage, or until ``stop`` is set; returns the step that was reached
-        and saved.
-        """
+        """Runs from ``start`` to the end of the last stage, or until ``stop`` is set; returns the step saved last."""
         step = start
         while step < self.config.num_steps and not stop.is_set():
             try:

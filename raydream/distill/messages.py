@@ -1,6 +1,4 @@
-"""What travels between particles, score model and controller: flat dicts of numpy arrays (torch tensors cost 2-3
-times more).
-"""
+"""What travels between particles, score model and controller: flat dicts of arrays (tensors cost 2-3 times more)."""
 
 from collections.abc import Mapping, Sequence
 

@@ -19,7 +19,7 @@ from raydream.config.actors import ParticleConfig
 from raydream.coordinates import Box, encode_ccm
 from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
 from raydream.diffusion.layout import latent_px
-from raydream.distill.artefacts import ExportFigures, Viewer, export_particle
+from raydream.distill.artefacts import ExportFigures, export_particle
 from raydream.distill.messages import Message, from_wire, pack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.find import resolve_agp_prior
@@ -111,9 +111,7 @@ class Particle:
 
     @torch.no_grad()
     def look_at(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> np.ndarray:
-        """Pictures for people, uint8 ``[view, h, w, 4]`` with straight colour and alpha: albedo, from the middle
-        of the ranges.
-        """
+        """Pictures for people, uint8 ``[view, h, w, 4]``, straight colour and alpha: albedo, from mid-range cameras."""
         render = self.scene.preview(self._preview_cameras(azimuth_deg, elevation_deg, image_px))
         color = render.foreground / render.opacity.clamp(min=1e-4)
         picture = torch.cat([color.clamp(0, 1), render.opacity.clamp(0, 1)], dim=-1)
@@ -124,8 +122,8 @@ class Particle:
         stage = self.config.stage
         shaded = stage.shading.albedo_steps < stage.num_steps  # else whatever light there is, is in the albedo
         unlit = {"auto": not shaded, "lit": False, "unlit": True}[self.config.output.material]
-        viewer = Viewer(self._preview_cameras, self.look_at)
-        return export_particle(self.scene, viewer, self.config.index, self.config.output, unlit, uri)
+        index, output = self.config.index, self.config.output
+        return export_particle(self.scene, self._preview_cameras, self.look_at, index, output, unlit, uri)
 
     def snapshot(self) -> Message:
         """Everything that a later step depends on, as arrays."""
@@ -190,16 +188,9 @@ class Particle:
 
     def _preview_cameras(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> Cameras:
         camera = self.config.stage.camera
-        view = len(azimuth_deg)
-        distance, fov = sum(camera.distance) / 2, sum(camera.fov_y_deg) / 2
-        return orbit_cameras(
-            torch.tensor(azimuth_deg),
-            torch.full((view,), elevation_deg),
-            torch.full((view,), distance),
-            torch.full((view,), fov),
-            image_px,
-            image_px,
-        )
+        middles = (elevation_deg, sum(camera.distance) / 2, sum(camera.fov_y_deg) / 2)
+        elevation, distance, fov = (torch.full((len(azimuth_deg),), middle) for middle in middles)
+        return orbit_cameras(torch.tensor(azimuth_deg), elevation, distance, fov, image_px, image_px)
 
 
 def import_particle() -> None:

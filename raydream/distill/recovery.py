@@ -69,13 +69,9 @@ def decide(config: ClusterConfig, history: Sequence[Failure], failure: Failure) 
     if failure.kind == "application_error":
         if failure.error_type in _DETERMINISTIC:
             return GiveUp(f"{failure}; a restart cannot change that")
-        if any(_same_error(earlier, failure) for earlier in own):
+        seen = {(earlier.kind, earlier.error_type, earlier.step) for earlier in own}
+        if (failure.kind, failure.error_type, failure.step) in seen:  # not by the message: it holds addresses, times
             return GiveUp(f"{failure}, again at the same step after a restart")
     if len(history) >= config.max_restarts:
         return GiveUp(f"{failure}; the run's budget max_restarts={config.max_restarts} is spent")
     return Restart(min(config.restart_backoff_s * 2.0 ** min(len(own), 64), _BACKOFF_LIMIT_S))
-
-
-def _same_error(earlier: Failure, later: Failure) -> bool:
-    """By type, not by message: messages hold addresses and times."""
-    return (earlier.kind, earlier.error_type, earlier.step) == (later.kind, later.error_type, later.step)

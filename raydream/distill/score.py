@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from raydream.config.actors import ScoreConfig
@@ -92,9 +92,7 @@ class Score:
         return {"loss/fit": float(np.mean(losses))} | spent
 
     def warm_up(self, step: int, particles: Sequence[int], *messages: Message) -> Figures:
-        """Extra updates on the views of a stage's first step, before any particle moves: the reference learns where
-        they start.
-        """
+        """Extra updates on a stage's first views, before any particle moves: the reference learns where they start."""
         loss = 0.0
         for round_index in range(self.config.learner.warm_up_fits if self.learned else 0):
             loss, gradients = self._fit_gradients(step, round_index, particles, messages, is_warm_up=True)
@@ -102,9 +100,7 @@ class Score:
         return {"loss/fit": loss}
 
     def fit_gradients(self, step: int, round_index: int, particles: Sequence[int], *messages: Message) -> Message:
-        """This replica's share of the loss and the gradient of one update, to be summed over the replicas by
-        ``fit_update``.
-        """
+        """This replica's share of the loss and the gradient of one update; ``fit_update`` sums over replicas."""
         loss, gradients = self._fit_gradients(step, round_index, particles, messages)
         share = {f"{_GRADIENT}{name}": gradient.cpu().numpy() for name, gradient in gradients.items()}
         return share | {_LOSS: np.array(loss, dtype=np.float32)}
@@ -222,7 +218,7 @@ class Score:
         t_max: int,
         render: str = "rgb",
         shared_t: bool = False,
-    ) -> tuple[Int[Tensor, " view"], Float[Tensor, "view latent h w"]]:
+    ) -> tuple[Int[Tensor, " view"], Latents]:
         """Timestep and noise for each view, from a stream of each particle's own."""
         ts, noises = [], []
         for owner, message in zip(owners, messages):

@@ -32,9 +32,7 @@ class RunWatch:
         self.attempt("TensorBoard's file", lambda: self._board.scalars(step, row))
 
     def preview(self, step: int, pictures: Sequence[np.ndarray]) -> None:
-        """``pictures[i]`` are the views of particle i, ``[view, h, w, 4]``; they stand one above the other in its
-        column.
-        """
+        """``pictures[i]`` are the views of particle i, ``[view, h, w, 4]``, one above the other in its column."""
         columns = [np.concatenate(on_paper(views), axis=0) for views in pictures]
         grid = preview_grid(columns, min(8, len(columns)), self._labels)
         self.attempt("a preview", lambda: self._run.write_bytes(preview_file(step), grid))

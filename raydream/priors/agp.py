@@ -26,7 +26,7 @@ from raydream.diffusion.denoiser import DiffusersDenoiser, load_unet
 from raydream.priors import find
 from raydream.priors.find import AGP_FACTS, AGP_WEIGHTS, AgpFacts
 from raydream.store.tensors import odd_names
-from raydream.types import Condition
+from raydream.types import Condition, Latents
 
 CAMERA_WIDTH = 13  # the upper 3 x 4 of a camera-to-world matrix, and the tangent of half the field of view
 
@@ -71,15 +71,11 @@ class AgpDenoiser:
         denoiser.model = DiffusersDenoiser(unet, scheduler)
         return denoiser
 
-    def eps(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The predicted noise of maps seen from ``cond``'s cameras."""
         return self.model.to_eps(self.predict(z_t, t, cond), z_t, t)
 
-    def predict(
-        self, z_t: Float[Tensor, "view latent h w"], t: Int[Tensor, " view"], cond: Condition
-    ) -> Float[Tensor, "view latent h w"]:
+    def predict(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The answer in the prior's own parametrisation, to be compared with ``guidance.lora_target``."""
         camera = camera_features(cond.c2w, cond.fov_y_deg) * cond.camera_weight[:, None]
         return self.model.run(z_t, t, cond.text, camera.to(self.unet.dtype))
@@ -179,9 +175,7 @@ def _add_updates(unet: UNet2DConditionModel, rank: int) -> None:
 def _factors(
     matrix: Float[Tensor, "row column"], rank: int
 ) -> tuple[Float[Tensor, "row rank"], Float[Tensor, "rank column"]]:
-    """Two factors whose product is the nearest matrix of a rank; zeros fill them up where the matrix has a lower
-    one.
-    """
+    """Two factors whose product is the nearest matrix of a rank; zeros fill them up where it has a lower one."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     count, root = min(rank, len(values)), values.sqrt()
     up, down = matrix.new_zeros(len(matrix), rank), matrix.new_zeros(rank, matrix.shape[1])

@@ -25,7 +25,7 @@ from raydream.priors.cache import MODES
 from raydream.priors.exhibit_modes import ExhibitModes
 from raydream.priors.protocol import LearnedReference, Texts
 from raydream.schedule import highest
-from raydream.types import Denoiser
+from raydream.types import Denoiser, PerView
 
 # Stable Diffusion's noise schedule, taken on to zero signal: only there do the modes of an exhibit, 70 apart in a
 # space of 16,384 dimensions, melt into one another, so that particles can still choose among them.
@@ -50,14 +50,10 @@ class MixtureTexts:
     def negative_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]:
         return self.prompt_embeddings(num_views)
 
-    def view_embeddings(
-        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
-    ) -> Float[Tensor, "view token width"]:
+    def view_embeddings(self, azimuth_deg: PerView, elevation_deg: PerView) -> Float[Tensor, "view token width"]:
         return self.prompt_embeddings(len(azimuth_deg))
 
-    def perp_neg_texts(
-        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
-    ) -> PerpNegTexts:
+    def perp_neg_texts(self, azimuth_deg: PerView, elevation_deg: PerView) -> PerpNegTexts:
         raise ValueError("perp_neg: an exhibit has no view words; switch it off or choose another prior")
 
 

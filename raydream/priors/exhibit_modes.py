@@ -10,7 +10,7 @@ from raydream.assets.asset import Asset, normalise_asset
 from raydream.assets.exhibit import exhibit_assets
 from raydream.assets.raster import AssetViews, asset_to, render_asset
 from raydream.config.prior import ExhibitConfig
-from raydream.types import Backend, Cameras
+from raydream.types import Backend, Cameras, PerView
 
 LIGHT_DIRECTION = (0.36, 0.8, 0.48)  # unit, towards the light: from above and in front
 AMBIENT = 0.6  # the least part of an albedo that is seen
@@ -44,7 +44,7 @@ class ExhibitModes:
     def means(
         self,
         c2w: Float[Tensor, "view 4 4"],
-        fov_y_deg: Float[Tensor, " view"],
+        fov_y_deg: PerView,
         used: Int[Tensor, " used"],
         size_px: int,
     ) -> Float[Tensor, "view used latent h w"]:

@@ -11,7 +11,7 @@ from raydream.config.run import RunConfig
 from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.layout import PredictionType
 from raydream.diffusion.text import PerpNegTexts
-from raydream.types import Condition, Denoiser, Latents
+from raydream.types import Condition, Denoiser, Latents, PerView
 
 
 @runtime_checkable
@@ -36,13 +36,9 @@ class Texts(Protocol):
 
     def negative_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]: ...
 
-    def view_embeddings(
-        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
-    ) -> Float[Tensor, "view token width"]: ...
+    def view_embeddings(self, azimuth_deg: PerView, elevation_deg: PerView) -> Float[Tensor, "view token width"]: ...
 
-    def perp_neg_texts(
-        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
-    ) -> PerpNegTexts: ...
+    def perp_neg_texts(self, azimuth_deg: PerView, elevation_deg: PerView) -> PerpNegTexts: ...
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """``NerfScene``: what a particle of the first stage optimises, and how it is seen."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -64,9 +64,7 @@ def plain_look(num_views: int, color: Sequence[float] | None = None) -> Look:
 def draw_look(
     shading: ShadingConfig, scene: NerfConfig, cameras: Cameras, step: int, generator: torch.Generator
 ) -> Look:
-    """DreamFusion's augmentation: a shading mode, a point light near the camera and perhaps a random backdrop a
-    view.
-    """
+    """DreamFusion's augmentation, for each view: a shading mode, a light near the camera, perhaps a random backdrop."""
     view = cameras.num_views
     u, v, b = torch.rand(3, view, generator=generator)
     modes: list[Shading] = ["albedo"] * view
@@ -87,9 +85,7 @@ def draw_look(
 
 
 class NerfScene(nn.Module):
-    """A radiance field with its occupancy grid and background; renders are differentiable by every parameter. A
-    ``Scene``.
-    """
+    """A ``Scene``: radiance field, occupancy grid and background; renders are differentiable by every parameter."""
 
     def __init__(
         self,
@@ -232,24 +228,21 @@ class NerfScene(nn.Module):
 
     def regularizers(self, render: Render, step: int) -> dict[str, Float[Tensor, ""]]:
         """Those of ``LossConfig``; the ones with weight 0 are left out."""
-        weight = {
-            name: getattr(self._loss_weights, name).at(step)
-            for name in ("sparsity", "opaqueness", "orientation", "z_variance")
-        }
         opacity, volume = render.opacity.reshape(-1), render.volume
         assert volume is not None
-        out: dict[str, Tensor] = {}
-        if weight["sparsity"]:
-            out["sparsity"] = weight["sparsity"] * losses.sparsity(opacity)
-        if weight["opaqueness"]:
-            out["opaqueness"] = weight["opaqueness"] * losses.opaqueness(opacity)
-        if weight["orientation"]:
+
+        def orientation() -> Float[Tensor, ""]:
             assert volume.normals is not None, "orientation needs a render with normals"
-            loss = losses.orientation(volume.weights, volume.normals, volume.rays.directions, volume.samples)
-            out["orientation"] = weight["orientation"] * loss
-        if weight["z_variance"]:
-            out["z_variance"] = weight["z_variance"] * losses.z_variance(volume.weights, volume.samples)
-        return out
+            return losses.orientation(volume.weights, volume.normals, volume.rays.directions, volume.samples)
+
+        found: dict[str, Callable[[], Tensor]] = {
+            "sparsity": lambda: losses.sparsity(opacity),
+            "opaqueness": lambda: losses.opaqueness(opacity),
+            "orientation": orientation,
+            "z_variance": lambda: losses.z_variance(volume.weights, volume.samples),
+        }
+        weights = {name: getattr(self._loss_weights, name).at(step) for name in found}
+        return {name: weight * found[name]() for name, weight in weights.items() if weight}
 
     def _density_anywhere(self, points: Float[Tensor, "point 3"]) -> Float[Tensor, " point"]:
         return self.field.density(points.to(self._device))
@@ -287,11 +280,8 @@ class NerfScene(nn.Module):
         foreground = accumulated[:, :3].reshape(*shape, 3)
         alpha = opacity.reshape(*shape, 1)
         rgb = foreground + (1 - alpha) * self._backdrop(rays, cameras, look)
-        normal = ccm = None
-        if has_normal:
-            normal = accumulated[:, 4:7].reshape(*shape, 3)
-        if has_ccm:
-            ccm = accumulated[:, -3:].reshape(*shape, 3)
+        normal = accumulated[:, 4:7].reshape(*shape, 3) if has_normal else None
+        ccm = accumulated[:, -3:].reshape(*shape, 3) if has_ccm else None
         return Render(rgb, foreground, alpha, accumulated[:, 3].reshape(*shape, 1), normal, ccm)
 
     def _backdrop(self, rays: Rays, cameras: Cameras, look: Look) -> Float[Tensor, "view h w 3"]:
