@@ -8,7 +8,7 @@ import torch
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 have hardware behind them (AVX512-BF16 or AMX on a CPU)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from jaxtyping import Int
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
@@ -40,6 +41,10 @@ class LoraDenoiser:
     @property
     def prediction_type(self) -> PredictionType:
         return self._frozen.prediction_type
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._frozen.unet.dtype
 
     def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The predicted noise, one conditional pass (the learned reference is used at guidance scale 1)."""

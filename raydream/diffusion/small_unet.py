@@ -20,6 +20,7 @@ class SmallUnetLearner(nn.Module):
     """
 
     prediction_type: PredictionType = "v_prediction"
+    dtype = torch.float32  # beside bfloat16, whose range is as wide
 
     def __init__(
         self,

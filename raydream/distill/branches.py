@@ -62,7 +62,7 @@ class Branch:
         reference: Ask | None = None,
     ) -> Latents:
         """By the latents, in the direction that an optimiser must *not* go; ``reference`` is the learned model's noise.
-        ``step`` counts the stage's own steps. Raises ``FloatingPointError`` where it is not finite.
+        ``step`` counts the stage's own steps.
         """
         config, alphas = self.config, self.alphas_cumprod
         method, num_denoise = METHODS[config.method], int(config.geometric_prior.denoise_steps.at(step))

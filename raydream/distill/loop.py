@@ -26,6 +26,7 @@ from raydream.store.run_folder import FileDigest, RunFolder
 
 _log = logging.getLogger(__name__)
 _LAG = 2
+_LEFT_OUT = "non_finite/"  # how names of figures begin that count views, particles and fits
 PREVIEW_AZIMUTHS_DEG = (20.0, 200.0)
 PREVIEW_ELEVATION_DEG = 15.0
 
@@ -179,6 +180,9 @@ class RunLoop:
         row["time/step_s"], self._last_row_s = now - self._last_row_s, now
         self.run_folder.append_metrics([{"step": flight.step, **row}])
         self.observer.row(flight.step, row)
+        left_out = [f"{row[name]:.0f} {name.removeprefix(_LEFT_OUT)}" for name in row if name.startswith(_LEFT_OUT)]
+        if left_out:
+            self.observer.phase(f"step {flight.step}: not finite and left out: {', '.join(left_out)}")
         if pictures:
             self.observer.preview(flight.step + 1, pictures)
 
@@ -292,7 +296,8 @@ def other_run(uri: str, num_particles: int) -> tuple[str, int]:
 
 
 def _row(figures: list[Row]) -> Row:
-    """Means of each figure over the actors that gave it, sums of the seconds."""
+    """Means of each figure over the actors that gave it, sums of the seconds and of what was left out."""
     names = dict.fromkeys(name for stats in figures for name in stats)
     values = {name: [stats[name] for stats in figures if name in stats] for name in names}
-    return {name: float((np.sum if name.endswith("_s") else np.mean)(values[name])) for name in names}
+    summed = {name for name in names if name.endswith("_s") or name.startswith(_LEFT_OUT)}
+    return {name: float((np.sum if name in summed else np.mean)(values[name])) for name in names}

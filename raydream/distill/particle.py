@@ -4,7 +4,6 @@ The autograd graph stays inside between ``render`` and ``apply``. Both carry the
 nothing. Every random draw depends on (seed, purpose, particle, step), so that a replayed step is the same step.
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from raydream.coordinates import Box, encode_ccm
 from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
 from raydream.diffusion.layout import latent_px
 from raydream.distill.artefacts import ExportFigures, export_particle
+from raydream.distill.finite import NonFinite, are_finite
 from raydream.distill.messages import Message, from_wire, pack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.find import resolve_agp_prior
@@ -27,6 +27,7 @@ from raydream.priors.kinds import prior_kind
 from raydream.scene.kinds import make_scene
 from raydream.scene.protocol import Scene
 from raydream.seeds import generator
+from raydream.stopwatch import Stopwatch
 from raydream.store.run_folder import FileDigest
 from raydream.types import Cameras, Latents, Render, Views
 
@@ -57,12 +58,14 @@ class Particle:
         self.optimizer = torch.optim.Adam(scene.param_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
         self._full_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._pending: Pending | None = None
+        self._non_finite = NonFinite()
+        self.gradient_scale = 1.0  # what passes through a VAE in float16 may be too large for it
 
     def render(self, step: int) -> Message:
         """The latents of this particle's cameras of a step; keeps the graph for ``apply`` of the same step."""
         if step != self.step:
             raise RuntimeError(f"particle {self.config.index} stands at step {self.step}, asked to render step {step}")
-        started, cpu = time.perf_counter(), time.thread_time()
+        watch = Stopwatch(self.device)
         cameras, draws = step_cameras(self.config, step), generator(self.config.seed, "codec", self.config.index, step)
         render = self.scene.render(cameras, self._here(step), self._box(step) if self.map_px else None)
         latents: dict[str, Latents] = {}
@@ -73,18 +76,18 @@ class Particle:
                     latents["rgb"] = self.codec.encode(render, draws)
                 case "ccm":
                     latents["ccm"] = encode_maps(render, self.map_px)
-        spent = {"time/render_s": time.perf_counter() - started, "cpu/render_s": time.thread_time() - cpu}
-        self._pending = Pending(step, render, latents, spent)
+        self._pending = Pending(step, render, latents, watch.figures("render"))
         where = (cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
         return pack_views({name: Views(z, *where) for name, z in latents.items()}, step, self.config.wire_dtype)
 
     def apply(self, step: int, *gradients: np.ndarray) -> dict[str, float]:
         """One optimiser step along the branches' gradients of each view's latents, in the order of the stage's
-        branches; stale or doubled calls are dropped.
+        branches; stale or doubled calls are dropped. Where the scene's gradients are not finite nothing moves, and all
+        are half as large within the backward pass from then on.
         """
         if self._pending is None or self._pending.step != step or step != self.step:
             return {}
-        started, cpu = time.perf_counter(), time.thread_time()
+        watch = Stopwatch(self.device)
         pending, self._pending = self._pending, None
         stage, here, figures = self.config.stage, self._here(step), {}
         total = torch.zeros((), device=self.device)
@@ -96,18 +99,31 @@ class Particle:
         regularizers = self.scene.regularizers(pending.render, here) | self._round_trip(pending, here)
         total = total + sum(regularizers.values(), torch.zeros_like(total))
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        for group, full_lr in zip(self.optimizer.param_groups, self._full_lrs):
-            group["lr"] = full_lr * stage.lr_scale.at(here)
-        self.optimizer.step()
+        (total * self.gradient_scale).backward()
+        figures |= self._move(step, stage.lr_scale.at(here))
         self.step = step + 1
         self.scene.after_step(self._here(self.step))
         figures |= {f"loss/{name}": float(value.detach()) for name, value in regularizers.items()}
         figures["scene/opacity"] = float(pending.render.opacity.detach().mean())
         if pending.render.volume is not None:
             figures["scene/samples"] = float(len(pending.render.volume.weights))
-        spent = {"time/apply_s": time.perf_counter() - started, "cpu/apply_s": time.thread_time() - cpu}
-        return figures | pending.spent | spent
+        return figures | pending.spent | watch.figures("apply")
+
+    def _move(self, step: int, lr_scale: float) -> dict[str, float]:
+        """One step of the optimiser along the gradients that are there, if all of them are finite."""
+        groups = self.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        finite = are_finite(gradients)
+        self._non_finite.note(f"the gradient of particle {self.config.index}", step, finite)
+        if not finite:
+            self.gradient_scale /= 2
+            return {"non_finite/particles": 1.0}
+        if self.gradient_scale != 1:
+            torch._foreach_div_(gradients, self.gradient_scale)
+        for group, full_lr in zip(groups, self._full_lrs):
+            group["lr"] = full_lr * lr_scale
+        self.optimizer.step()
+        return {}
 
     @torch.no_grad()
     def look_at(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> np.ndarray:
@@ -131,6 +147,7 @@ class Particle:
         arrays = {f"{_SCENE}{name}": value.detach().cpu().numpy().copy() for name, value in state.items()}
         arrays["box"] = self.box.numpy().copy()
         arrays["step"] = np.array(self.step, dtype=np.int64)
+        arrays["gradient_scale"] = np.array(self.gradient_scale, dtype=np.float64)
         return arrays | optimizer_arrays(self.optimizer)
 
     def restore(self, arrays: Message) -> int:
@@ -138,6 +155,7 @@ class Particle:
         self._take_scene(arrays)
         restore_optimizer(self.optimizer, arrays)
         self.step, self._pending = int(arrays["step"]), None
+        self.gradient_scale = float(arrays["gradient_scale"])
         return self.step
 
     def save(self, uri: str, step: int) -> dict[str, FileDigest]:

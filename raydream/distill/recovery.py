@@ -16,7 +16,7 @@ _BACKOFF_LIMIT_S = 60.0
 _DETERMINISTIC = frozenset(
     {"ValueError", "TypeError", "AssertionError", "AttributeError", "NameError", "KeyError", "IndexError"}
     | {"ImportError", "ModuleNotFoundError", "NotImplementedError", "TypeCheckError", "BeartypeCallHintParamViolation"}
-    | {"NoSpaceError"}
+    | {"NoSpaceError", "FloatingPointError"}  # the latter after many steps in a row: no accident any more
 )
 
 

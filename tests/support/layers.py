@@ -10,7 +10,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream raydream.*.__init__", ""),
         ("raydream.schedule", ""),
         ("raydream.coordinates raydream.types", "jaxtyping torch"),
-        ("raydream.precision raydream.seeds", "torch"),
+        ("raydream.precision raydream.seeds raydream.stopwatch", "torch"),
         ("raydream.camera", "jaxtyping torch"),
     ],
     "config": [
@@ -109,6 +109,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.distill.branches", "jaxtyping torch"),
         ("raydream.distill.artefacts", "numpy"),
         ("raydream.distill.snapshot", "numpy torch"),
+        ("raydream.distill.finite", "torch"),
         ("raydream.distill.particle raydream.distill.score", "jaxtyping numpy torch"),
         ("raydream.distill.watch", "numpy"),
         ("raydream.distill.loop", "numpy"),

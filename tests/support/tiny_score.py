@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,10 +24,14 @@ LEARNER = LearnerConfig(lr=1e-2, lr_warm_up_steps=1, camera_dropout=0.3)
 
 
 def new_score(
-    folder: Path, method: MethodName = "vsd", guidance: BranchConfig = GUIDANCE, learner: LearnerConfig = LEARNER
+    folder: Path,
+    method: MethodName = "vsd",
+    guidance: BranchConfig = GUIDANCE,
+    learner: LearnerConfig = LEARNER,
+    dtype: Literal["float32", "float16"] = "float32",
 ) -> Score:
     """A score model on the folder's prior with one branch."""
-    prior, branch = PriorConfig(kind="diffusers", source=str(folder)), replace(guidance, method=method)
+    prior, branch = PriorConfig(kind="diffusers", source=str(folder), dtype=dtype), replace(guidance, method=method)
     return make_score(ScoreConfig(0, 3, SEED, PROMPT, NEGATIVE, (branch,), learner, 0, prior, "reference", "float32"))
 
 
