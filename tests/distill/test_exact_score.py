@@ -288,6 +288,7 @@ class PerfectLearner:
     """A learned reference that has nothing left to learn."""
 
     prediction_type: guidance.PredictionType = "epsilon"
+    dtype = torch.float32
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.eps = self.predict = denoiser.eps

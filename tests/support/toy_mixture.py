@@ -103,6 +103,7 @@ class MlpLearner(nn.Module):
     """
 
     prediction_type: PredictionType = "v_prediction"
+    dtype = torch.float32
 
     def __init__(self, seed: int, width: int = 96) -> None:
         super().__init__()
