@@ -53,8 +53,14 @@ class DiffusersDenoiser:
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> "DiffusersDenoiser":
-        """The denoiser of a folder that ``priors.find.resolve_prior`` has found good."""
-        unet = load_unet(folder, dtype)
+        """The denoiser of a folder that ``priors.find.resolve_prior`` has found good; on the meta device without its
+        weights.
+        """
+        if device.type == "meta":
+            with device:
+                unet = UNet2DConditionModel.from_config(layout.read_config(folder, "unet/config.json")).to(dtype)
+        else:
+            unet = load_unet(folder, dtype)
         unet.to(device)  # type: ignore[arg-type]
         return cls(unet, layout.scheduler_config(folder))
 

@@ -20,7 +20,7 @@ class VaeCodec:
     """
 
     def __init__(self, vae: AutoencoderKL, size_px: int, sample_posterior: bool) -> None:
-        self._vae = vae.requires_grad_(False).eval()
+        self.vae = vae.requires_grad_(False).eval()
         self._size_px = size_px
         self._sample_posterior = sample_posterior
         self._scaling_factor = float(vae.config["scaling_factor"])
@@ -29,20 +29,26 @@ class VaeCodec:
     def load(
         cls, folder: Path, size_px: int, sample_posterior: bool, dtype: torch.dtype, device: torch.device
     ) -> "VaeCodec":
-        """The VAE of a folder that ``priors.find.resolve_prior`` has found good."""
-        vae = AutoencoderKL.from_pretrained(
-            folder,
-            subfolder="vae",
-            variant=layout.weights_variant(folder, "vae"),
-            torch_dtype=dtype,
-            local_files_only=True,
-        )
+        """The VAE of a folder that ``priors.find.resolve_prior`` has found good; on the meta device without its
+        weights.
+        """
+        if device.type == "meta":
+            with device:
+                vae = AutoencoderKL.from_config(layout.read_config(folder, "vae/config.json")).to(dtype)
+        else:
+            vae = AutoencoderKL.from_pretrained(
+                folder,
+                subfolder="vae",
+                variant=layout.weights_variant(folder, "vae"),
+                torch_dtype=dtype,
+                local_files_only=True,
+            )
         return cls(vae.to(device), size_px or layout.native_image_px(folder), sample_posterior)
 
     def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view latent lh lw"]:
         """The latent of ``render.rgb``; ``generator`` is drawn from only if the posterior is sampled."""
         pixels = resize(render.rgb.permute(0, 3, 1, 2), self._size_px) * 2 - 1
-        posterior = self._vae.encode(pixels.to(self._vae.dtype)).latent_dist
+        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
         latents = posterior.mean
         if self._sample_posterior:
             noise = torch.randn(latents.shape, generator=generator, device=generator.device)
@@ -51,6 +57,6 @@ class VaeCodec:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "view latent lh lw"]) -> Float[Tensor, "view h w 3"]:
-        scaled = latents.to(self._vae.dtype) / self._scaling_factor
-        pixels = self._vae.decode(scaled, return_dict=False)[0].to(latents.dtype)
+        scaled = latents.to(self.vae.dtype) / self._scaling_factor
+        pixels = self.vae.decode(scaled, return_dict=False)[0].to(latents.dtype)
         return (pixels.permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)
