@@ -72,8 +72,6 @@ def particle_cost(config: ParticleConfig) -> Cost:
     encoded = grid.num_levels * grid.features_per_level
     # place, encoding, hidden layers of two networks, what is composed
     sample_bytes = 4 * (3 + encoded + 2 * width + 16)
-        3 + encoded + 2 * width + 16
-    )  # place, encoding, hidden layers of two networks, what is composed
     sample_flops = 3 * 2 * (2 * encoded * width + 4 * width)  # forward, and twice that backward
     codec = _encoding(config, view)
     return Cost(
@@ -173,3 +171,18 @@ def _num_views(run: RunConfig, stage: int) -> int:
     """Of the particles that one replica answers."""
     members = -(-run.n // run.cluster.score_replicas)
     return members * run.stages[stage].camera.views_per_particle
+
+
+def cost_lines(run: RunConfig) -> list[str]:
+    """For the person who asks before starting; empty for an exact score."""
+    costs = run_costs(run)
+    if costs is None:
+        return []
+
+    def line(who: str, cost: Cost) -> str:
+        held, peak = cost.held_bytes / 2**30, cost.peak_bytes / 2**30
+        return f"{who}: {held:.1f} GiB held, {peak:.1f} GiB more at most, {cost.step_flops / 1e12:.2f} TFLOP a step"
+
+    replicas = run.cluster.score_replicas
+    who = "the score model" if replicas == 1 else f"each of {replicas} replicas of the score model"
+    return [line(f"each of {run.n} particles, as it starts", costs[0]), line(who, costs[1])]

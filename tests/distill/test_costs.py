@@ -1,0 +1,104 @@
+"""What actors take, reckoned without them: against closed forms, and against what real tensors do."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_prior import make_tiny_prior
+from tiny_score import new_score, views_of
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from raydream.config.actors import score_config
+from raydream.config.presets import make_preset
+from raydream.config.prior import PriorConfig
+from raydream.config.run import RunConfig
+from raydream.diffusion.tally import tally
+from raydream.distill.costs import cost_lines, run_costs, score_cost
+from raydream.priors import diffusers_folder
+
+META = torch.device("meta")
+# Stable Diffusion 2.1's published configs, as far as shapes go
+SD21 = {
+    "unet": {
+        "sample_size": 64,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+    "vae": {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+    },
+    "scheduler": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+}
+
+
+def test_bytes_and_operations_of_a_linear_layer() -> None:
+    weight = torch.empty(64, 32, device=META, requires_grad=True)
+    rows = torch.empty(100, 32, device=META)
+
+    def work() -> None:
+        hidden = rows @ weight.T
+        torch.autograd.grad(hidden.relu().sum(), weight)
+
+    found = tally(work, [weight, rows])
+    assert found.flops == 2 * 2 * 100 * 32 * 64, "one product forward, and backward one by the weight"
+    activations = 4 * 100 * 64
+    assert 2 * activations <= found.peak_bytes <= 4 * activations + 4 * 64 * 32
+
+
+def test_attention_is_reckoned_as_a_fused_kernel() -> None:
+    query = torch.empty(1, 2, 4096, 8, device=META)
+    found = tally(lambda: nn.functional.scaled_dot_product_attention(query, query, query), [query])
+    assert found.flops == 2 * 2 * 2 * 4096 * 4096 * 8
+    assert found.peak_bytes < 4 * 4096 * 4096, "no matrix of all pairs"
+
+
+def run_on(folder: Path, n: int) -> RunConfig:
+    base = make_preset("sd21", 10)
+    stage = replace(base.stages[0], camera=make_preset("embedded", 10).stages[0].camera)
+    return replace(base, n=n, stages=(stage,), prior=PriorConfig("diffusers", str(folder)))
+
+
+def test_operations_are_those_of_the_real_score_model(tmp_path: Path) -> None:
+    folder = make_tiny_prior(tmp_path / "prior")
+    score = new_score(folder)
+    with FlopCounterMode(display=False) as counter:
+        score.guide(0, "rgb", range(3), *views_of(0))
+        score.fit(0, range(3), *views_of(0))
+    reckoned = score_cost(score_config(run_on(folder, 3), 0, 0), 6)
+    # the real one has texts of its own length, which the attention's share follows
+    assert reckoned.step_flops == pytest.approx(counter.get_total_flops(), rel=0.25)
+    twice = score_cost(score_config(run_on(folder, 6), 0, 0), 12)
+    assert twice.step_flops == pytest.approx(2 * reckoned.step_flops)
+    assert twice.held_bytes == reckoned.held_bytes
+    assert twice.peak_bytes == pytest.approx(2 * reckoned.peak_bytes, rel=0.1)
+
+
+def test_an_exact_score_takes_nothing_worth_telling() -> None:
+    assert run_costs(make_preset("exhibit", 10)) is None
+    assert cost_lines(make_preset("exhibit", 10)) == []
+
+
+@pytest.mark.slow
+def test_stable_diffusion_and_eight_particles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, config in SD21.items():
+        path = tmp_path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        path.parent.mkdir()
+        path.write_text(json.dumps(config))
+    monkeypatch.setattr(diffusers_folder, "resolve_prior", lambda *_: tmp_path)
+    monkeypatch.setattr(diffusers_folder, "file_stamps", lambda folder: (str(folder),))
+    costs = run_costs(replace(make_preset("sd21", 10), n=8))
+    assert costs is not None
+    particle, score = costs
+    parameters = 865_910_724  # of the UNet, as published
+    assert score.held_bytes > 2 * parameters
+    assert score.held_bytes == pytest.approx(2 * parameters, rel=0.05)
+    # .80 TFLOP a pass at 64 x 64 latents: CFG's two and the LoRA's one, 8 views; a fit is worth 2 to 3 more
+    assert 8 * 0.8 * (3 + 2) < score.step_flops / 1e12 < 8 * 0.8 * (3 + 3)
+    assert particle.total_bytes < 20e9
