@@ -64,14 +64,14 @@ def _gib(together: Sequence[int], need: Need) -> float:
     return together[0] * need.particle + together[1] * need.score
 
 
-def _too_much(counts: Sequence[int], gpus: int, need: Need, have: float, fullest: float) -> str:
+def _too_much(counts: Sequence[int], gpus: int, need: Need, have: int, fullest: float) -> str:
     fitting = [
         n for n in range(1, counts[0]) if _gib([math.ceil(n / gpus), math.ceil(min(counts[1], n) / gpus)], need) <= have
     ]
     instead = f"--n {fitting[-1]} would fit; or " if fitting else ""
     return (
         f"n: {_many(counts[0], 'particle')} of {need.particle:.1f} GiB and {_many(counts[1], 'score model')} of "
-        f"{need.score:.1f} GiB need {fullest:.0f} GiB on one of {_many(gpus, 'GPU')} of {have:g} GiB; {instead}"
+        f"{need.score:.1f} GiB need {fullest:.0f} GiB on one of {_many(gpus, 'GPU')} of {have} GiB; {instead}"
         "lower stages.0.camera.image_px, or add GPUs"
     )
 

@@ -102,6 +102,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.cluster.runtime raydream.cluster.shares", ""),
         ("raydream.cluster.connection", "grpc ray"),
         ("raydream.cluster.placement", "ray"),
+        ("raydream.cluster.gpus", ""),
         ("raydream.cluster.ray_runtime", "ray torch"),
     ],
     "distill": [
