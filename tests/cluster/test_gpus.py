@@ -55,4 +55,5 @@ def test_what_no_gpu_holds_is_refused_with_what_would_fit() -> None:
 
 
 def test_a_process_takes_more_than_its_tensors() -> None:
-    assert Need.of(10 * 2**30, 0) == Need(pytest.approx(12.3), pytest.approx(0.8))
+    need = Need.of(10 * 2**30, 0)
+    assert (need.particle, need.score) == pytest.approx((12.3, 0.8))
