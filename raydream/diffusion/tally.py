@@ -74,7 +74,17 @@ class _FusedAttention:
         with mock.patch.object(F, "scaled_dot_product_attention", self._answer):
             yield
 
-    def _answer(self, query: Tensor, key: Tensor, value: Tensor, **_options: object) -> Tensor:
+    def _answer(  # as many arguments as attention has: none but the tensors changes what it takes
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
         # two matrix products forward; backward makes one of them again and then four more (FlashAttention-2)
         products = 2.0 * query.numel() * key.shape[-2]
         self.flops += 2 * products
