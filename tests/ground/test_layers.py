@@ -26,6 +26,7 @@ OTHER_PEOPLES_BASES = {
     "nn.Module",
     "torch.nn.Module",
     "torch.autograd.Function",
+    "TorchDispatchMode",
     "Generic",
     "BaseModel",
     "UserCallback",
