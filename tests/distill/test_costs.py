@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_prior import make_tiny_prior
+from tiny_prior import SD21_UNET, SD21_VAE, make_tiny_prior
 from tiny_score import new_score, views_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,20 +20,9 @@ from raydream.distill.costs import cost_lines, run_costs, score_cost
 from raydream.priors import diffusers_folder
 
 META = torch.device("meta")
-# Stable Diffusion 2.1's published configs, as far as shapes go
 SD21 = {
-    "unet": {
-        "sample_size": 64,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-    },
-    "vae": {
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-    },
+    "unet": SD21_UNET,
+    "vae": SD21_VAE,
     "scheduler": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
 }
 

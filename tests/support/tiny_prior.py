@@ -55,6 +55,56 @@ def make_tiny_prior(
             norm_num_groups=8,
             scaling_factor=0.5,
         )
+    _save(folder, vae, text_encoder, tokenizer, unet, prediction_type)
+    return folder
+
+
+SD21_UNET: dict[str, Any] = {  # Stable Diffusion 2.1's published configs, as far as shapes go
+    "sample_size": 64,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
+SD21_VAE: dict[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "scaling_factor": 0.18215,
+}
+
+
+def make_sd21_prior(folder: Path) -> Path:
+    """Writes a prior of Stable Diffusion 2.1's shapes with random weights in bfloat16, 1.9 GB, and returns its folder;
+    its text encoder has two layers instead of 23.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = _tokenizer()
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=SD21_UNET["cross_attention_dim"],
+            num_hidden_layers=2,
+            num_attention_heads=16,
+            max_position_embeddings=NUM_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        parts = UNet2DConditionModel(**SD21_UNET), AutoencoderKL(**SD21_VAE), CLIPTextModel(config)
+    unet, vae, text_encoder = (part.to(torch.bfloat16) for part in parts)
+    _save(folder, vae, text_encoder, tokenizer, unet, "epsilon")
+    return folder
+
+
+def _save(
+    folder: Path,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    prediction_type: PredictionType,
+) -> None:
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -75,7 +125,6 @@ def make_tiny_prior(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
-    return folder
 
 
 def _tokenizer() -> CLIPTokenizer:
