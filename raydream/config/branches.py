@@ -86,10 +86,12 @@ def geometric_branch(source: str) -> BranchConfig:
 class LearnerConfig:
     """The learned reference of VSD: a LoRA of the prior, or a small UNet beside an exhibit's exact score.
 
+    ``prior`` is another prior for the LoRA to stand on, an alias or a folder; empty for the one that guides.
     ``warm_up_fits`` are extra fits on the first step's views before any particle moves. ``bfloat16`` is for the small
     UNet's arithmetic; "auto" takes it where the processor is fast at it.
     """
 
+    prior: str = ""
     rank: int = 4
     lr: float = 1e-4
     lr_warm_up_steps: int = 500

@@ -9,7 +9,8 @@ from raydream.config.run import PREVIOUS, RunConfig
 
 _NAMES = ("", "embedded", "off", "procedural", PREVIOUS)  # words that a folder beside us cannot take over
 _FIELDS = re.compile(
-    r"prior\.source|prior\.exhibit\.assets|stages\.\d+\.(start|branches\.\d+\.geometric_prior\.(source|prior))"
+    r"prior\.source|prior\.exhibit\.assets"
+    r"|stages\.\d+\.(start|learner\.prior|branches\.\d+\.geometric_prior\.(source|prior))"
 )
 
 

@@ -17,6 +17,7 @@ from raydream.diffusion.vae import VaeCodec
 from raydream.distill.branches import Branch, condition
 from raydream.distill.particle import step_cameras
 from raydream.priors.kinds import prior_kind
+from raydream.scene.field import FEATURES_PER_LEVEL
 from raydream.scene.kinds import make_scene
 from raydream.schedule import highest
 from raydream.seeds import generator
@@ -66,10 +67,9 @@ def particle_cost(config: ParticleConfig) -> Cost:
     pixels, view = cameras.height_px * cameras.width_px, cameras.num_views
     seen = 0 if small.volume is None else len(small.volume.weights)
     num_samples = seen * highest(stage.camera.image_px) ** 2 / pixels
-    parameters = [p for group in scene.param_groups() for p in group["params"]]
-    num_parameters = sum(p.numel() for p in parameters)
+    num_parameters = sum(value.numel() for value in scene.state().values() if value.is_floating_point())
     grid, width = stage.scene.grid, stage.scene.hidden_width
-    encoded = grid.num_levels * grid.features_per_level
+    encoded = grid.num_levels * FEATURES_PER_LEVEL
     # place, encoding, hidden layers of two networks, what is composed
     sample_bytes = 4 * (3 + encoded + 2 * width + 16)
     sample_flops = 3 * 2 * (2 * encoded * width + 4 * width)  # forward, and twice that backward

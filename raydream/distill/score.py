@@ -93,7 +93,8 @@ class Score:
         """All of a step's updates of the learned reference where there is one replica; a doubled call is dropped."""
         if step != self.step or not self.learned:
             return {}
-        watch, losses, skipped = Stopwatch(self.device), [], {}
+        watch, losses = Stopwatch(self.device), []
+        skipped: Figures = {}
         for round_index in range(self.config.learner.fits_per_step):
             loss, gradients = self._fit_gradients(step, round_index, particles, messages)
             skipped |= self._update(step, gradients)

@@ -28,4 +28,5 @@ class PartCache:
 
 
 # Big models one of a kind: most processes only ever see one, and two may not fit. Modes and texts are small.
-DENOISERS, AGPS, CODECS, TEXTS, MODES = PartCache(1), PartCache(1), PartCache(1), PartCache(16), PartCache(4)
+DENOISERS, LEARNERS, AGPS, CODECS = (PartCache(1) for _ in range(4))
+TEXTS, MODES = PartCache(16), PartCache(4)

@@ -5,6 +5,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -18,10 +19,13 @@ from raydream.diffusion.prompts import bank_prompts, check_lengths
 from raydream.diffusion.text import TextBank, encode_prompts
 from raydream.diffusion.weight_files import file_stamps
 from raydream.precision import has_fast_bfloat16
-from raydream.priors.cache import CODECS, DENOISERS, TEXTS
-from raydream.priors.find import check_image_px, check_prompt, known_nouns, resolve_prior
+from raydream.priors.cache import CODECS, DENOISERS, LEARNERS, TEXTS, PartCache
+from raydream.priors.find import check_image_px, check_learner_prior, check_prompt, known_nouns, resolve_prior
 from raydream.priors.protocol import LearnedReference, Texts
 from raydream.types import Denoiser
+
+if TYPE_CHECKING:
+    from raydream.diffusion.denoiser import DiffusersDenoiser
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -37,6 +41,13 @@ class DiffusersPrior:
         check_image_px(folder, self.config.image_px)
         check_lengths(folder, run.prompt, run.negative_prompt)
         check_prompt(folder, run.prompt)
+        for index, stage in enumerate(run.stages):
+            if stage.learns and stage.learner.prior:
+                try:
+                    check_learner_prior(folder, self._find(stage.learner.prior))
+                except ValueError as error:
+                    name = f"stages.{index}.learner.prior"
+                    raise ValueError(f"{name}: {error}; or --set {name}= to learn on the prior that guides") from error
         return run
 
     def nouns(self) -> list[str] | None:
@@ -53,14 +64,7 @@ class DiffusersPrior:
         )
 
     def denoiser(self, prompt: str, backend: str, device: torch.device) -> tuple[Denoiser, Float[Tensor, " t"]]:
-        from raydream.diffusion.denoiser import DiffusersDenoiser
-
-        folder, dtype = self._folder, unet_dtype(self.config, device)
-        files = file_stamps(folder)
-        kept = DENOISERS.get((folder, files, dtype, device), lambda: DiffusersDenoiser.load(folder, dtype, device))
-        # The same weights in layers of the run's own: a LoRA changes the layers around it and leaves the weights alone.
-        weights = [*kept.unet.parameters(), *kept.unet.buffers()]
-        frozen = copy.deepcopy(kept, {id(weight): weight for weight in weights})
+        frozen = self._unet(self._folder, device, DENOISERS)
         return frozen, frozen.alphas_cumprod
 
     def texts(
@@ -73,12 +77,26 @@ class DiffusersPrior:
         from raydream.diffusion.lora import LoraDenoiser
 
         assert isinstance(denoiser, DiffusersDenoiser)
+        if config.prior:
+            denoiser = self._unet(self._find(config.prior), denoiser.unet.device, LEARNERS)
         return LoraDenoiser(denoiser, config.rank, int(torch.randint(2**31, (), generator=init)))
 
     @cached_property
     def _folder(self) -> Path:
         """Found, and its files looked at, once for all of its parts."""
-        return resolve_prior(self.config.source)
+        return self._find(self.config.source)
+
+    def _find(self, source: str) -> Path:
+        return resolve_prior(source, self.config.allow_download)  # on whatever node this is
+
+    def _unet(self, folder: Path, device: torch.device, cache: PartCache) -> "DiffusersDenoiser":
+        from raydream.diffusion.denoiser import DiffusersDenoiser
+
+        dtype, files = unet_dtype(self.config, device), file_stamps(folder)
+        kept = cache.get((folder, files, dtype, device), lambda: DiffusersDenoiser.load(folder, dtype, device))
+        # The same weights in layers of the run's own: a LoRA changes the layers around it and leaves the weights alone.
+        weights = [*kept.unet.parameters(), *kept.unet.buffers()]
+        return copy.deepcopy(kept, {id(weight): weight for weight in weights})
 
 
 def text_bank(

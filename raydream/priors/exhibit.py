@@ -106,6 +106,8 @@ class ExhibitPrior:
             require(not branch.perp_neg, f"{field}perp_neg", "an exhibit has no view words; switch it off")
             remedy = "must not be csd for an exhibit, which has no negative text to move away from; use vsd, sds or sjc"
             require(branch.method != "csd", f"{field}method", remedy)
+        remedy = "must be empty: beside an exact score a small UNet learns"
+        require(not stage.learner.prior, f"{where}learner.prior", remedy)
         if stage.learns:
             self._check_unet(stage.learner)
 

@@ -231,6 +231,18 @@ def check_agp_cameras(
             )
 
 
+def check_learner_prior(guiding: Path, learning: Path) -> None:
+    """Raises ``ValueError`` where a LoRA of one prior cannot stand beside another: it is given the other's latents,
+    texts and noise.
+    """
+    for name in ("in_channels", "cross_attention_dim"):
+        one, other = (read_config(folder, "unet/config.json").get(name) for folder in (guiding, learning))
+        ensure(one == other, learning, f"has a UNet of {name} {other}, the prior that guides has {one}")
+    for name in ("beta_start", "beta_end", "beta_schedule"):
+        one, other = (scheduler_config(folder).get(name) for folder in (guiding, learning))
+        ensure(one == other, learning, f"has a schedule of {name} {other}, the prior that guides has {one}")
+
+
 def check_image_px(folder: Path, image_px: int) -> None:
     """Raises ``ValueError`` about ``prior.image_px`` where pictures of this size have no latent; 0 is the own one."""
     least = 2 ** (len(read_config(folder, "vae/config.json")["block_out_channels"]) - 1)

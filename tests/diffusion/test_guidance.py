@@ -240,11 +240,10 @@ def test_clipping_bounds_elements(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("bounds", [{"max_abs": 1.0}, {"max_norm": 1.0}, {"max_abs": 1.0, "max_norm": 1.0}])
-def test_a_gradient_that_is_not_finite_does_not_pass_as_a_small_one(bad: float, bounds: dict[str, float]) -> None:
+def test_a_gradient_that_is_not_finite_does_not_pass_as_a_small_one(bad: float) -> None:
     gradient = torch.zeros(SHAPE)
     gradient[1, 0, 0, 0] = bad
-    clipped = guidance.clip_gradient(gradient, **bounds).isfinite().flatten(1)
+    clipped = guidance.clip_gradient(gradient, max_abs=1.0).isfinite().flatten(1)
     assert [bool(view.all()) for view in clipped] == [True, False, True]
 
 

@@ -12,6 +12,7 @@ from tiny_score import LEARNER, SEED, new_score, views_of
 from torch import Tensor
 
 from raydream.config.actors import particle_config
+from raydream.config.cluster import ClusterConfig
 from raydream.config.presets import make_preset
 from raydream.config.strict_json import apply_overrides
 from raydream.diffusion.denoiser import DiffusersDenoiser
@@ -19,7 +20,7 @@ from raydream.diffusion.lora import LoraDenoiser
 from raydream.distill.finite import MOST_IN_A_ROW
 from raydream.distill.loop import _row
 from raydream.distill.particle import Particle, make_particle
-from raydream.distill.recovery import Failure, GiveUp, RecoveryPolicy, decide
+from raydream.distill.recovery import Failure, GiveUp, decide
 from raydream.distill.score import HALF_LOSS_SCALE
 from raydream.types import Condition
 
@@ -122,7 +123,7 @@ def test_what_was_left_out_is_counted_over_all_actors() -> None:
 
 def test_what_stays_not_finite_ends_the_run() -> None:
     failure = Failure("application_error", "score", 0, 40, "FloatingPointError", "ten in a row")
-    assert isinstance(decide(RecoveryPolicy(), [], failure), GiveUp)
+    assert isinstance(decide(ClusterConfig(), [], failure), GiveUp)
 
 
 def test_gradients_through_float16_are_those_of_float32_once_scaled(prior: Path) -> None:

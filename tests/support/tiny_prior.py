@@ -91,7 +91,7 @@ def make_sd21_prior(folder: Path) -> Path:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        parts = UNet2DConditionModel(**SD21_UNET), AutoencoderKL(**SD21_VAE), CLIPTextModel(config)
+        parts: Any = UNet2DConditionModel(**SD21_UNET), AutoencoderKL(**SD21_VAE), CLIPTextModel(config)
     unet, vae, text_encoder = (part.to(torch.bfloat16) for part in parts)
     _save(folder, vae, text_encoder, tokenizer, unet, "epsilon")
     return folder
