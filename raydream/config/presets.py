@@ -110,16 +110,21 @@ def sd21(steps: int = 25_000) -> RunConfig:
             grid=HashGridConfig(num_levels=16, log2_table_size=19, max_resolution=2048),
             samples_per_diagonal=512,
             occupancy_resolution=64,
+            density_noise=1.0,
         ),
-        camera=CameraConfig(image_px=Steps(((0, 64.0), (milestone, 512.0)))),
+        # near enough that an object fills the picture: from the embedded prior's distances a start is on 11 % of it
+        camera=CameraConfig(
+            distance=(1.0, 1.5), fov_y_deg=(40.0, 70.0), image_px=Steps(((0, 64.0), (milestone, 512.0)))
+        ),
         shading=ShadingConfig(albedo_steps=10**9),
         losses=LossConfig(sparsity=Constant(10.0), opaqueness=Steps(((0, 0.0), (2 * milestone, 1000.0)))),
-        branches=(BranchConfig(t_max=Steps(((0, 0.98), (milestone, 0.5)))),),
+        branches=(BranchConfig(t_max=Steps(((0, 0.98), (milestone, 0.5))), front_deg=30.0, back_deg=30.0),),
+        learner=LearnerConfig(prior="sd21"),
     )
     return RunConfig(
         "a DSLR photo of a bald eagle",
         "sd21",
-        prior=PriorConfig("diffusers", "sd21-base", dtype="float16"),
+        prior=PriorConfig("diffusers", "sd21-base", dtype="float16", sample_posterior=True),
         stages=(stage,),
         cluster=ClusterConfig(wire_dtype="float16"),
         output=OutputConfig(
@@ -135,10 +140,8 @@ def sd21(steps: int = 25_000) -> RunConfig:
 
 def diffusers(steps: int = 3000) -> RunConfig:
     """Any Stable Diffusion class folder given by ``--prior``, at that prior's own image size."""
-    base = sd21(steps)
-    return RunConfig(
-        "a red chair", "diffusers", prior=PriorConfig("diffusers"), stages=base.stages, output=OutputConfig()
-    )
+    stage = replace(sd21(steps).stages[0], learner=LearnerConfig())
+    return RunConfig("a red chair", "diffusers", prior=PriorConfig("diffusers", sample_posterior=True), stages=(stage,))
 
 
 PRESETS: dict[str, Callable[..., RunConfig]] = {
