@@ -42,6 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -258,6 +259,7 @@ def test_a_prompt_is_never_a_path_nor_markup(prompt, capsys, in_empty_folder) ->
     assert "<script>alert" not in run.read_bytes("report.html").decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_run_that_can_be_resumed(number, capfd, tmp_path) -> None:
     steps, folder = 60, tmp_path / "a run"

@@ -48,6 +48,7 @@ def test_hashed_level_reads_the_entries_of_instant_ngp(backend: Backend) -> None
     torch.testing.assert_close(found[:, 0], torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features_per_level", [2, 3])
 def test_numba_hash_grid_is_the_reference(
     features_per_level: int, dtype: torch.dtype, generator: torch.Generator
@@ -68,6 +69,7 @@ def test_numba_hash_grid_is_the_reference(
         torch.testing.assert_close(found, expected, rtol=0, atol=5 * TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 def test_hash_grid_gradients(backend: Backend, generator: torch.Generator) -> None:
     points = random_points(generator, 9, torch.float64)
     layout = make_hash_grid_layout(3, 2, 5, 2, 9)

@@ -94,6 +94,7 @@ def test_a_closed_mesh_has_no_holes(backend: Backend, generator: torch.Generator
     assert (backend.rasterize(clip, faces, 100, 100).face[0] >= 0).sum() == 40 * 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("height", "width", "thinness"), [(33, 47, 1.0), (90, 130, 0.01), (20, 700, 1e-4)])

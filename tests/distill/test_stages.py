@@ -89,6 +89,7 @@ def test_a_run_resumes_in_whatever_stage_it_was_stopped(
     assert_same_end(run, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

@@ -176,6 +176,7 @@ def _change(shard: Path, change: str) -> None:
             shard.write_bytes(content[:first] + b"\xff" * size + content[first + size :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["truncated", "empty", "a pointer", "without shade", "a view short"])
 def test_a_broken_shard_is_named_before_anything_is_started(
     spoiled: Path, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -78,6 +78,7 @@ def test_cameras_depend_on_seed_uid_and_view_alone():
     assert sectors.tolist() == list(range(8))
 
 
+@pytest.mark.slow
 def test_rows_are_read_by_plain_pyarrow_with_shapes_and_meaning(eight):
     table = all_rows(eight)
     keys = list(zip(table["uid"].to_pylist(), table["view"].to_pylist()))
