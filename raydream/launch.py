@@ -35,6 +35,7 @@ def _main(description: str, words: Sequence[str] | None) -> int:
         request = cli.parse(description, words)
         if request.dry_run:
             print(strict_json.dumps(request.config))
+            _tell_costs(request.config)
             return 0
         config = check_run(request.config)
         if config.cluster.runtime == "ray":
@@ -55,6 +56,18 @@ def _main(description: str, words: Sequence[str] | None) -> int:
         if request.resume:
             keep_output(config, run)
         return _run(config, run)
+
+
+def _tell_costs(config: RunConfig) -> None:
+    """What the run's actors would take, beside the settings; an exact score takes nothing worth telling."""
+    if config.prior.mixture is not None:
+        return
+    from raydream.distill.costs import cost_lines
+
+    try:
+        say("\n".join(cost_lines(config)))
+    except ValueError as error:
+        say(f"what its actors would take cannot be told: {error}")
 
 
 def keep_output(config: RunConfig, run: RunFolder) -> None:

@@ -11,6 +11,7 @@ from raydream.config.run import PREVIOUS, RunConfig, cluster_config
 from raydream.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from raydream.cluster.gpus import Need
     from raydream.cluster.runtime import Runtime
     from raydream.distill.loop import Observer
     from raydream.distill.watch import RunWatch
@@ -92,9 +93,23 @@ def make_runtime(
     try:
         connect()
         on_connected()
-        return RayRuntime(cluster_config(config), config.n, on_phase=on_phase, stop=stop)
+        return RayRuntime(
+            cluster_config(config), config.n, on_phase=on_phase, stop=stop, find_need=lambda: _memory_need(config)
+        )
     except ValueError as error:
         raise RunFailed(str(error)) from error
+
+
+def _memory_need(config: RunConfig) -> "Need | None":
+    """What a run's actors take on GPUs, as far as it can be told here: the prior may be on the workers only."""
+    from raydream.cluster.gpus import Need
+    from raydream.distill.costs import run_costs
+
+    try:
+        costs = run_costs(config)
+    except ValueError:
+        return None
+    return None if costs is None else Need.of(costs[0].total_bytes, costs[1].total_bytes)
 
 
 def _open(config: RunConfig, out: str) -> RunFolder:

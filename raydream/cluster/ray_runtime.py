@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydream.backend import load_backend
 from raydream.cluster.connection import connect
+from raydream.cluster.gpus import Need, plan_in_words
 from raydream.cluster.placement import Cluster, Key, plan_bundles, reserve
 from raydream.cluster.runtime import BUILD, Actor, ActorFailed, Place, Reference
 from raydream.config.cluster import ClusterConfig
@@ -169,8 +170,10 @@ class RayRuntime:
         pool: ProcessPool | None = None,
         on_phase: Callable[[str], None] = _log.info,
         stop: threading.Event | None = None,
+        find_need: Callable[[], Need | None] = lambda: None,
     ) -> None:
-        """Waits for places, and for nodes where an autoscaler starts them; ``on_phase`` hears what for.
+        """Waits for places, and for nodes where an autoscaler starts them; ``on_phase`` hears the plan and what is
+        waited for. ``find_need`` is asked what actors on GPUs take of their memory.
 
         ``ValueError`` naming the field for what the cluster can never hold or did not within the time limit,
         ``Withdrawn`` once ``stop`` is set.
@@ -183,6 +186,7 @@ class RayRuntime:
             pool.settle()
         cluster = Cluster.now()
         bundles = _plan(config, num_particles, cluster)
+        on_phase(plan_in_words(bundles, cluster, find_need() if any("GPU" in b for b in bundles.values()) else None))
         self._pooled = {key for key in bundles if pool is not None and pool.has(key, bundles[key])}
         missing = {key: bundles[key] for key in bundles if key not in self._pooled}
         self._reserved = ReservedPlaces(missing, config, cluster, on_phase, stop or threading.Event())

@@ -58,7 +58,8 @@ class DiffusersDenoiser:
         """
         if device.type == "meta":
             with device:
-                unet = UNet2DConditionModel.from_config(layout.read_config(folder, "unet/config.json")).to(dtype)
+                unet = UNet2DConditionModel.from_config(layout.read_config(folder, "unet/config.json"))
+            torch.nn.Module.to(unet, dtype)  # diffusers' own warns of weights, of which there are none
         else:
             unet = load_unet(folder, dtype)
         unet.to(device)  # type: ignore[arg-type]

@@ -34,7 +34,8 @@ class VaeCodec:
         """
         if device.type == "meta":
             with device:
-                vae = AutoencoderKL.from_config(layout.read_config(folder, "vae/config.json")).to(dtype)
+                vae = AutoencoderKL.from_config(layout.read_config(folder, "vae/config.json"))
+            torch.nn.Module.to(vae, dtype)  # diffusers' own warns of weights, of which there are none
         else:
             vae = AutoencoderKL.from_pretrained(
                 folder,

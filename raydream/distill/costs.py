@@ -180,8 +180,8 @@ def cost_lines(run: RunConfig) -> list[str]:
         return []
 
     def line(who: str, cost: Cost) -> str:
-        held, peak = cost.held_bytes / 2**30, cost.peak_bytes / 2**30
-        return f"{who}: {held:.1f} GiB held, {peak:.1f} GiB more at most, {cost.step_flops / 1e12:.2f} TFLOP a step"
+        held, peak, work = cost.held_bytes / 2**20, cost.peak_bytes / 2**20, cost.step_flops / 1e9
+        return f"{who}: {held:,.0f} MiB held, {peak:,.0f} MiB more at most, {work:,.1f} GFLOP a step"
 
     replicas = run.cluster.score_replicas
     who = "the score model" if replicas == 1 else f"each of {replicas} replicas of the score model"

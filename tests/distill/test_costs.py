@@ -1,6 +1,7 @@
 """What actors take, reckoned without them: against closed forms, and against what real tensors do."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from raydream.config.prior import PriorConfig
 from raydream.config.run import RunConfig
 from raydream.diffusion.tally import tally
 from raydream.distill.costs import cost_lines, run_costs, score_cost
+from raydream.launch import main
 from raydream.priors import diffusers_folder
 
 META = torch.device("meta")
@@ -91,3 +93,27 @@ def test_stable_diffusion_and_eight_particles(tmp_path: Path, monkeypatch: pytes
     # .80 TFLOP a pass at 64 x 64 latents: CFG's two and the LoRA's one, 8 views; a fit is worth 2 to 3 more
     assert 8 * 0.8 * (3 + 2) < score.step_flops / 1e12 < 8 * 0.8 * (3 + 3)
     assert particle.total_bytes < 20e9
+
+
+def test_a_dry_run_tells_them_beside_the_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = make_tiny_prior(tmp_path / "prior")
+    words = [
+        "--prior",
+        str(folder),
+        "--prompt",
+        "a cube",
+        "--n",
+        "3",
+        "--set",
+        "stages.0.camera.image_px=64",
+        "--dry-run",
+    ]
+    assert main("test", words) == 0
+    out, told = capfd.readouterr()
+    assert json.loads(out)["n"] == 3
+    assert re.search(r"each of 3 particles, as it starts: \d+ MiB held, \d+ MiB more at most, [\d.]+ GFLOP a", told)
+    assert re.search(r"the score model: \d+ MiB held, \d+ MiB more at most, [\d.]+ GFLOP a step", told)
+    assert main("test", ["--preset", "sd21", "--dry-run", "--prompt", "a cube"]) == 0
+    assert (
+        "what its actors would take cannot be told: prior: 'sd21-base' is not on this machine" in capfd.readouterr().err
+    )
