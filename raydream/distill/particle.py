@@ -20,7 +20,7 @@ from raydream.coordinates import Box, encode_ccm
 from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
 from raydream.diffusion.layout import latent_px
 from raydream.distill.artefacts import ExportFigures, export_particle
-from raydream.distill.messages import Message, from_wire, pack_views
+from raydream.distill.messages import Message, from_wire, pack_views, read_figures
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.find import resolve_agp_prior
 from raydream.priors.kinds import prior_kind
@@ -86,13 +86,13 @@ class Particle:
             return {}
         started, cpu = time.perf_counter(), time.thread_time()
         pending, self._pending = self._pending, None
-        stage, here, figures = self.config.stage, self._here(step), {}
+        stage, here, measured = self.config.stage, self._here(step), dict[str, Tensor]()
         total = torch.zeros((), device=self.device)
         for branch, gradient in zip(stage.branches, gradients, strict=True):
             latents = pending.latents[branch.render]
             direction = from_wire(gradient, self.device) / len(latents)
             total = total + branch.weight.at(here) * (latents * direction).sum()
-            figures[f"loss/{branch.render}"] = 0.5 * len(latents) * float(direction.square().sum())
+            measured[f"loss/{branch.render}"] = 0.5 * len(latents) * direction.square().sum()
         regularizers = self.scene.regularizers(pending.render, here) | self._round_trip(pending, here)
         total = total + sum(regularizers.values(), torch.zeros_like(total))
         self.optimizer.zero_grad(set_to_none=True)
@@ -102,8 +102,9 @@ class Particle:
         self.optimizer.step()
         self.step = step + 1
         self.scene.after_step(self._here(self.step))
-        figures |= {f"loss/{name}": float(value.detach()) for name, value in regularizers.items()}
-        figures["scene/opacity"] = float(pending.render.opacity.detach().mean())
+        measured |= {f"loss/{name}": value for name, value in regularizers.items()}
+        measured["scene/opacity"] = pending.render.opacity.mean()
+        figures = read_figures(measured)
         if pending.render.volume is not None:
             figures["scene/samples"] = float(len(pending.render.volume.weights))
         spent = {"time/apply_s": time.perf_counter() - started, "cpu/apply_s": time.thread_time() - cpu}
@@ -201,7 +202,7 @@ def make_particle(config: ParticleConfig) -> Particle:
     """A particle at the beginning of its stage, with all that its settings name."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backend, seed, index = load_backend(config.backend, device.type), config.seed, config.index
+    backend, seed, index = load_backend(config.backend, device.type, config.deterministic), config.seed, config.index
 
     def draws(purpose: str, step: int) -> torch.Generator:
         return generator(seed, purpose, index, config.first_step + step)
