@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +21,7 @@ from raydream.types import Fragments, HashGridLayout, Rays, RaySamples
 SAMPLES_PER_PROGRAM = 128
 RAYS_PER_PROGRAM = 32
 PIXELS_PER_PROGRAM, PROGRAMS_WANTED = 128, 1 << 14  # of faces, each of which may cover one pixel or all
-RAYS_PER_WALK, INTERVALS_PER_WALK = 8, 64  # of a program that counts or writes packed samples
+RAYS_PER_WALK, INTERVALS_PER_WALK = 4, 64  # of a program that counts or writes packed samples
 
 
 class CudaBackend:
@@ -182,15 +183,23 @@ class _Composite(torch.autograd.Function):
 
 def launch(kernel: str, grid: tuple[int, ...], *arguments: object) -> None:
     """Starts the kernel of that name on the device of its first argument, if there is anything to do."""
-    from raydream.backend import cuda_field, cuda_raster, cuda_render  # they need triton
-
-    function = next(getattr(room, kernel) for room in (cuda_field, cuda_render, cuda_raster) if hasattr(room, kernel))
-    if 0 in grid:
-        return
     first = arguments[0]
     assert isinstance(first, Tensor)
-    with _on(first.device):
-        function[grid](*arguments, enable_fp_fusion=kernel.startswith(("encode", "composite")))
+    if 0 not in grid:
+        with _on(first.device):
+            find_kernel(kernel)[grid](*arguments, enable_fp_fusion=may_fuse(kernel))
+
+
+def find_kernel(name: str) -> Any:
+    """Triton's function of that name, looked for on use: its module needs triton."""
+    from raydream.backend import cuda_field, cuda_raster, cuda_render
+
+    return next(getattr(room, name) for room in (cuda_field, cuda_render, cuda_raster) if hasattr(room, name))
+
+
+def may_fuse(kernel: str) -> bool:
+    """Whether products may be contracted with sums: not where a decision must be the reference's, bit by bit."""
+    return kernel.startswith(("encode", "composite"))
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

@@ -92,7 +92,7 @@ def _enter(origins, directions, jitter, numbers, num_rays, RAYS: tl.constexpr):
     far = tl.minimum(tl.minimum(high_x, high_y), high_z)
     crossed = far > near
     length = tl.where(crossed, far - tl.where(crossed, near, 0), 0)
-    most = tl.max((length / tl.load(numbers + 1)).to(tl.int32), axis=0) + 2
+    most = tl.max(_divide(length, tl.load(numbers + 1)).to(tl.int32), axis=0) + 2
     shift = tl.load(jitter + ray, mask=ray < num_rays, other=0)
     return ray, (x, y, z, dx, dy, dz, near, far, shift), most
 

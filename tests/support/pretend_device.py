@@ -38,6 +38,10 @@ class Tally:
     to_device_bytes: Counter[str] = field(default_factory=Counter)
     to_host_bytes: Counter[str] = field(default_factory=Counter)
 
+    def clear(self) -> None:
+        for counter in (self.launches, self.waits, self.to_device_bytes, self.to_host_bytes):
+            counter.clear()
+
 
 class PretendTensor(torch.Tensor):
     """A tensor of the device; ``held`` are its numbers."""
