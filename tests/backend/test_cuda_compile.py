@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles, without a GPU, for those that runs are meant for, and what it needs fits in registers."""
+"""Every Triton kernel compiles without a GPU for those that runs are meant for, and fits into their registers."""
 
 import re
 import subprocess

@@ -73,7 +73,8 @@ def gradient() -> dict[str, Any]:
         return summed(ctx, kernel, points, most, *grads)
 
     cuda._sum_gradient = spy
-    for name, backend in {"floats": CudaBackend(), "integers": CudaBackend(True), "truth": ReferenceBackend()}.items():
+    backends: dict[str, Backend] = {"floats": CudaBackend(), "integers": CudaBackend(deterministic=True)}
+    for name, backend in (backends | {"truth": ReferenceBackend()}).items():
         output = backend.field(points, table, LAYOUT, hidden, head)
         grads[name] = torch.autograd.grad(output, table, upstream)[0]
     found["size"] = float(grads["truth"].abs().max())
@@ -113,13 +114,12 @@ def step() -> dict[str, Any]:
 
 
 def _step(backend: Backend) -> dict[str, Any]:
-    scene = {"bfloat16": "off", "min_alpha": 0.01, "min_transmittance": 1e-4, "density_noise": 0.1}
+    scene: dict[str, Any] = {"bfloat16": "off", "min_alpha": 0.01, "min_transmittance": 1e-4, "density_noise": 0.1}
     scene |= {"background": "network", "occupancy_every": 1}
     losses = dict.fromkeys(("sparsity", "opaqueness", "orientation", "z_variance"), 1)
-    settings = {"scene": scene, "losses": losses, "shading": {"albedo_steps": 0}}
-    run = small_config(
-        *(f"stages.0.{part}.{key}={value}" for part in settings for key, value in settings[part].items())
-    )
+    parts: dict[str, dict[str, Any]] = {"scene": scene, "losses": losses, "shading": {"albedo_steps": 0}}
+    settings = [f"stages.0.{part}.{name}={value}" for part, values in parts.items() for name, value in values.items()]
+    run = small_config(*settings)
     config = particle_config(run, 0, 0)
     told = {}
     with pretend_device() as tally:
