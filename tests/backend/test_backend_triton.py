@@ -84,3 +84,11 @@ def test_what_plain_torch_asks_for_is_seen(found: dict[str, Any]) -> None:
     waits = found["step"]["reference"]["render"]["waits"]
     assert waits["backend.reference.march"] >= 5
     assert waits["backend.reference.prune"] >= 4
+
+
+def test_the_modes_of_an_exhibit_are_seen_without_waiting(found: dict[str, Any]) -> None:
+    """But for which of them are asked for; every pixel is shaded, with and without a texture, as on the host."""
+    modes = found["modes"]
+    assert modes["waits"] == {"priors.exhibit_modes.means": 1}
+    assert modes["same"]
+    assert modes["shown"] > 0.1

@@ -11,6 +11,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 if __name__ == "__main__":
     from jaxtyping import install_import_hook
@@ -20,15 +21,19 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from backend_cases import LAYOUT, random_points, random_rays, random_triangles, worst_difference
-from pretend_device import DEVICE, Tally, pretend_device
+from pretend_device import DEVICE, PretendTensor, Tally, pretend_device
 from small_runs import small_config
+from small_scenes import CPU, make_cameras
 
+from raydream.assets.parts import Material, Part, build_asset
 from raydream.backend import cuda
 from raydream.backend.cuda import CudaBackend
 from raydream.backend.reference import ReferenceBackend
 from raydream.config.actors import particle_config
+from raydream.config.prior import ExhibitConfig
 from raydream.diffusion.latent import RgbaCodec
 from raydream.distill.particle import Particle
+from raydream.priors.exhibit_modes import ExhibitModes
 from raydream.scene.kinds import make_scene
 from raydream.seeds import generator
 from raydream.types import Backend
@@ -72,11 +77,11 @@ def gradient() -> dict[str, Any]:
         strides.append(grads[0].stride())
         return summed(ctx, kernel, points, most, *grads)
 
-    cuda._sum_gradient = spy
     backends: dict[str, Backend] = {"floats": CudaBackend(), "integers": CudaBackend(deterministic=True)}
-    for name, backend in (backends | {"truth": ReferenceBackend()}).items():
-        output = backend.field(points, table, LAYOUT, hidden, head)
-        grads[name] = torch.autograd.grad(output, table, upstream)[0]
+    with patch.object(cuda, "_sum_gradient", spy):
+        for name, backend in (backends | {"truth": ReferenceBackend()}).items():
+            output = backend.field(points, table, LAYOUT, hidden, head)
+            grads[name] = torch.autograd.grad(output, table, upstream)[0]
     found["size"] = float(grads["truth"].abs().max())
     for name in ("floats", "integers"):
         found[name] = float((grads[name] - grads["truth"]).abs().max())
@@ -147,7 +152,31 @@ def _equal(found: Any, expected: Any) -> int:
     return int((first >= 0).sum())
 
 
-CHECKS = (sums, gradient, packed, step)
+def modes() -> dict[str, Any]:
+    """What the modes of an exhibit ask of a GPU, seen from two sides; and whether they look there as on the host."""
+    image = np.random.default_rng(0).integers(0, 255, (4, 4, 4), np.uint8)
+    corners, square = [[-1, 1, 0], [1, 1, 0.5], [1, -1, 0], [-1, -1, 0]], [[0, 3, 2], [0, 2, 1]]
+    uv = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)
+    parts = [
+        Part(np.array(corners, np.float64), np.array(square), Material(image=image), uv=uv),
+        Part(np.array(corners, np.float64), np.array(square[:1]), Material(np.array([0.2, 0.8, 0.4, 1.0]))),
+    ]
+    assets = [build_asset(name, "", [part], []) for name, part in zip(("textured", "plain"), parts)]
+    cameras = make_cameras([30.0, 200.0], 16)
+    where, fov = cameras.c2w.float(), cameras.fov_y_deg.float()
+    expected = ExhibitModes(assets, ExhibitConfig(), ReferenceBackend(), CPU).means(where, fov, torch.arange(2), 16)
+    with pretend_device() as tally:
+        exhibit = ExhibitModes(assets, ExhibitConfig(), CudaBackend(), DEVICE)
+        where, fov, used = (tensor.to(DEVICE) for tensor in (where, fov, torch.arange(2)))
+        tally.clear()
+        means = exhibit.means(where, fov, used, 16)
+        told = _told(tally)
+    assert isinstance(means, PretendTensor)
+    shown = float((expected[:, :, 3] > 0).float().mean())
+    return told | {"same": torch.equal(means.held, expected), "shown": shown}
+
+
+CHECKS = (sums, gradient, packed, step, modes)
 
 if __name__ == "__main__":
     for name, width in WIDE.items():

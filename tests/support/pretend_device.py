@@ -62,6 +62,9 @@ class PretendTensor(torch.Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def new_tensor(self, data: Any) -> torch.Tensor:  # type: ignore[override]
+        return torch.tensor(data, dtype=self.dtype, device=DEVICE)
+
 
 class _Generator(torch.Generator):
     def __new__(cls, device: Any = None) -> "_Generator":
