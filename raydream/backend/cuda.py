@@ -56,7 +56,8 @@ class CudaBackend:
     ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
         _check_table(table, layout)
         inputs = points.detach().contiguous(), table.contiguous(), layout, self._deterministic
-        return reference.mlp_gradient(*_HashGridJacobian.apply(*inputs), hidden, head)
+        encoded, jacobian = _HashGridJacobian.apply(*inputs)
+        return reference.mlp_gradient(encoded, jacobian, hidden, head)
 
     def march(
         self,

@@ -30,7 +30,6 @@ from raydream.backend import cuda
 from raydream.backend.cuda import CudaBackend
 from raydream.backend.reference import ReferenceBackend
 from raydream.config.actors import particle_config
-from raydream.config.prior import ExhibitConfig
 from raydream.diffusion.latent import RgbaCodec
 from raydream.distill.particle import Particle
 from raydream.priors.exhibit_modes import ExhibitModes
@@ -164,9 +163,9 @@ def modes() -> dict[str, Any]:
     assets = [build_asset(name, "", [part], []) for name, part in zip(("textured", "plain"), parts)]
     cameras = make_cameras([30.0, 200.0], 16)
     where, fov = cameras.c2w.float(), cameras.fov_y_deg.float()
-    expected = ExhibitModes(assets, ExhibitConfig(), ReferenceBackend(), CPU).means(where, fov, torch.arange(2), 16)
+    expected = ExhibitModes(assets, 2, ReferenceBackend(), CPU).means(where, fov, torch.arange(2), 16)
     with pretend_device() as tally:
-        exhibit = ExhibitModes(assets, ExhibitConfig(), CudaBackend(), DEVICE)
+        exhibit = ExhibitModes(assets, 2, CudaBackend(), DEVICE)
         where, fov, used = (tensor.to(DEVICE) for tensor in (where, fov, torch.arange(2)))
         tally.clear()
         means = exhibit.means(where, fov, used, 16)
