@@ -26,7 +26,7 @@ RAYS_PER_WALK, INTERVALS_PER_WALK = 4, 64  # of a program that counts or writes 
 
 class CudaBackend:
     """The Triton kernels. Its one sum without an order is the gradient of the hash grid: in floats, unless it is asked
-    to be ``deterministic``; then in 64-bit integers, the same bits each time, by atomics twice as wide.
+    to be ``deterministic``; then in 64-bit integers, the same bits each time, which are twice as much to add.
     """
 
     name = "cuda"

@@ -17,10 +17,11 @@ import triton.language as tl
 # The primes of layout.py; 32 bits, wrapped, are enough: only the low bits of the products survive the mask.
 PRIME_Y = tl.constexpr(2_654_435_761 - 2**32)
 PRIME_Z = tl.constexpr(805_459_861)
+COUNTED = ("num_samples", "feature_stride")  # other numbers in each step, for which nothing is compiled anew
 
 
 # no_type_check, here and below, keeps jaxtyping's import hook from wrapping what triton has to compile.
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 @no_type_check
 def encode(
     points, table, levels, encoded, num_samples, sample_stride, feature_stride,
@@ -37,7 +38,7 @@ def encode(
     tl.store(encoded + at, value, mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 @no_type_check
 def encode_backward(
     points, grad_encoded, levels, scale, grad_table, num_samples, sample_stride, feature_stride,
@@ -53,7 +54,7 @@ def encode_backward(
         _add(grad_table, place[:, None] + lane, weight[:, None] * grad, kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 @no_type_check
 def encode_jacobian(
     points, table, levels, encoded, jacobian, num_samples, sample_stride, feature_stride,
@@ -79,7 +80,7 @@ def encode_jacobian(
     tl.store(jacobian + row + 2 * width, dz * _slope(points, sample, 2, cells, num_samples)[:, None], mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTED)
 @no_type_check
 def encode_jacobian_backward(
     points, grad_encoded, grad_jacobian, levels, scale, grad_table, num_samples, sample_stride, feature_stride,
