@@ -138,6 +138,18 @@ def sample_uniform(
     return low_high[0] + (low_high[1] - low_high[0]) * torch.rand(shape, generator=generator)
 
 
+def cameras_to(cameras: Cameras, device: torch.device) -> Cameras:
+    """The cameras on a device: some hundred bytes, where their rays would be megabytes."""
+    return Cameras(
+        cameras.c2w.to(device),
+        cameras.fov_y_deg.to(device),
+        cameras.azimuth_deg.to(device),
+        cameras.elevation_deg.to(device),
+        cameras.height_px,
+        cameras.width_px,
+    )
+
+
 def select_views(cameras: Cameras, index: slice) -> Cameras:
     """A part of the cameras."""
     return Cameras(

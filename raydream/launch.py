@@ -1,5 +1,6 @@
 """A request becomes a run: checks that are cheap, then the run folder, the signals, and the pipeline."""
 
+import contextlib
 import json
 import shlex
 import signal
@@ -64,8 +65,11 @@ def _tell_costs(config: RunConfig) -> None:
         return
     from raydream.distill.costs import cost_lines
 
+    sys.stdout.flush()
     try:
-        say("\n".join(cost_lines(config)))
+        with contextlib.redirect_stdout(sys.stderr):  # libraries that are imported may have something to say
+            lines = cost_lines(config)
+        say("\n".join(lines))
     except ValueError as error:
         say(f"what its actors would take cannot be told: {error}")
 

@@ -205,6 +205,18 @@ class Backend(Protocol):
         """
         ...
 
+    def prune(
+        self,
+        density: Float[Tensor, " sample"],
+        samples: RaySamples,
+        min_alpha: Float[Tensor, ""],
+        min_transmittance: float,
+    ) -> RaySamples:
+        """The samples that can be seen: those with ``1 - exp(-density_i delta_i) >= min_alpha`` for which
+        ``T_i >= min_transmittance``, where ``T_i`` counts all samples before. Not differentiable.
+        """
+        ...
+
     def composite(
         self,
         density: Float[Tensor, " sample"],

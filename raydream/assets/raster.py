@@ -73,10 +73,14 @@ def shade_samples(
     eyes: Float[Tensor, "view 3"],
     supersample: int,
 ) -> Float[Tensor, "view h w 11"]:
-    """The mean over each pixel's samples of rgb, alpha, depth, normal and ccm: the plain torch truth."""
-    view, row, column = torch.nonzero(fragments.face >= 0, as_tuple=True)
-    face = fragments.face[view, row, column].long()
-    barycentric = fragments.barycentric[view, row, column][:, :, None]
+    """The mean over each pixel's samples of rgb, alpha, depth, normal and ccm: the plain torch truth.
+
+    Samples without a face are shaded too and then left out: to pick the others, a host would wait for its GPU.
+    """
+    num_views, height, width = fragments.face.shape
+    there, face = (fragments.face >= 0).flatten(), fragments.face.clamp(min=0).flatten().long()
+    view = torch.arange(num_views, device=face.device).repeat_interleave(height * width, output_size=len(face))
+    barycentric = fragments.barycentric.reshape(-1, 3, 1)
     corners = asset.vertices[asset.faces[face]]
     points = (barycentric * corners).sum(1)
     geometric = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -84,17 +88,19 @@ def shade_samples(
     normal = F.normalize((barycentric * asset.corner_normals[face]).sum(1), dim=-1)
     normal = torch.where((normal * geometric).sum(-1, keepdim=True) < 0, -normal, normal)
     rgb = (barycentric * asset.corner_colors[face]).sum(1)
-    textured = asset.face_texture[face] >= 0
-    if textured.any():
-        size = (fragments.face.shape[1], fragments.face.shape[2])
-        uv = (barycentric * asset.corner_uv[face]).sum(1)[textured]
-        detail = _texture_detail(asset, clip, view[textured], face[textured], size)
-        rgb[textured] *= sample_textures(asset.textures, asset.face_texture[face[textured]], uv, detail)
-    depth = fragments.depth[view, row, column][:, None]
+    if len(asset.textures.levels):
+        texture = asset.face_texture[face]
+        textured = there & (texture >= 0)
+        texture = texture.clamp(min=0)
+        uv = (barycentric * asset.corner_uv[face]).sum(1)
+        detail = torch.where(textured, _texture_detail(asset, clip, view, face, texture, (height, width)), 0)
+        rgb = torch.where(textured[:, None], rgb * sample_textures(asset.textures, texture, uv, detail), rgb)
+    depth = fragments.depth.reshape(-1, 1)
     ccm = canonical_coordinates(points, tight_box(asset.vertices))
-    samples = torch.zeros(*fragments.face.shape, NUM_CHANNELS, dtype=points.dtype, device=points.device)
-    samples[view, row, column] = torch.cat([rgb, torch.ones_like(depth), depth, normal, ccm], dim=-1)
-    blocks = samples.unflatten(2, (-1, supersample)).unflatten(1, (-1, supersample))
+    samples = torch.cat([rgb, torch.ones_like(depth), depth, normal, ccm], dim=-1).masked_fill(~there[:, None], 0)
+    blocks = samples.view(
+        num_views, height // supersample, supersample, width // supersample, supersample, NUM_CHANNELS
+    )
     return blocks.mean(dim=(2, 4))
 
 
@@ -103,6 +109,7 @@ def _texture_detail(
     clip: Float[Tensor, "view vertex 4"],
     view: Int[Tensor, " n"],
     face: Int[Tensor, " n"],
+    texture: Int[Tensor, " n"],
     size: tuple[int, int],
 ) -> Float[Tensor, " n"]:
     """log2 of texels per sample along a side, by the areas of the whole face in the texture and on the screen."""
@@ -111,7 +118,7 @@ def _texture_detail(
     screen = ((x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])).abs()
     uv = asset.corner_uv[face]
     first, second = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
-    texels = asset.textures.levels[asset.face_texture[face], 0, 1:].prod(-1)
+    texels = asset.textures.levels[texture, 0, 1:].prod(-1)
     covered = (first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]).abs() * texels
     return 0.5 * torch.log2(covered.clamp_min(1e-20) / screen.clamp_min(1e-20))
 

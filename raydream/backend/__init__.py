@@ -15,10 +15,11 @@ from raydream.types import Backend
 BACKENDS = ("auto", "reference", "numba", "cuda")
 
 
-def load_backend(name: str, device: str) -> Backend:
+def load_backend(name: str, device: str, deterministic: bool = False) -> Backend:
     """The kernels called ``name`` (one of ``BACKENDS``) for tensors on ``device``, a torch device string.
 
-    ``auto`` is cuda on a CUDA device; elsewhere numba where it is installed, else the plain torch reference.
+    ``auto`` is cuda on a CUDA device; elsewhere numba where it is installed, else the plain torch reference. Numba's
+    sums have an order anyway; ``deterministic`` gives those of cuda one, which makes them slower.
     Raises ValueError naming ``backend`` where the name is unknown or this machine cannot run it.
     """
     if name not in BACKENDS:
@@ -47,7 +48,7 @@ def load_backend(name: str, device: str) -> Backend:
                 )
             from raydream.backend.cuda import CudaBackend
 
-            return CudaBackend()
+            return CudaBackend(deterministic)
         case _:
             from raydream.backend.reference import ReferenceBackend
 

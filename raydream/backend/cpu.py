@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from raydream.backend import cpu_field, cpu_raster, cpu_render
+from raydream.backend import cpu_field, cpu_raster, cpu_render, reference
 from raydream.backend.layout import make_hash_grid_layout
 from raydream.types import Fragments, HashGridLayout, Rays, RaySamples
 
@@ -22,6 +22,7 @@ class NumbaBackend:
     """The numba kernels for float32 and float64 tensors on the CPU."""
 
     name = "numba"
+    prune = staticmethod(reference.prune)
 
     def field(
         self,

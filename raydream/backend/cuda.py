@@ -1,32 +1,38 @@
-"""The CUDA kernels as a ``Backend``: Triton for the hash grid and for compositing, torch for the rest.
+"""The CUDA kernels as a ``Backend``: Triton (``cuda_*.py``) and, for what is left, torch.
 
 Importable without triton and without CUDA; calling it needs both, or triton alone under ``TRITON_INTERPRET=1``.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from types import ModuleType
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raydream.backend import reference
 from raydream.backend.layout import is_dense
-from raydream.types import HashGridLayout, RaySamples
+from raydream.types import Fragments, HashGridLayout, Rays, RaySamples
 
 SAMPLES_PER_PROGRAM = 128
 RAYS_PER_PROGRAM = 32
+PIXELS_PER_PROGRAM, PROGRAMS_WANTED = 128, 1 << 14  # of faces, each of which may cover one pixel or all
+RAYS_PER_WALK, INTERVALS_PER_WALK = 4, 64  # of a program that counts or writes packed samples
 
 
 class CudaBackend:
-    """The Triton kernels; every result is bitwise reproducible, for sums over samples are kept in integers."""
+    """The Triton kernels. Its one sum without an order is the gradient of the hash grid: in floats, unless it is asked
+    to be ``deterministic``; then in 64-bit integers, the same bits each time, which are twice as much to add.
+    """
 
     name = "cuda"
-    march = staticmethod(reference.march)
-    rasterize = staticmethod(reference.rasterize)
+
+    def __init__(self, deterministic: bool = False) -> None:
+        self._deterministic = deterministic
 
     def field(
         self,
@@ -37,7 +43,8 @@ class CudaBackend:
         head: Float[Tensor, "out unit"],
     ) -> Float[Tensor, "sample out"]:
         _check_table(table, layout)
-        return reference.mlp(_HashGrid.apply(points.detach().contiguous(), table.contiguous(), layout), hidden, head)
+        encoded = _HashGrid.apply(points.detach().contiguous(), table.contiguous(), layout, self._deterministic)
+        return reference.mlp(encoded, hidden, head)
 
     def field_gradient(
         self,
@@ -48,8 +55,40 @@ class CudaBackend:
         head: Float[Tensor, "out unit"],
     ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample 3"]]:
         _check_table(table, layout)
-        encoded, jacobian = _HashGridJacobian.apply(points.detach().contiguous(), table.contiguous(), layout)
+        inputs = points.detach().contiguous(), table.contiguous(), layout, self._deterministic
+        encoded, jacobian = _HashGridJacobian.apply(*inputs)
         return reference.mlp_gradient(encoded, jacobian, hidden, head)
+
+    def march(
+        self,
+        rays: Rays,
+        occupancy: Bool[Tensor, "rx ry rz"],
+        radius: float,
+        step_size: float,
+        jitter: Float[Tensor, " ray"],
+    ) -> RaySamples:
+        """Intervals inside the box whose midpoint lies in an occupied cell: the reference's, bit by bit.
+
+        The host waits once, for their number.
+        """
+        origins = rays.origins.contiguous()
+        spans = (origins, rays.directions.contiguous(), jitter.to(origins.dtype).contiguous())
+        numbers = _numbers(radius, step_size, origins.dtype, origins.device)
+        walked = (*spans, occupancy.contiguous().view(torch.uint8), numbers)
+        return _pack("march", walked, origins, len(origins), tuple(occupancy.shape))
+
+    def prune(
+        self,
+        density: Float[Tensor, " sample"],
+        samples: RaySamples,
+        min_alpha: Float[Tensor, ""],
+        min_transmittance: float,
+    ) -> RaySamples:
+        """The samples that can be seen. The host waits once, for their number."""
+        least_depth, most_depth = reference.visible_depths(min_alpha, min_transmittance)
+        spans = [part.contiguous() for part in (samples.t_start, samples.t_end, samples.starts, samples.counts)]
+        walked = (density.contiguous(), *spans, least_depth.float(), most_depth)
+        return _pack("prune", walked, samples.t_start, len(samples.counts), ())
 
     def composite(
         self, density: Float[Tensor, " sample"], values: Float[Tensor, "sample channel"], samples: RaySamples
@@ -57,65 +96,65 @@ class CudaBackend:
         assert len(density) == len(values) == len(samples.t_start), "samples do not match"
         return _Composite.apply(density.contiguous(), values.contiguous(), samples)
 
+    def rasterize(
+        self, clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
+    ) -> Fragments:
+        """The nearest face at each pixel centre: the reference's, bit by bit. The host waits for nothing."""
+        corners, spans = reference.face_corners(clip.detach(), faces.long(), height_px, width_px)
+        num_views, num_faces, num_pixels = len(clip), len(faces), height_px * width_px
+        nearest = clip.new_full((num_views, num_pixels), math.inf)
+        bits = nearest.view(torch.int32 if clip.dtype == torch.float32 else torch.int64)
+        lowest = torch.full((num_views, num_pixels), num_faces, dtype=torch.int32, device=clip.device)
+        splits = max(1, min(64, PROGRAMS_WANTED // max(num_views * num_faces, 1)))
+        grid, sizes = (num_faces, num_views, splits), (num_faces, num_pixels, width_px, splits)
+        for winners in (False, True):
+            launch("depth_test", grid, corners, spans.int(), bits, lowest, *sizes, winners, PIXELS_PER_PROGRAM)
+        face = torch.where(lowest == num_faces, -1, lowest).long()
+        return reference.make_fragments(corners, face.view(num_views, height_px, width_px))
+
 
 class _HashGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, points, table, layout):
+    def forward(ctx, points, table, layout, deterministic):
         ctx.save_for_backward(points)
-        ctx.layout, ctx.shape = layout, table.shape
-        encoded = table.new_empty(len(points), layout.num_features)
-        with _on(points.device):
-            _kernels().encode[_grid(points, layout)](
-                points, table, _levels(layout, points.device), encoded, *_sizes(points, layout)
-            )
+        ctx.layout, ctx.deterministic = layout, deterministic
+        encoded = _by_feature(points, table, layout)
+        _encode("encode", points, layout, encoded, table, _levels(layout, points.device), encoded)
         return encoded
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_encoded):
         (points,) = ctx.saved_tensors
-        grad_encoded = grad_encoded.contiguous()
-        scale = _integer_scale(_largest(grad_encoded) * len(points))
-        total = torch.zeros(ctx.shape, dtype=torch.long, device=points.device)
-        with _on(points.device):
-            _kernels().encode_backward[_grid(points, ctx.layout)](
-                points, grad_encoded, _levels(ctx.layout, points.device), scale, total, *_sizes(points, ctx.layout)
-            )
-        return None, total.to(grad_encoded.dtype) / scale, None
+        grad_table = _sum_gradient(ctx, "encode_backward", points, lambda: _largest(grad_encoded), grad_encoded)
+        return None, grad_table, None, None
 
 
 class _HashGridJacobian(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, points, table, layout):
+    def forward(ctx, points, table, layout, deterministic):
         ctx.save_for_backward(points)
-        ctx.layout, ctx.shape = layout, table.shape
-        encoded = table.new_empty(len(points), layout.num_features)
+        ctx.layout, ctx.deterministic = layout, deterministic
+        encoded = _by_feature(points, table, layout)
         jacobian = table.new_empty(len(points), 3, layout.num_features)
-        with _on(points.device):
-            _kernels().encode_jacobian[_grid(points, layout)](
-                points, table, _levels(layout, points.device), encoded, jacobian, *_sizes(points, layout)
-            )
+        levels = _levels(layout, points.device)
+        _encode("encode_jacobian", points, layout, encoded, table, levels, encoded, jacobian)
         return encoded, jacobian
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_encoded, grad_jacobian):
         (points,) = ctx.saved_tensors
-        grad_encoded, grad_jacobian = grad_encoded.contiguous(), grad_jacobian.contiguous()
-        most = _largest(grad_encoded) + 3 * max(ctx.layout.resolutions) * _largest(grad_jacobian)
-        scale = _integer_scale(most * len(points))
-        total = torch.zeros(ctx.shape, dtype=torch.long, device=points.device)
-        with _on(points.device):
-            _kernels().encode_jacobian_backward[_grid(points, ctx.layout)](
-                points,
-                grad_encoded,
-                grad_jacobian,
-                _levels(ctx.layout, points.device),
-                scale,
-                total,
-                *_sizes(points, ctx.layout),
-            )
-        return None, total.to(grad_encoded.dtype) / scale, None
+        steepest = 3 * max(ctx.layout.resolutions)
+        grads = grad_encoded, grad_jacobian.contiguous()
+        grad_table = _sum_gradient(
+            ctx,
+            "encode_jacobian_backward",
+            points,
+            lambda: _largest(grad_encoded) + steepest * _largest(grad_jacobian),
+            *grads,
+        )
+        return None, grad_table, None, None
 
 
 class _Composite(torch.autograd.Function):
@@ -126,13 +165,10 @@ class _Composite(torch.autograd.Function):
         weights, remaining = torch.empty_like(density), torch.empty_like(density)
         spans = [part.contiguous() for part in (samples.t_start, samples.t_end, samples.starts, samples.counts)]
         sizes = (num_rays, num_channels, _power_of_two(num_channels), RAYS_PER_PROGRAM)
-        if num_rays:
-            with _on(density.device):
-                _kernels().composite[(_blocks(num_rays, RAYS_PER_PROGRAM),)](
-                    density, values, *spans, accumulated, opacity, weights, remaining, *sizes
-                )
+        grid = (_blocks(num_rays, RAYS_PER_PROGRAM),)
+        launch("composite", grid, density, values, *spans, accumulated, opacity, weights, remaining, *sizes)
         ctx.save_for_backward(values, weights, remaining)
-        ctx.spans, ctx.sizes = spans, sizes
+        ctx.spans, ctx.sizes, ctx.grid = spans, sizes, grid
         return accumulated, opacity, weights
 
     @staticmethod
@@ -140,32 +176,95 @@ class _Composite(torch.autograd.Function):
     def backward(ctx, *grads):
         values, weights, remaining = ctx.saved_tensors
         grad_density, grad_values = torch.empty_like(weights), torch.empty_like(values)
-        if ctx.sizes[0]:
-            with _on(values.device):
-                _kernels().composite_backward[(_blocks(ctx.sizes[0], RAYS_PER_PROGRAM),)](
-                    values,
-                    *ctx.spans,
-                    weights,
-                    remaining,
-                    *map(Tensor.contiguous, grads),
-                    grad_density,
-                    grad_values,
-                    *ctx.sizes,
-                )
+        upstream = map(Tensor.contiguous, grads)
+        inputs = (values, *ctx.spans, weights, remaining, *upstream)
+        launch("composite_backward", ctx.grid, *inputs, grad_density, grad_values, *ctx.sizes)
         return grad_density, grad_values, None
 
 
-@lru_cache
-def _kernels() -> ModuleType:
-    """The kernels, imported on first use: the module needs triton."""
-    from raydream.backend import cuda_kernels
+def launch(kernel: str, grid: tuple[int, ...], *arguments: object) -> None:
+    """Starts the kernel of that name on the device of its first argument, if there is anything to do."""
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    if 0 not in grid:
+        with _on(first.device):
+            find_kernel(kernel)[grid](*arguments, enable_fp_fusion=may_fuse(kernel))
 
-    return cuda_kernels
+
+def find_kernel(name: str) -> Any:
+    """Triton's function of that name, looked for on use: its module needs triton."""
+    from raydream.backend import cuda_field, cuda_raster, cuda_render
+
+    return next(getattr(room, name) for room in (cuda_field, cuda_render, cuda_raster) if hasattr(room, name))
+
+
+def may_fuse(kernel: str) -> bool:
+    """Whether products may be contracted with sums: not where a decision must be the reference's, bit by bit."""
+    return kernel.startswith(("encode", "composite"))
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _pack(kind: str, walked: tuple[object, ...], like: Tensor, num_rays: int, shape: tuple[int, ...]) -> RaySamples:
+    """What the kernels ``kind``_count and ``kind``_write find on ``walked``, as samples in the dtype of ``like``."""
+    grid, sizes = (_blocks(num_rays, RAYS_PER_WALK),), (num_rays, *shape, RAYS_PER_WALK, INTERVALS_PER_WALK)
+    counts = torch.empty(num_rays, dtype=torch.long, device=like.device)
+    launch(f"{kind}_count", grid, *walked, counts, *sizes)
+    ends = counts.cumsum(0)
+    total = int(ends[-1]) if num_rays else 0
+    ray_index = torch.empty(total, dtype=torch.long, device=like.device)
+    t_start, t_end = like.new_empty(total), like.new_empty(total)
+    if total:
+        launch(f"{kind}_write", grid, *walked, ends, ray_index, t_start, t_end, *sizes)
+    return RaySamples(ray_index, t_start, t_end, ends - counts, counts)
+
+
+def _by_feature(
+    points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
+) -> Float[Tensor, "sample width"]:
+    return table.new_empty(layout.num_features, len(points)).t()
+
+
+def _encode(
+    kernel: str,
+    points: Float[Tensor, "sample 3"],
+    layout: HashGridLayout,
+    strided: Float[Tensor, "sample width"],
+    *arguments: Tensor,
+) -> None:
+    """Starts a hash grid kernel; the places of ``strided`` are those of features."""
+    grid = _blocks(len(points), SAMPLES_PER_PROGRAM), layout.num_levels
+    features = layout.features_per_level
+    sizes = (len(points), *strided.stride(), features, _power_of_two(features), SAMPLES_PER_PROGRAM)
+    launch(kernel, grid, points, *arguments, *sizes)
+
+
+def _sum_gradient(
+    ctx: torch.autograd.function.FunctionCtx,
+    kernel: str,
+    points: Float[Tensor, "sample 3"],
+    most: Callable[[], Tensor],
+    *grads: Tensor,
+) -> Float[Tensor, "entry feature"]:
+    """The table's gradient by ``kernel``; ``most`` bounds what one sample adds to an entry."""
+    layout, levels = ctx.layout, _levels(ctx.layout, points.device)  # type: ignore[attr-defined]
+    shape = (layout.num_entries, layout.features_per_level)
+    if not ctx.deterministic:  # type: ignore[attr-defined]
+        total = grads[0].new_zeros(shape)
+        _encode(kernel, points, layout, grads[0], *grads, levels, total, total)
+        return total
+    scale = _integer_scale(most() * len(points))
+    counted = torch.zeros(shape, dtype=torch.long, device=points.device)
+    _encode(kernel, points, layout, grads[0], *grads, levels, scale, counted)
+    return counted.to(scale.dtype) / scale
+
+
+@lru_cache
+def _numbers(radius: float, step_size: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3"]:
+    return torch.tensor([radius, step_size, 0.5 / radius], dtype=dtype, device=device)
 
 
 @lru_cache
@@ -175,15 +274,6 @@ def _levels(layout: HashGridLayout, device: torch.device) -> Int[Tensor, "level 
         for level, cells in enumerate(layout.resolutions)
     ]
     return torch.tensor(rows, dtype=torch.int32, device=device)
-
-
-def _grid(points: Float[Tensor, "sample 3"], layout: HashGridLayout) -> tuple[int, int]:
-    return max(_blocks(len(points), SAMPLES_PER_PROGRAM), 1), layout.num_levels
-
-
-def _sizes(points: Float[Tensor, "sample 3"], layout: HashGridLayout) -> tuple[int, int, int, int, int]:
-    features = layout.features_per_level
-    return len(points), layout.num_features, features, _power_of_two(features), SAMPLES_PER_PROGRAM
 
 
 def _blocks(number: int, size: int) -> int:

@@ -156,6 +156,27 @@ def _box_span(rays: Rays, radius: float) -> tuple[Float[Tensor, " ray"], Float[T
     return entry.amax(-1).clamp(min=0), leave.amin(-1)
 
 
+def prune(
+    density: Float[Tensor, " sample"], samples: RaySamples, min_alpha: Float[Tensor, ""], min_transmittance: float
+) -> RaySamples:
+    """The samples whose alpha is ``min_alpha`` or more and before which ``min_transmittance`` or more is left."""
+    least_depth, most_depth = visible_depths(min_alpha, min_transmittance)
+    # In float64, where one sum over all rays is as good as one for each; held at what hides everything behind it.
+    depth = (density * (samples.t_end - samples.t_start)).double().clamp(max=128)
+    before = depth.cumsum(0) - depth
+    before = before - before[samples.starts[samples.ray_index]]
+    # Compared such that a NaN is kept: what is wrong must show.
+    kept = ~((depth < least_depth) | (before > most_depth))
+    ray_index = samples.ray_index[kept]
+    counts = torch.bincount(ray_index, minlength=len(samples.counts))
+    return RaySamples(ray_index, samples.t_start[kept], samples.t_end[kept], counts.cumsum(0) - counts, counts)
+
+
+def visible_depths(min_alpha: Float[Tensor, ""], min_transmittance: float) -> tuple[Float[Tensor, ""], float]:
+    """The least optical depth of a sample of that alpha, and the greatest through which so much light comes."""
+    return -torch.log1p(-min_alpha), -math.log(min_transmittance) if min_transmittance else math.inf
+
+
 def composite(
     density: Float[Tensor, " sample"], values: Float[Tensor, "sample channel"], samples: RaySamples
 ) -> tuple[Float[Tensor, "ray channel"], Float[Tensor, " ray"], Float[Tensor, " sample"]]:
@@ -177,56 +198,75 @@ def rasterize(
 
     Faces are two-sided and own their edges; barycentrics and depth are 0 where there is no face.
     """
-    views = [_rasterize_view(vertices, faces.long(), height_px, width_px) for vertices in clip.detach()]
-    face, barycentric, depth = (torch.stack(images) for images in zip(*views, strict=True))
-    size = (clip.shape[0], height_px, width_px)
-    return Fragments(face.view(size), barycentric.view(*size, 3), depth.view(size))
+    corners, spans = face_corners(clip.detach(), faces.long(), height_px, width_px)
+    face = [_nearest_faces(*view, height_px * width_px, width_px) for view in zip(corners, spans)]
+    return make_fragments(corners, torch.stack(face).view(-1, height_px, width_px))
 
 
-def _rasterize_view(
-    clip: Float[Tensor, "vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
-) -> tuple[Int[Tensor, " pixel"], Float[Tensor, "pixel 3"], Float[Tensor, " pixel"]]:
-    face = torch.full((height_px * width_px,), -1, device=clip.device)
-    barycentric = clip.new_zeros(height_px * width_px, 3)
-    depth = clip.new_full((height_px * width_px,), math.inf)
-
-    w = clip[:, 3]
-    x = (clip[:, 0] / w * 0.5 + 0.5) * width_px
-    y = (0.5 - clip[:, 1] / w * 0.5) * height_px
-    corners = torch.stack((x, y, w), dim=-1)[faces]
+def face_corners(
+    clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
+) -> tuple[Float[Tensor, "view face 3 3"], Int[Tensor, "view face 5"]]:
+    """Pixel coordinates and ``w`` of each face's corners; and the first column and row of the pixel centres in its box,
+    their numbers, and their product, 0 where the face is not seen.
+    """
+    w = clip[..., 3]
+    x = (clip[..., 0] / w * 0.5 + 0.5) * width_px
+    y = (0.5 - clip[..., 1] / w * 0.5) * height_px
+    corners = torch.stack((x, y, w), dim=-1)[:, faces]
     left, num_columns = _pixel_span(corners[..., 0], width_px)
     top, num_rows = _pixel_span(corners[..., 1], height_px)
-    visible = (corners[..., 2] > 0).all(1) & corners.isfinite().all(2).all(1)
+    visible = (corners[..., 2] > 0).all(-1) & corners.isfinite().flatten(2).all(-1)
     num_pixels = torch.where(visible, num_columns * num_rows, 0)
-    num_per_chunk = torch.bincount(num_pixels.cumsum(0) // RASTERIZE_CHUNK)
+    return corners, torch.stack((left, top, num_columns, num_rows, num_pixels), dim=-1)
 
-    for chunk in torch.arange(len(faces), device=clip.device).split(num_per_chunk.tolist()):
+
+def make_fragments(corners: Float[Tensor, "view face 3 3"], face: Int[Tensor, "view h w"]) -> Fragments:
+    """Barycentrics and depth of the faces that stand at pixels."""
+    num_views, height_px, width_px = face.shape
+    if not corners.shape[1]:
+        return Fragments(face, corners.new_zeros(*face.shape, 3), corners.new_zeros(face.shape))
+    view = torch.arange(num_views, device=face.device)[:, None]
+    pixel = torch.arange(height_px * width_px, device=face.device).repeat(num_views)
+    there = corners[view, face.clamp(min=0).flatten(1)].flatten(0, 1)
+    barycentric, depth = _perspective_weights(there, pixel % width_px, pixel // width_px)
+    empty = face < 0
+    barycentric, depth = barycentric.view(*face.shape, 3), depth.view(face.shape)
+    return Fragments(face, barycentric.masked_fill(empty[..., None], 0), depth.masked_fill(empty, 0))
+
+
+def _nearest_faces(
+    corners: Float[Tensor, "face 3 3"], spans: Int[Tensor, "face 5"], num_image_pixels: int, width_px: int
+) -> Int[Tensor, " pixel"]:
+    left, top, num_columns, _, num_pixels = spans.unbind(-1)
+    face = torch.full((num_image_pixels,), -1, device=corners.device)
+    depth = corners.new_full((num_image_pixels,), math.inf)
+    num_per_chunk = torch.bincount(num_pixels.cumsum(0) // RASTERIZE_CHUNK)
+    for chunk in torch.arange(len(corners), device=corners.device).split(num_per_chunk.tolist()):
         repeats = num_pixels[chunk]
         pair_face = chunk.repeat_interleave(repeats)
-        place = torch.arange(len(pair_face), device=clip.device)
+        place = torch.arange(len(pair_face), device=corners.device)
         place = place - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
         row = top[pair_face] + place // num_columns[pair_face]
         column = left[pair_face] + place % num_columns[pair_face]
-        weights, distance = _perspective_weights(corners[pair_face], column, row)
+        _, distance = _perspective_weights(corners[pair_face], column, row)
 
         hit = (distance < math.inf).nonzero().squeeze(1)
         pixel, distance, pair_face = (row * width_px + column)[hit], distance[hit], pair_face[hit]
         nearest = depth.scatter_reduce(0, pixel, distance, "amin")
         wins = (distance == nearest[pixel]) & (distance < depth[pixel])
-        lowest = torch.full_like(face, len(faces)).scatter_reduce(0, pixel[wins], pair_face[wins], "amin")
+        lowest = torch.full_like(face, len(corners)).scatter_reduce(0, pixel[wins], pair_face[wins], "amin")
         wins &= pair_face == lowest[pixel]
         face[pixel[wins]] = pair_face[wins]
-        barycentric[pixel[wins]] = weights[hit[wins]]
         depth = nearest
-    return face, barycentric, torch.where(face < 0, 0, depth)
+    return face
 
 
 def _pixel_span(
-    coordinate: Float[Tensor, "face 3"], num_pixels: int
-) -> tuple[Int[Tensor, " face"], Int[Tensor, " face"]]:
+    coordinate: Float[Tensor, "view face 3"], num_pixels: int
+) -> tuple[Int[Tensor, "view face"], Int[Tensor, "view face"]]:
     """First pixel whose centre lies between a face's extremes, and the number of such pixels."""
-    first = (coordinate.amin(1) - 0.5).ceil().clamp(0, num_pixels).long()
-    last = (coordinate.amax(1) - 0.5).floor().clamp(-1, num_pixels - 1).long()
+    first = (coordinate.amin(-1) - 0.5).ceil().clamp(0, num_pixels).long()
+    last = (coordinate.amax(-1) - 0.5).floor().clamp(-1, num_pixels - 1).long()
     return first, (last - first + 1).clamp(min=0)
 
 
@@ -258,5 +298,6 @@ class ReferenceBackend:
     field = staticmethod(field)
     field_gradient = staticmethod(field_gradient)
     march = staticmethod(march)
+    prune = staticmethod(prune)
     composite = staticmethod(composite)
     rasterize = staticmethod(rasterize)

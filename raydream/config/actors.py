@@ -19,6 +19,7 @@ class ParticleConfig:
     first_step: int
     prior: PriorConfig
     backend: str
+    deterministic: bool
     wire_dtype: str
     output: OutputConfig
 
@@ -44,8 +45,9 @@ def particle_config(run: RunConfig, stage: int, index: int) -> ParticleConfig:
     """The part of a run that concerns one particle in a stage."""
     settings, first, cluster = run.stages[stage], run.first_step(stage), run.cluster
     return ParticleConfig(
-        index, run.n, run.seed, settings, first, run.prior, cluster.backend, cluster.wire_dtype, run.output
-    )
+        index, run.n, run.seed, settings, first, run.prior, cluster.backend, cluster.deterministic, cluster.wire_dtype,
+        run.output,
+    )  # fmt: skip
 
 
 def score_config(run: RunConfig, stage: int, replica: int) -> ScoreConfig:

@@ -12,11 +12,13 @@ class ClusterConfig:
 
     -1 GPUs are one where there are enough, else such a fraction that all actors fit; none in a run that is quick on
     cores (``cluster_config``). Fractions share one. Places are waited for ``nodes_timeout_s`` where an
-    autoscaler starts nodes, else ``placement_timeout_s``. ``max_restarts``: of all actors.
+    autoscaler starts nodes, else ``placement_timeout_s``. ``max_restarts``: of all actors. ``deterministic``: on a GPU
+    too our kernels sum in an order of their own, which costs time; else a resumed run differs there by rounding.
     """
 
     runtime: Literal["ray", "local"] = "ray"
     backend: Literal["auto", "reference", "numba", "cuda"] = "auto"
+    deterministic: bool = False
     gpus_per_particle: float = -1.0
     gpus_per_score: float = -1.0
     cpus_per_particle: float = -1.0

@@ -111,6 +111,8 @@ def sd21(steps: int = 25_000) -> RunConfig:
             samples_per_diagonal=512,
             occupancy_resolution=64,
             density_noise=1.0,
+            min_alpha=0.01,  # threestudio's, and nerfacc's early end: of a solid object most samples show nothing
+            min_transmittance=1e-4,
         ),
         # near enough that an object fills the picture: from the embedded prior's distances a start is on 11 % of it
         camera=CameraConfig(

@@ -32,7 +32,9 @@ class NerfConfig:
 
     ``initial_density``: ``lambda * (1 - |x| / r)`` is added before the activation. An object starts as a ball with
     (10, 0.5) (Magic3D); (-10, 2.5) leaves the middle empty for a scene seen from inside (ProlificDreamer).
-    With ``random_background_probability`` a view has a drawn colour, or grey, within ``random_background`` behind it.
+    ``min_alpha`` leaves out samples that absorb less of the light, ``min_transmittance`` those that less of it reaches
+    (threestudio: 0.01, 1e-4); 0 leaves out none. With ``random_background_probability`` a view has a drawn colour, or
+    grey, within ``random_background`` behind it.
     """
 
     radius: float = 1.0
@@ -44,6 +46,8 @@ class NerfConfig:
     occupancy_resolution: int = 32
     occupancy_every: int = 16
     samples_per_diagonal: int = 96
+    min_alpha: float = 0.0
+    min_transmittance: float = 0.0
     background: Literal["network", "constant"] = "network"
     random_background_probability: float = 0.5
     random_background: tuple[float, float] = (0.0, 1.0)
@@ -60,6 +64,8 @@ class NerfConfig:
         least = {"hidden_width": 1, "occupancy_resolution": 4, "occupancy_every": 1, "samples_per_diagonal": 4}
         for name, low in least.items():
             require(getattr(self, name) >= low, name, f"must be at least {low}, got {getattr(self, name)}")
+        for name in ("min_alpha", "min_transmittance"):
+            require(0 <= getattr(self, name) < 1, name, f"must lie in [0, 1), got {getattr(self, name)}")
         require_range(self.random_background, "random_background", 0.0, 1.0)
 
 

@@ -5,15 +5,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
 MOST_IN_A_ROW = 10
 
 
-def are_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether all numbers are, as one question to the device."""
-    return bool(torch.stack(torch._foreach_norm(list(tensors))).isfinite().all())
+def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
+    """Whether all numbers are; the answer stays on the device."""
+    return torch.stack(torch._foreach_norm(list(tensors))).isfinite().all()
 
 
 class NonFinite:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -19,8 +19,8 @@ from raydream.coordinates import Box, encode_ccm
 from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
 from raydream.diffusion.layout import latent_px
 from raydream.distill.artefacts import ExportFigures, export_particle
-from raydream.distill.finite import NonFinite, are_finite
-from raydream.distill.messages import Message, from_wire, pack_views
+from raydream.distill.finite import NonFinite, all_finite
+from raydream.distill.messages import Message, from_wire, pack_views, read_figures
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.find import resolve_agp_prior
 from raydream.priors.kinds import prior_kind
@@ -31,7 +31,7 @@ from raydream.stopwatch import Stopwatch
 from raydream.store.run_folder import FileDigest
 from raydream.types import Cameras, Latents, Render, Views
 
-_SCENE = "scene/"
+_SCENE, _FINITE = "scene/", "finite"
 
 
 @dataclass(frozen=True)
@@ -89,41 +89,45 @@ class Particle:
             return {}
         watch = Stopwatch(self.device)
         pending, self._pending = self._pending, None
-        stage, here, figures = self.config.stage, self._here(step), {}
+        stage, here, measured = self.config.stage, self._here(step), dict[str, Tensor]()
         total = torch.zeros((), device=self.device)
         for branch, gradient in zip(stage.branches, gradients, strict=True):
             latents = pending.latents[branch.render]
             direction = from_wire(gradient, self.device) / len(latents)
             total = total + branch.weight.at(here) * (latents * direction).sum()
-            figures[f"loss/{branch.render}"] = 0.5 * len(latents) * float(direction.square().sum())
+            measured[f"loss/{branch.render}"] = 0.5 * len(latents) * direction.square().sum()
         regularizers = self.scene.regularizers(pending.render, here) | self._round_trip(pending, here)
         total = total + sum(regularizers.values(), torch.zeros_like(total))
         self.optimizer.zero_grad(set_to_none=True)
         (total * self.gradient_scale).backward()
-        figures |= self._move(step, stage.lr_scale.at(here))
+        finite = self._move(stage.lr_scale.at(here))
         self.step = step + 1
         self.scene.after_step(self._here(self.step))
-        figures |= {f"loss/{name}": float(value.detach()) for name, value in regularizers.items()}
-        figures["scene/opacity"] = float(pending.render.opacity.detach().mean())
+        measured |= {f"loss/{name}": value for name, value in regularizers.items()}
+        measured["scene/opacity"] = pending.render.opacity.mean()
+        figures = read_figures(measured | {_FINITE: finite})
+        if not figures.pop(_FINITE):
+            self.gradient_scale /= 2
+            figures["non_finite/particles"] = 1.0
+        self._non_finite.note(f"the gradient of particle {self.config.index}", step, "non_finite/particles" not in figures)
         if pending.render.volume is not None:
             figures["scene/samples"] = float(len(pending.render.volume.weights))
         return figures | pending.spent | watch.figures("apply")
 
-    def _move(self, step: int, lr_scale: float) -> dict[str, float]:
-        """One step of the optimiser along the gradients that are there, if all of them are finite."""
+    def _move(self, lr_scale: float) -> Bool[Tensor, ""]:
+        """One step of the optimiser along the gradients that are there, if all of them are finite: that is decided
+        where they are, and nobody waits for the answer.
+        """
         groups = self.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        finite = are_finite(gradients)
-        self._non_finite.note(f"the gradient of particle {self.config.index}", step, finite)
-        if not finite:
-            self.gradient_scale /= 2
-            return {"non_finite/particles": 1.0}
+        finite = all_finite(gradients)
         if self.gradient_scale != 1:
             torch._foreach_div_(gradients, self.gradient_scale)
         for group, full_lr in zip(groups, self._full_lrs):
             group["lr"] = full_lr * lr_scale
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # torch's own way to tell it
         self.optimizer.step()
-        return {}
+        return finite
 
     @torch.no_grad()
     def look_at(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> np.ndarray:
@@ -219,7 +223,7 @@ def make_particle(config: ParticleConfig) -> Particle:
     """A particle at the beginning of its stage, with all that its settings name."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backend, seed, index = load_backend(config.backend, device.type), config.seed, config.index
+    backend, seed, index = load_backend(config.backend, device.type, config.deterministic), config.seed, config.index
 
     def draws(purpose: str, step: int) -> torch.Generator:
         return generator(seed, purpose, index, config.first_step + step)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 from raydream import __version__
 from raydream.cluster.runtime import Runtime, Withdrawn
-from raydream.config.run import RunConfig
+from raydream.config.run import RunConfig, cluster_config
 from raydream.distill.loop import PREVIEW_AZIMUTHS_DEG, PREVIEW_ELEVATION_DEG, Observer, RunFailed, RunLoop
 from raydream.report.page import ReportFacts, write_report
 from raydream.store.run_folder import VERSIONS, RunFolder, Scalar
@@ -70,7 +70,7 @@ def _run(
             where = (list(PREVIEW_AZIMUTHS_DEG), PREVIEW_ELEVATION_DEG, config.output.preview_px)
             observer.preview(0, loop.everywhere(0, "look_at", lambda actor: where))
         if start < num_steps:
-            observer.phase(f"going on from step {start}" if start else f"{config.method} for {num_steps} steps")
+            observer.phase(_going_on(config, start) if start else f"{config.method} for {num_steps} steps")
         with _timed(phases, "distil"):
             reached = loop.train(start, stop)
         if reached < num_steps:
@@ -86,6 +86,14 @@ def _run(
             observer.phase(f"particle {index}: {stats['note']}")
     observer.phase(f"done: {run.uri}/report.html")
     return reached
+
+
+def _going_on(config: RunConfig, start: int) -> str:
+    """On a GPU the order of sums is anybody's, unless the settings want one."""
+    cluster = cluster_config(config)
+    loose = cluster.gpus_per_particle != 0 and not cluster.deterministic
+    how = " (on GPUs to rounding; cluster.deterministic=true keeps our kernels' bits and costs time)" if loose else ""
+    return f"going on from step {start}{how}"
 
 
 def versions() -> dict[str, str]:

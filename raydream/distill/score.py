@@ -17,7 +17,7 @@ from raydream.config.actors import ScoreConfig
 from raydream.config.names import RenderKind
 from raydream.diffusion import guidance
 from raydream.distill.branches import Branch, condition
-from raydream.distill.finite import NonFinite, are_finite
+from raydream.distill.finite import NonFinite, all_finite
 from raydream.distill.messages import LATENTS, Message, from_wire, num_views, to_wire, unpack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.geometric import load_agp
@@ -216,7 +216,7 @@ class Score:
         replicas are given the same gradients, so they decide alike.
         """
         assert self.optimizer is not None
-        finite = are_finite(list(gradients.values()))
+        finite = bool(all_finite(list(gradients.values())))
         self._non_finite.note("the learned reference's gradient", step, finite)
         if not finite:
             self.loss_scale /= 2

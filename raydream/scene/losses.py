@@ -48,10 +48,15 @@ def z_variance(weights: Float[Tensor, " sample"], samples: RaySamples) -> Float[
     distance = (samples.t_start + samples.t_end) / 2
     opacity = _sum_by_ray(weights, samples)
     solid = opacity > SOLID_OPACITY
-    share = weights / torch.where(solid, opacity, 1.0)[samples.ray_index]
+    share = weights / _of_ray(torch.where(solid, opacity, 1.0), samples)
     mean = _sum_by_ray(share * distance, samples)
-    variance = _sum_by_ray(share * (distance - mean[samples.ray_index]).square(), samples)
+    variance = _sum_by_ray(share * (distance - _of_ray(mean, samples)).square(), samples)
     return torch.where(solid, variance, 0.0).sum() / solid.sum().clamp(min=1)
+
+
+def _of_ray(values: Float[Tensor, " ray"], samples: RaySamples) -> Float[Tensor, " sample"]:
+    # The gradient of an index is sorted on a GPU, that of this is summed.
+    return values.index_select(0, samples.ray_index)
 
 
 def _sum_by_ray(values: Float[Tensor, " sample"], samples: RaySamples) -> Float[Tensor, " ray"]:

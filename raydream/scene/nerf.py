@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raydream.camera import camera_rays
+from raydream.camera import camera_rays, cameras_to
 from raydream.config.cluster import OutputConfig
 from raydream.config.scene import LossConfig, NerfConfig, ShadingConfig
 from raydream.coordinates import Box, canonical_coordinates
@@ -21,6 +21,7 @@ from raydream.scene.isosurface import extract_mesh, solid_box
 from raydream.scene.occupancy import OccupancyGrid
 from raydream.scene.protocol import Draws
 from raydream.scene.texture import bake_texture
+from raydream.seeds import generator_on
 from raydream.store.tensors import odd_names
 from raydream.types import Backend, Cameras, Mesh, Rays, RaySamples, Render, VolumeSamples
 
@@ -178,18 +179,16 @@ class NerfScene(nn.Module):
         ``ccm_box`` asks for the canonical coordinate map of that box. Depth is the distance from the camera along the
         ray, weighted by opacity: 0 where there is nothing, ``depth / opacity`` is where a ray ends on average.
         """
-        rays = camera_rays(cameras)
-        rays = Rays(rays.origins.to(self._device), rays.directions.to(self._device))
-        num_rays = rays.origins.shape[0]
-        jitter = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
-        samples = self._backend.march(
-            rays, self.occupancy.mask, self.config.radius, self.step_size, jitter.to(self._device)
-        )
+        here, config = self._device, self.config
+        rays = camera_rays(cameras_to(cameras, here))
+        draws = None if generator is None else generator_on(here, generator)
+        jitter = torch.full((len(rays.origins),), 0.5, device=here)
+        samples = self._march(rays, jitter if draws is None else torch.rand(jitter.shape, generator=draws, device=here))
         middle = (samples.t_start + samples.t_end) / 2
         points = _along_rays(rays, samples, middle)
         noise = None
-        if generator is not None and self.config.density_noise > 0:
-            noise = torch.randn(len(points), generator=generator).to(self._device) * self.config.density_noise
+        if draws is not None and config.density_noise > 0:
+            noise = torch.randn(len(points), generator=draws, device=here) * config.density_noise
         normal = None
         if normals or look.needs_normals:
             density, albedo, normal = self.field.with_normals(points, noise)
@@ -225,6 +224,22 @@ class NerfScene(nn.Module):
             accumulated, seen, _ = self._backend.composite(density, albedo, samples)
             color, opacity = color + accumulated, opacity + seen[:, None]
         return color / opacity
+
+    def _march(self, rays: Rays, jitter: Float[Tensor, " ray"]) -> RaySamples:
+        """Samples in occupied cells; with ``min_alpha`` or ``min_transmittance`` only those that can be seen, found by
+        a look at their density that keeps no graph.
+
+        nerfacc's rule (``OccGridEstimator.sampling``): while space is thinner than ``min_alpha`` on average, the
+        average stands for it, so that a thin fog does not vanish at once.
+        """
+        config = self.config
+        samples = self._backend.march(rays, self.occupancy.mask, config.radius, self.step_size, jitter)
+        if not (config.min_alpha or config.min_transmittance):
+            return samples
+        with torch.no_grad():
+            density = self.field.density(_along_rays(rays, samples, (samples.t_start + samples.t_end) / 2))
+            min_alpha = self.occupancy.values.mean().clamp(max=config.min_alpha)
+        return self._backend.prune(density, samples, min_alpha, config.min_transmittance)
 
     def regularizers(self, render: Render, step: int) -> dict[str, Float[Tensor, ""]]:
         """Those of ``LossConfig``; the ones with weight 0 are left out."""

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from raydream.seeds import generator_on
+
 # Instant-NGP, appendix C
 THRESHOLD = 0.01
 DECAY = 0.95
@@ -31,10 +33,10 @@ class OccupancyGrid:
     @torch.no_grad()
     def update(self, density: DensityFunction, step_size: float, generator: torch.Generator) -> None:
         """Evaluates the field at one random point of every cell; ``step_size`` is the length of a ray step."""
-        resolution = self.values.shape[0]
-        axis = torch.arange(resolution, dtype=torch.float32)
+        resolution, device = self.values.shape[0], self.values.device
+        axis = torch.arange(resolution, dtype=torch.float32, device=device)
         corners = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-        points = (corners + torch.rand(corners.shape, generator=generator)) / resolution * 2 - 1
-        points = (points * self._radius).to(self.values.device)
-        optical_depth = torch.cat([density(chunk) for chunk in points.split(65_536)]) * step_size
-        self.values = torch.maximum(self.values * DECAY, optical_depth.reshape(self.values.shape))
+        drawn = torch.rand(corners.shape, generator=generator_on(device, generator), device=device)
+        points = ((corners + drawn) / resolution * 2 - 1) * self._radius
+        optical_depth = (density(points) * step_size).reshape(self.values.shape)
+        self.values = torch.maximum(self.values * DECAY, optical_depth)

@@ -152,6 +152,30 @@ def assert_equal_samples(found: RaySamples, expected: RaySamples) -> None:
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
+# --- prune
+
+
+def test_what_cannot_be_seen_is_pruned(backend: Backend) -> None:
+    """By hand: alphas of 0.01 and 0.009; a wall after which 1e-3 is left, another, and what is hidden behind both."""
+    alpha = torch.tensor([0.01, 0.009, 0.999, 0.99, 0.5, 0.5, 0.009, 0.5], dtype=torch.float64)
+    counts = torch.tensor([5, 0, 3])
+    t_start = torch.tensor([1.0, 2, 3, 4, 5, 1, 2, 3], dtype=torch.float64)
+    ray_index = torch.tensor([0] * 5 + [2] * 3)
+    samples = RaySamples(ray_index, t_start, t_start + 0.5, torch.tensor([0, 5, 5]), counts)
+    density = torch.log1p(-alpha) / -0.5 * (1 + 1e-12)
+    seen = backend.prune(density, samples, torch.tensor(0.01, dtype=torch.float64), 1e-4)
+    assert seen.t_start.tolist() == [1, 3, 4, 1, 3]
+    assert seen.t_end.tolist() == [1.5, 3.5, 4.5, 1.5, 3.5]
+    assert seen.ray_index.tolist() == [0, 0, 0, 2, 2]
+    assert seen.counts.tolist() == [3, 0, 2]
+    assert seen.starts.tolist() == [0, 3, 3]
+    assert_equal_samples(backend.prune(density, samples, torch.tensor(0.0), 0.0), samples)
+    nothing = backend.prune(torch.zeros(8, dtype=torch.float64), samples, torch.tensor(0.01), 0.0)
+    assert nothing.counts.tolist() == [0, 0, 0]
+    wrong = backend.prune(density.index_fill(0, torch.tensor([6]), math.nan), samples, torch.tensor(0.01), 1e-4)
+    assert 2 in wrong.t_start[wrong.ray_index == 2].tolist()  # a NaN is not invisible
+
+
 # --- composite
 
 

@@ -364,7 +364,7 @@ def test_the_reader_sees_imports_wherever_they_stand() -> None:
     assert "raydream.cluster.ray_runtime" not in imports_of("raydream.runs", only_at_import=True)
     assert "raydream.distill.loop" not in imports_of("raydream.runs", only_at_import=True)  # under TYPE_CHECKING
     assert "raydream.backend.cpu_render" in imports_of("raydream.backend.cpu")  # from package import module
-    assert "triton" in foreign_packages("raydream.backend.cuda_kernels")
+    assert "triton" in foreign_packages("raydream.backend.cuda_field")
     assert (
         line_of("raydream.backend.cpu_raster")
         == line_of("raydream.backend.cpu_field")

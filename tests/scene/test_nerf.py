@@ -19,6 +19,7 @@ from raydream.scene.nerf import GREY, LIGHT_DISTANCE, Look, NerfScene, draw_look
 from raydream.schedule import Constant, Steps
 from raydream.types import Rays, RaySamples, Render
 
+NERFACC_RULE = {"min_alpha": 0.01, "min_transmittance": 1e-4}
 ALL_LOSSES = LossConfig(Constant(0.7), Constant(0.5), Constant(2.0), Constant(3.0))
 
 
@@ -385,3 +386,32 @@ def test_pruning_leaves_the_picture_of_a_ball_alone() -> None:
     difference = (whole.opacity - pruned.opacity).abs()
     assert difference.mean() < 0.01  # measured 0.006
     assert difference.max() < 0.1
+
+
+def test_what_cannot_be_seen_is_left_out_of_a_render(backend: str) -> None:
+    """Nine tenths of a soft ball's samples; the picture changes by what they are worth, and learns the same way."""
+    whole, seen = (make_scene(backend, dataclasses.replace(SMALL, **rule)) for rule in ({}, NERFACC_RULE))
+    cameras = make_cameras([40.0], 16)
+    renders = [scene.volume(cameras, plain_look(1)) for scene in (whole, seen)]
+    every, few = (len(render.volume.weights) for render in renders if render.volume is not None)
+    assert 0.05 * every < few < 0.2 * every
+    difference = (renders[0].opacity - renders[1].opacity).abs()
+    assert 0 < difference.mean() < 0.01  # measured 0.005
+    gradients = []
+    for scene, render in zip((whole, seen), renders):
+        render.rgb.square().sum().backward()
+        assert scene.field.table.grad is not None
+        gradients.append(scene.field.table.grad.flatten())
+    assert F.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+def test_a_thin_fog_is_not_left_out(backend: str) -> None:
+    """nerfacc's rule: where all space is thinner than ``min_alpha``, what is thinner than its average is left out."""
+    scene = make_scene(backend, dataclasses.replace(SMALL, initial_density_lambda=0.0, **NERFACC_RULE))
+    make_constant(scene, (-8.0, 0.0, 0.0, 0.0))
+    density = math.log1p(math.exp(-8.0))
+    assert density * scene.step_size < NERFACC_RULE["min_alpha"]
+    scene.occupancy.values.fill_(density * scene.step_size * 0.99)
+    assert (scene.volume(make_cameras([0.0]), plain_look(1)).opacity > 0).any()
+    scene.occupancy.values.fill_(1.0)
+    assert not scene.volume(make_cameras([0.0]), plain_look(1)).opacity.any()
