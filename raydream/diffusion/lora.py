@@ -32,7 +32,7 @@ class LoraDenoiser:
         unet = frozen.unet
         self._camera = conditioned_unet.make_camera(unet, MATRIX_WIDTH)
         conditioned_unet.add_updates(unet, rank, TARGETS)
-        self._frozen = frozen
+        self.frozen = frozen
         self._layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
         self._trainable = self._collect()
         conditioned_unet.initialise(self._trainable, self._camera, seed)
@@ -40,15 +40,15 @@ class LoraDenoiser:
 
     @property
     def prediction_type(self) -> PredictionType:
-        return self._frozen.prediction_type
+        return self.frozen.prediction_type
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._frozen.unet.dtype
+        return self.frozen.unet.dtype
 
     def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The predicted noise, one conditional pass (the learned reference is used at guidance scale 1)."""
-        return self._frozen.to_eps(self.predict(z_t, t, cond), z_t, t)
+        return self.frozen.to_eps(self.predict(z_t, t, cond), z_t, t)
 
     def predict(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
         """The answer in the model's own parametrisation, to be compared with ``guidance.lora_target``.
@@ -57,7 +57,7 @@ class LoraDenoiser:
         """
         camera = (cond.c2w * cond.camera_weight[:, None, None]).flatten(1).float()
         with self._attached():
-            return self._frozen.run(z_t, t, cond.text, camera)
+            return self.frozen.run(z_t, t, cond.text, camera)
 
     def trainable(self) -> dict[str, Parameter]:
         """The parameters to optimise, sorted by name: the same order in every process. Those under ``unet.`` are what
@@ -78,11 +78,11 @@ class LoraDenoiser:
         # and takes 20 ms at Stable Diffusion's size; the flag alone is what its layers look at
         for layer in self._layers:
             layer._disable_adapters = not attached
-        self._frozen.unet.class_embedding = self._camera if attached else None  # type: ignore[assignment]
+        self.frozen.unet.class_embedding = self._camera if attached else None  # type: ignore[assignment]
 
     def _collect(self) -> dict[str, Parameter]:
         named = {f"camera.{name}": parameter for name, parameter in self._camera.named_parameters()}
-        for name, parameter in self._frozen.unet.named_parameters():
+        for name, parameter in self.frozen.unet.named_parameters():
             if f".{ADAPTER}." in name:
                 parameter.data = parameter.data.float()  # the base may be half precision, an optimiser should not be
                 named[f"unet.{name.replace(f'.{ADAPTER}.', '.')}"] = parameter

@@ -11,6 +11,7 @@ from raydream.backend import load_backend
 from raydream.config.actors import ParticleConfig, ScoreConfig, particle_config, score_config
 from raydream.config.run import RunConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
+from raydream.diffusion.lora import LoraDenoiser
 from raydream.diffusion.tally import Tally, tally
 from raydream.diffusion.text import PerpNegTexts
 from raydream.diffusion.vae import VaeCodec
@@ -90,6 +91,9 @@ def score_cost(config: ScoreConfig, num_views: int) -> Cost:
     frozen = [*denoiser.unet.parameters(), *denoiser.unet.buffers()]
     learner = kind.learner(denoiser, config.learner, torch.Generator()) if branch.learns else None
     learned = list(learner.trainable().values()) if learner is not None else []
+    if isinstance(learner, LoraDenoiser) and learner.frozen is not denoiser:
+        own = {id(parameter) for parameter in learned}
+        frozen += [parameter for parameter in learner.frozen.unet.parameters() if id(parameter) not in own]
     shape = (num_views, denoiser.unet.config["in_channels"], *[int(denoiser.unet.config["sample_size"])] * 2)
     views, t, text = _views(shape), torch.empty(num_views, dtype=torch.long, device=_META), _MetaTexts(denoiser)
     told = condition(views, text.prompt_embeddings(num_views))

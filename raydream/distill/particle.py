@@ -109,7 +109,9 @@ class Particle:
         if not figures.pop(_FINITE):
             self.gradient_scale /= 2
             figures["non_finite/particles"] = 1.0
-        self._non_finite.note(f"the gradient of particle {self.config.index}", step, "non_finite/particles" not in figures)
+        self._non_finite.note(
+            f"the gradient of particle {self.config.index}", step, "non_finite/particles" not in figures
+        )
         if pending.render.volume is not None:
             figures["scene/samples"] = float(len(pending.render.volume.weights))
         return figures | pending.spent | watch.figures("apply")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raydream.config.actors import score_config
+from raydream.config.branches import LearnerConfig
 from raydream.config.presets import make_preset
 from raydream.config.prior import PriorConfig
 from raydream.config.run import RunConfig
@@ -52,7 +53,7 @@ def test_attention_is_reckoned_as_a_fused_kernel() -> None:
 
 def run_on(folder: Path, n: int) -> RunConfig:
     base = make_preset("sd21", 10)
-    stage = replace(base.stages[0], camera=make_preset("embedded", 10).stages[0].camera)
+    stage = replace(base.stages[0], camera=make_preset("embedded", 10).stages[0].camera, learner=LearnerConfig())
     return replace(base, n=n, stages=(stage,), prior=PriorConfig("diffusers", str(folder)))
 
 
@@ -88,11 +89,10 @@ def test_stable_diffusion_and_eight_particles(tmp_path: Path, monkeypatch: pytes
     assert costs is not None
     particle, score = costs
     parameters = 865_910_724  # of the UNet, as published
-    assert score.held_bytes > 2 * parameters
-    assert score.held_bytes == pytest.approx(2 * parameters, rel=0.05)
-    # .80 TFLOP a pass at 64 x 64 latents: CFG's two and the LoRA's one, 8 views; a fit is worth 2 to 3 more
+    assert score.held_bytes == pytest.approx(2 * 2 * parameters, rel=0.05), "one that guides, one to learn on"
+    # .80 TFLOP a pass at 64 x 64 latents: guidance's two and the LoRA's one, 8 views; a fit is worth 2 to 3 more
     assert 8 * 0.8 * (3 + 2) < score.step_flops / 1e12 < 8 * 0.8 * (3 + 3)
-    assert particle.total_bytes < 20e9
+    assert 5e9 < particle.total_bytes < 25e9
 
 
 def test_a_dry_run_tells_them_beside_the_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

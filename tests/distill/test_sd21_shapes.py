@@ -30,7 +30,7 @@ OVERRIDES = (
 @pytest.mark.slow
 def test_two_steps_at_512_px(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prior = make_sd21_prior(tmp_path / "prior")
-    config = apply_overrides(make_preset("sd21", 2), [*OVERRIDES, f"prior.source={prior}"])
+    config = apply_overrides(make_preset("sd21", 2), [*OVERRIDES, "stages.0.learner.prior=", f"prior.source={prior}"])
     run = RunFolder.create(str(tmp_path / "run"), strict_json.dumps(config))
     watch = Watch()
     loop = RunLoop(LocalRuntime(), run, config, watch)

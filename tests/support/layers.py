@@ -109,10 +109,9 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
     "distill": [
         ("raydream.distill.recovery", ""),
         ("raydream.distill.messages", "jaxtyping numpy torch"),
-        ("raydream.distill.branches", "jaxtyping torch"),
+        ("raydream.distill.branches raydream.distill.finite", "jaxtyping torch"),
         ("raydream.distill.artefacts", "numpy"),
         ("raydream.distill.snapshot", "numpy torch"),
-        ("raydream.distill.finite", "torch"),
         ("raydream.distill.particle raydream.distill.score", "jaxtyping numpy torch"),
         ("raydream.distill.watch", "numpy"),
         ("raydream.distill.costs", "jaxtyping torch"),
