@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raydream.config.checks import require, require_not_negative, require_positive
+from raydream.config.names import kernel_packages
 
 
 @dataclass(frozen=True)
@@ -13,10 +14,14 @@ class ClusterConfig:
     -1 GPUs are one where there are enough, else such a fraction that all actors fit; none in a run that is quick on
     cores (``cluster_config``). Fractions share one. Places are waited for ``nodes_timeout_s`` where an
     autoscaler starts nodes, else ``placement_timeout_s``. ``max_restarts``: of all actors.
+
+    ``kernels``: "auto" are "ours" for each actor's device, or plain torch ("reference") where they are not installed;
+    "numba" and "cuda" are ours by name. "tinycudann", "nerfacc" and "nvdiffrast", several joined by "+", replace ours
+    on an NVIDIA GPU as far as they go. All of them take up each other's checkpoints.
     """
 
     runtime: Literal["ray", "local"] = "ray"
-    backend: Literal["auto", "reference", "numba", "cuda"] = "auto"
+    kernels: str = "auto"
     gpus_per_particle: float = -1.0
     gpus_per_score: float = -1.0
     cpus_per_particle: float = -1.0
@@ -31,6 +36,7 @@ class ClusterConfig:
     step_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
+        kernel_packages(self.kernels)
         require_not_negative(self, "max_restarts", "restart_backoff_s")
         require_positive(self, "score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from raydream.config.branches import BranchConfig, LearnerConfig, geometric_branch
 from raydream.config.checks import require, require_positive
 from raydream.config.cluster import ClusterConfig, OutputConfig
-from raydream.config.names import MethodName
+from raydream.config.names import MethodName, kernel_packages, need_cuda
 from raydream.config.prior import PriorConfig
 from raydream.config.scene import CameraConfig, LossConfig, NerfConfig, ShadingConfig
 from raydream.schedule import Constant, Schedule, lowest
@@ -114,6 +114,11 @@ class RunConfig:
         require(first != PREVIOUS, "stages.0.start", "must not be previous: nothing comes before the first stage")
         replicas = self.cluster.score_replicas
         require(replicas <= self.n, "score_replicas", f"must not exceed n={self.n}, got {replicas}")
+        if "tinycudann" in kernel_packages(self.cluster.kernels):
+            for index, stage in enumerate(self.stages):
+                _require_known(f"stages.{index}.scene.hidden_width", stage.scene.hidden_width, (16, 32, 64, 128))
+                features = stage.scene.grid.features_per_level
+                _require_known(f"stages.{index}.scene.grid.features_per_level", features, (1, 2, 4, 8))
 
     @property
     def num_steps(self) -> int:
@@ -142,12 +147,18 @@ class RunConfig:
         return sum(before.num_steps for before in self.stages[:stage])
 
 
+def _require_known(name: str, value: int, known: tuple[int, ...]) -> None:
+    """What tiny-cuda-nn has kernels for."""
+    remedy = f"must be one of {', '.join(map(str, known))} with kernels=tinycudann, got {value}; or take kernels=ours"
+    require(value in known, name, remedy)
+
+
 def cluster_config(run: RunConfig) -> ClusterConfig:
     """The part of a run that says where it runs, without GPUs for models that are quick on cores: the exhibit's and
     those that ship, unless the settings ask for GPUs or for their kernels.
     """
     models = [run.prior.source, *(stage.geometric_prior for stage in run.stages)]
-    asks = run.cluster.backend == "cuda" or max(run.cluster.gpus_per_particle, run.cluster.gpus_per_score) > 0
+    asks = need_cuda(run.cluster.kernels) or max(run.cluster.gpus_per_particle, run.cluster.gpus_per_score) > 0
     if asks or not {"", "embedded"}.issuperset(models):
         return run.cluster
     return replace(run.cluster, gpus_per_particle=0.0, gpus_per_score=0.0)

@@ -118,11 +118,10 @@ def _gpu() -> Finding:
 
 
 def _kernels() -> Finding:
-    import torch
-
     from raydream.backend import load_backend
+    from raydream.device import own_device
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device().type
     try:
         name = load_backend("auto", device).name
     except (ValueError, ImportError, OSError) as error:

@@ -198,6 +198,7 @@ def test_a_number_is_a_constant_schedule_of_a_float() -> None:
         ("prompt= ", "^prompt: must not be empty"),
         ("prompt=" + "x" * 10_000, "^prompt: must be at most 1000 characters, got 10000"),
         ("cluster.score_replicas=9", "score_replicas: must not exceed n=8"),
+        ("cluster.kernels=fast", "^cluster.kernels: unknown name 'fast'; choose one of auto, ours, reference"),
         ("cluster.max_restarts=-1", "^cluster.max_restarts: must not be negative"),
         ("output.checkpoint_every=0", "^output.checkpoint_every: must be positive"),
         ("output.mesh_resolution=15", r"^output.mesh_resolution: must be 16\.\.1024"),
@@ -235,9 +236,29 @@ def test_bad_values_are_refused_by_name(words: str, error: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        (
+            "stages.0.scene.hidden_width=48",
+            r"stages\.0\.scene\.hidden_width: must be one of 16, 32, 64, 128 .*, got 48;",
+        ),
+        (
+            "stages.0.scene.grid.features_per_level=3",
+            r"stages\.0\.scene\.grid\.features_per_level: must be one of 1, 2, 4,",
+        ),
+    ],
+)
+def test_sizes_without_a_kernel_are_refused_where_that_package_is_named(setting: str, error: str) -> None:
+    assert strict_json.apply_overrides(BASE, ["cluster.kernels=nerfacc", setting])
+    with pytest.raises(ValueError, match=f"^{error}.* take kernels=ours$"):
+        strict_json.apply_overrides(BASE, ["cluster.kernels=nerfacc+tinycudann", setting])
+
+
+@pytest.mark.parametrize(
     ("former", "now"),
     [
         ("method", "stages.0.branches.0.method, or --method"),
+        ("cluster.backend", "cluster.kernels"),
         ("stages.0.guidance.scale", "stages.0.branches.0.scale"),
         ("stages.0.guidance.t_max.points", "stages.0.branches.0.t_max.points"),
         ("stages.0.geometry.agp", "stages.0.branches.1.geometric_prior.source, or --agp"),

@@ -1,0 +1,155 @@
+"""Other people's kernels behind the protocol, held on a CPU to what they publish: every call, value and gradient."""
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from backend_cases import LAYOUT, random_samples, worst_difference
+from named_packages import PUBLISHED, installed, nerfacc_extension, stand_ins
+from package_cases import REFERENCE, field_difference, march_difference, raster_difference
+
+from raydream import backend as backend_module
+from raydream.backend import load_backend
+from raydream.backend.layout import make_hash_grid_layout
+from raydream.types import Backend
+
+
+@pytest.fixture
+def packages() -> Iterator[SimpleNamespace]:
+    with installed(stand_ins()) as modules:
+        yield modules
+
+
+def over_reference(package: str) -> Backend:
+    return backend_module._with_package(package, REFERENCE, "cpu")
+
+
+def parameters_of(module: ModuleType, name: str) -> str:
+    found: object = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert callable(found)
+    parts = inspect.signature(found).parameters.values()
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parts)
+
+
+# --- what the packages publish
+
+
+def test_the_stand_ins_have_the_published_signatures() -> None:
+    modules = stand_ins()
+    assert {place: parameters_of(modules[place[0]], place[1]) for place in PUBLISHED} == PUBLISHED
+
+
+@pytest.mark.parametrize("package", ["tinycudann", "nerfacc", "nvdiffrast"])
+def test_what_is_installed_has_the_published_signatures(package: str) -> None:
+    if find_spec(package) is None or (package != "nerfacc" and not torch.cuda.is_available()):
+        pytest.skip(f"{package} is not installed, or wants a GPU to be imported")
+    places = [place for place in PUBLISHED if place[0].split(".")[0] == package]
+    for module, name in places:
+        assert parameters_of(importlib.import_module(module), name) == PUBLISHED[module, name], name
+
+
+# --- values and gradients
+
+
+def test_tinycudann_encodes_as_the_reference_does(packages: SimpleNamespace) -> None:
+    backend = over_reference("tinycudann")
+    assert (backend.name, isinstance(backend, Backend)) == ("tinycudann+reference", True)
+    assert worst_difference(backend, torch.float32, "cpu") < 3e-5  # of a cell: where a point lies in 40, to float32
+
+
+@pytest.mark.parametrize("features", [1, 4])
+@pytest.mark.parametrize("sizes", [(1, 4, 2, 2), (3, 12, 15, 63), (2, 9, 7, 200)])  # dense to the last entry, hashed
+def test_tinycudann_stores_every_level(packages: SimpleNamespace, features: int, sizes: tuple[int, ...]) -> None:
+    levels, log2_size, coarsest, finest = sizes
+    layout = make_hash_grid_layout(levels, features, log2_size, coarsest, finest)
+    table, points = torch.randn(layout.num_entries, features), torch.rand(300, 3)
+    found, expected = (b.hash_grid(points, table, layout) for b in (over_reference("tinycudann"), REFERENCE))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_tinycudann_network_is_the_reference_in_half_precision(packages: SimpleNamespace) -> None:
+    backend = over_reference("tinycudann")
+    assert field_difference(backend, "cpu") < 2e-2  # 8e-3: float16, and units that are rounded on or off
+    assert field_difference(backend, "cpu", 16) < 2e-2
+
+
+def test_nerfacc_marches_and_composites_as_the_reference_does(packages: SimpleNamespace) -> None:
+    backend = over_reference("nerfacc")
+    assert (backend.name, isinstance(backend, Backend)) == ("nerfacc+reference", True)
+    assert worst_difference(backend, torch.float32, "cpu") < 4e-6
+    others, apart = march_difference(backend, "cpu", 60)
+    assert others == 0
+    assert apart < 4e-6
+
+
+def test_nerfacc_itself_takes_these_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own Python, where it is installed, over its kernels in plain torch."""
+    if find_spec("nerfacc") is None:
+        pytest.skip("nerfacc is not installed")
+    for name, kernel in nerfacc_extension().items():
+        monkeypatch.setattr(f"nerfacc.cuda.{name}", kernel)
+    with installed({"nerfacc": importlib.import_module("nerfacc")}):
+        backend = over_reference("nerfacc")
+        assert worst_difference(backend, torch.float32, "cpu") < 4e-6
+        assert march_difference(backend, "cpu", 60)[0] == 0
+
+
+def test_nvdiffrast_sees_the_faces_that_the_reference_sees(packages: SimpleNamespace) -> None:
+    backend = over_reference("nvdiffrast")
+    assert (backend.name, isinstance(backend, Backend)) == ("nvdiffrast+reference", True)
+    others, apart = raster_difference(backend, "cpu")
+    assert others == 0
+    assert apart < 4e-6
+    behind = backend.rasterize(-torch.ones(1, 3, 4), torch.tensor([[0, 1, 2]]), 4, 4)
+    assert behind.face.max() == -1
+
+
+@pytest.mark.parametrize("package", ["tinycudann", "nerfacc"])
+def test_nothing_is_computed_of_nothing(packages: SimpleNamespace, package: str) -> None:
+    backend, none = over_reference(package), random_samples(torch.Generator(), [0, 0], torch.float32)
+    color, opacity, weights = backend.composite(torch.zeros(0), torch.zeros(0, 3), none)
+    assert (color.shape, opacity.tolist(), len(weights)) == ((2, 3), [0, 0], 0)
+    table, hidden = torch.zeros(LAYOUT.num_entries, 2), torch.zeros(16, LAYOUT.num_features)
+    assert backend.field(torch.zeros(0, 3), table, LAYOUT, hidden, torch.zeros(4, 16)).shape == (0, 4)
+    assert backend.hash_grid(torch.zeros(0, 3), table, LAYOUT).shape == (0, LAYOUT.num_features)
+
+
+# --- the choice
+
+
+def test_packages_stand_on_one_another(packages: SimpleNamespace) -> None:
+    both = backend_module._with_package("nerfacc", over_reference("tinycudann"), "cpu")
+    assert both.name == "nerfacc+tinycudann+reference"
+    assert worst_difference(both, torch.float32, "cpu") < 3e-5
+
+
+def test_a_package_that_cannot_run_is_refused_with_the_command_that_gets_it(packages: SimpleNamespace) -> None:
+    """As nerfacc is without a compiler: it can be imported, and its extension is None."""
+
+    def no_extension(*_arguments: object, **_named: object) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'traverse_grids'")
+
+    packages.nerfacc.traverse_grids = no_extension
+    with pytest.raises(
+        ValueError, match=r"^kernels: nerfacc cannot be used here \(AttributeError.*pip install .*ours$"
+    ):
+        over_reference("nerfacc")
+
+
+def test_a_package_that_is_missing_or_has_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tinycudann", None)  # what makes an import fail
+    with pytest.raises(
+        ValueError, match=r"^kernels: tinycudann cannot be used here \(ModuleNotFoundError.*tiny-cuda-nn"
+    ):
+        over_reference("tinycudann")
+    with pytest.raises(ValueError, match=r"^kernels: nerfacc\+tinycudann needs a CUDA device, which 'cpu' is not"):
+        load_backend("nerfacc+tinycudann", "cpu")
+    for wrong in ("nerfacc+", "nerfacc+numba", "nerfacc+nerfacc"):
+        with pytest.raises(ValueError, match=r"^kernels: unknown name "):
+            load_backend(wrong, "cpu")
