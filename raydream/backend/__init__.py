@@ -15,9 +15,9 @@ import torch
 from raydream.config.names import kernel_packages, need_cuda
 from raydream.types import Backend
 
-PACKAGE_COMMANDS = {  # how each is had; all three compile against the torch that is there
+PACKAGE_COMMANDS = {  # how each is had; all three are compiled against the torch that is there, which takes nvcc
     "tinycudann": "pip install 'setuptools<82' && pip install --no-build-isolation 'raydream[tinycudann]'",
-    "nerfacc": "pip install --no-build-isolation 'raydream[nerfacc]'",
+    "nerfacc": "pip install 'raydream[nerfacc]'",
     "nvdiffrast": "pip install --no-build-isolation 'raydream[nvdiffrast]'",
 }
 

@@ -4,6 +4,8 @@ The occupancy grid itself stays ours: its running maximum is part of every check
 that. Imported where a run names the package; float32 on NVIDIA GPUs.
 """
 
+import os
+
 import nerfacc
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +21,9 @@ class WithNerfacc:
     """
 
     def __init__(self, inner: Backend) -> None:
+        # It is compiled at first use, by nvcc. Its sources are no C++20, which torch asks for since 2.12 (lerp is std's
+        # there); of several -std nvcc takes the last one.
+        os.environ.setdefault("NVCC_APPEND_FLAGS", "-std=c++17")
         self.name, self._inner = f"nerfacc+{inner.name}", inner
         self.hash_grid, self.hash_grid_jacobian = inner.hash_grid, inner.hash_grid_jacobian
         self.field, self.field_gradient, self.rasterize = inner.field, inner.field_gradient, inner.rasterize

@@ -1,7 +1,10 @@
 """Other people's kernels behind the protocol, held on a CPU to what they publish: every call, value and gradient."""
 
+import dataclasses
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
@@ -11,10 +14,13 @@ import torch
 from backend_cases import LAYOUT, random_samples, worst_difference
 from named_packages import PUBLISHED, installed, nerfacc_extension, stand_ins
 from package_cases import REFERENCE, field_difference, march_difference, raster_difference
+from small_scenes import CPU, NO_LOSSES, SHADING, SMALL, make_cameras
 
 from raydream import backend as backend_module
 from raydream.backend import load_backend
 from raydream.backend.layout import make_hash_grid_layout
+from raydream.config.names import KERNEL_PACKAGES
+from raydream.scene.nerf import NerfScene
 from raydream.types import Backend
 
 
@@ -79,10 +85,14 @@ def test_tinycudann_network_is_the_reference_in_half_precision(packages: SimpleN
     assert field_difference(backend, "cpu", 16) < 2e-2
 
 
-def test_nerfacc_marches_and_composites_as_the_reference_does(packages: SimpleNamespace) -> None:
+def test_nerfacc_marches_and_composites_as_the_reference_does(
+    packages: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NVCC_APPEND_FLAGS", raising=False)
     backend = over_reference("nerfacc")
     assert (backend.name, isinstance(backend, Backend)) == ("nerfacc+reference", True)
     assert worst_difference(backend, torch.float32, "cpu") < 4e-6
+    assert os.environ.pop("NVCC_APPEND_FLAGS") == "-std=c++17", "as C++20 it cannot be compiled"
     others, apart = march_difference(backend, "cpu", 60)
     assert others == 0
     assert apart < 4e-6
@@ -120,6 +130,30 @@ def test_nothing_is_computed_of_nothing(packages: SimpleNamespace, package: str)
     assert backend.hash_grid(torch.zeros(0, 3), table, LAYOUT).shape == (0, LAYOUT.num_features)
 
 
+def test_any_kernels_go_on_from_any_others_checkpoint(packages: SimpleNamespace) -> None:
+    backend: Backend = REFERENCE
+    for package in KERNEL_PACKAGES:
+        backend = backend_module._with_package(package, backend, "cpu")
+    assert backend.name == "nvdiffrast+nerfacc+tinycudann+reference"
+    mine, other = (
+        NerfScene(SMALL, SHADING, NO_LOSSES, kernels, CPU, lambda *_: torch.Generator().manual_seed(1))
+        for kernels in (REFERENCE, backend)
+    )
+    torch.nn.init.normal_(mine.field.table, generator=torch.Generator().manual_seed(2))
+    for scene in (mine, other):
+        scene.update_occupancy(torch.Generator().manual_seed(3))
+    cameras = make_cameras([0.0, 120.0], 8)
+    cameras = dataclasses.replace(cameras, c2w=cameras.c2w.float(), fov_y_deg=cameras.fov_y_deg.float())
+
+    def apart() -> float:
+        return float((mine.preview(cameras).rgb - other.preview(cameras).rgb).detach().abs().max())
+
+    before = apart()
+    other.load_state(mine.state())
+    assert mine.preview(cameras).opacity.max() > 0.5
+    assert before > 0.02 > apart()
+
+
 # --- the choice
 
 
@@ -143,9 +177,9 @@ def test_a_package_that_cannot_run_is_refused_with_the_command_that_gets_it(pack
 
 
 def test_a_package_that_is_missing_or_has_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tinycudann", None)  # what makes an import fail
+    monkeypatch.setitem(sys.modules, "tinycudann", None)  # what makes an import fail
     with pytest.raises(
-        ValueError, match=r"^kernels: tinycudann cannot be used here \(ModuleNotFoundError.*tiny-cuda-nn"
+        ValueError, match=r"^kernels: tinycudann cannot be used here \(ModuleNotFoundError.*tinycudann\]"
     ):
         over_reference("tinycudann")
     with pytest.raises(ValueError, match=r"^kernels: nerfacc\+tinycudann needs a CUDA device, which 'cpu' is not"):

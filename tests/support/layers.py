@@ -209,6 +209,9 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("serve.__main__", "ray"),
     ],
     "console": [
+        ("raydream.console.finding", ""),
+        ("raydream.console.gpu", "torch"),
+        ("raydream.console.doctor", "imageio_ffmpeg torch"),
         ("raydream.console.__main__", ""),
         ("raydream.console.doctor", "imageio_ffmpeg torch"),
     ],
