@@ -27,19 +27,19 @@ def load_backend(name: str, device: str) -> Backend:
 
     Raises ValueError naming ``kernels`` where the name is unknown or this machine cannot run it.
     """
-    packages = kernel_packages(name)
     on_cuda = torch.device(device).type == "cuda"
-    if need_cuda(name) and not (on_cuda and torch.cuda.is_available()):
-        raise ValueError(f"kernels: {name} needs a CUDA device, which {device!r} is not here; use ours or reference")
-    if packages:
-        backend = load_backend("ours", device)
-        for package in packages:
-            backend = _with_package(package, backend, device)
-        return backend
     if name == "auto":
         name = _choose(on_cuda)
     if name == "ours":
         name = "cuda" if on_cuda else "numba"
+    packages = kernel_packages(name)
+    if need_cuda(name) and not (on_cuda and torch.cuda.is_available()):
+        raise ValueError(f"kernels: {name} needs a CUDA device, which {device!r} is not here; use ours or reference")
+    if packages:
+        backend = load_backend("ours", device)
+        for package in reversed(packages):  # so that the name of all says what was asked for
+            backend = _with_package(package, backend, device)
+        return backend
     match name:
         case "numba":
             if on_cuda:

@@ -163,6 +163,17 @@ def test_packages_stand_on_one_another(packages: SimpleNamespace) -> None:
     assert worst_difference(both, torch.float32, "cpu") < 3e-5
 
 
+def test_named_packages_stand_on_our_kernels_for_the_gpu(
+    packages: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exercised: list[str] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(backend_module, "find_spec", lambda name: True)
+    monkeypatch.setattr("raydream.backend.exercise.exercise", lambda backend, device: exercised.append(backend.name))
+    assert load_backend("nerfacc+tinycudann", "cuda").name == "nerfacc+tinycudann+cuda"
+    assert exercised == ["tinycudann+cuda", "nerfacc+tinycudann+cuda"]
+
+
 def test_a_package_that_cannot_run_is_refused_with_the_command_that_gets_it(packages: SimpleNamespace) -> None:
     """As nerfacc is without a compiler: it can be imported, and its extension is None."""
 

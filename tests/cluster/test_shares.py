@@ -78,6 +78,8 @@ def test_a_node_has_cores_for_all_that_stand_on_its_gpus() -> None:
         (["preset=embedded", "prior.source=/models/own"], True),
         (["preset=embedded", "stages.0.branches.1.geometric_prior.source=/models/agp"], True),
         (["preset=exhibit", "cluster.kernels=cuda"], True),
+        (["preset=exhibit", "cluster.kernels=nerfacc"], True),
+        (["preset=exhibit", "cluster.kernels=ours"], False),
         (["preset=exhibit", "cluster.gpus_per_particle=0.5"], True),
         (["preset=exhibit", "cluster.gpus_per_score=1"], True),
         (["preset=sd21"], True),
