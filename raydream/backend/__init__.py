@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import torch
 
-from raydream.config.names import kernel_packages, need_cuda
+from raydream.config.kernels import kernel_packages, need_cuda
 from raydream.types import Backend
 
 PACKAGE_COMMANDS = {  # how each is had; all three are compiled against the torch that is there, which takes nvcc

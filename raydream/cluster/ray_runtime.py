@@ -22,7 +22,7 @@ from raydream.cluster.connection import connect
 from raydream.cluster.placement import Cluster, Key, plan_bundles, reserve
 from raydream.cluster.runtime import BUILD, Actor, ActorFailed, Place, Reference
 from raydream.config.cluster import ClusterConfig
-from raydream.config.names import need_cuda
+from raydream.config.kernels import need_cuda
 from raydream.device import own_device
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raydream.config.checks import require, require_not_negative, require_positive
-from raydream.config.names import kernel_packages
+from raydream.config.kernels import kernel_packages
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from raydream.config.branches import BranchConfig, LearnerConfig, geometric_branch
 from raydream.config.checks import require, require_positive
 from raydream.config.cluster import ClusterConfig, OutputConfig
-from raydream.config.names import MethodName, kernel_packages, need_cuda
+from raydream.config.kernels import kernel_packages, need_cuda
+from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
 from raydream.config.scene import CameraConfig, LossConfig, NerfConfig, ShadingConfig
 from raydream.schedule import Constant, Schedule, lowest

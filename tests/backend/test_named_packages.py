@@ -19,7 +19,7 @@ from small_scenes import CPU, NO_LOSSES, SHADING, SMALL, make_cameras
 from raydream import backend as backend_module
 from raydream.backend import load_backend
 from raydream.backend.layout import make_hash_grid_layout
-from raydream.config.names import KERNEL_PACKAGES
+from raydream.config.kernels import KERNEL_PACKAGES
 from raydream.scene.nerf import NerfScene
 from raydream.types import Backend
 

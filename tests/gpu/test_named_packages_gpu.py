@@ -8,7 +8,7 @@ from backend_cases import worst_difference
 from package_cases import field_difference, march_difference, raster_difference
 
 from raydream.backend import load_backend
-from raydream.config.names import KERNEL_PACKAGES
+from raydream.config.kernels import KERNEL_PACKAGES
 from raydream.types import Backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -14,7 +14,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.camera", "jaxtyping torch"),
     ],
     "config": [
-        ("raydream.config.checks raydream.config.former raydream.config.names", ""),
+        ("raydream.config.checks raydream.config.former raydream.config.kernels raydream.config.names", ""),
         ("raydream.config.branches raydream.config.cluster raydream.config.evaluate", ""),
         ("raydream.config.prior raydream.config.render raydream.config.scene", ""),
         ("raydream.config.strict_json raydream.config.train", ""),
