@@ -25,7 +25,6 @@ class WithNerfacc:
         # there); of several -std nvcc takes the last one.
         os.environ.setdefault("NVCC_APPEND_FLAGS", "-std=c++17")
         self.name, self._inner = f"nerfacc+{inner.name}", inner
-        self.hash_grid, self.hash_grid_jacobian = inner.hash_grid, inner.hash_grid_jacobian
         self.field, self.field_gradient, self.rasterize = inner.field, inner.field_gradient, inner.rasterize
 
     def march(
@@ -36,11 +35,8 @@ class WithNerfacc:
         step_size: float,
         jitter: Float[Tensor, " ray"],
     ) -> RaySamples:
-        """Intervals inside the box whose midpoint lies in an occupied cell.
-
-        nerfacc steps from the near plane, so a jittered entry into the box shifts all intervals of a ray. It is handed
-        our own entries and exits, which rays parallel to a face have too.
-        """
+        # It steps from the near plane, so a jittered entry into the box shifts all intervals of a ray. It is handed our
+        # own entries and exits, which rays parallel to a face have too.
         near, far = box_span(rays, radius)
         box = near.new_full((1, 6), radius)
         box[:, :3] = -radius
@@ -63,7 +59,6 @@ class WithNerfacc:
     def composite(
         self, density: Float[Tensor, " sample"], values: Float[Tensor, "sample channel"], samples: RaySamples
     ) -> tuple[Float[Tensor, "ray channel"], Float[Tensor, " ray"], Float[Tensor, " sample"]]:
-        """Accumulated values, opacity, and each sample's weight; differentiable by density and values."""
         if not len(density):
             return self._inner.composite(density, values, samples)  # nerfacc's kernels want something to do
         rays = torch.stack((samples.starts, samples.counts), dim=-1)

@@ -21,7 +21,6 @@ class WithNvdiffrast:
 
     def __init__(self, inner: Backend) -> None:
         self.name = f"nvdiffrast+{inner.name}"
-        self.hash_grid, self.hash_grid_jacobian = inner.hash_grid, inner.hash_grid_jacobian
         self.field, self.field_gradient = inner.field, inner.field_gradient
         self.march, self.composite = inner.march, inner.composite
         self._contexts: dict[torch.device, object] = {}
@@ -29,12 +28,12 @@ class WithNvdiffrast:
     def rasterize(
         self, clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
     ) -> Fragments:
-        """The nearest face at each pixel centre, view by view: faces that a view leaves out differ."""
         if len(faces) >= _MAX_FACES:
             raise ValueError(f"faces: nvdiffrast takes fewer than {_MAX_FACES}, got {len(faces)}; use our own kernels")
         if clip.device not in self._contexts:
             self._contexts[clip.device] = nvdiffrast.torch.RasterizeCudaContext(device=clip.device)
         context, size = self._contexts[clip.device], (height_px, width_px)
+        # one by one, for each view leaves out faces of its own
         views = [_rasterize_view(context, vertices, faces.long(), size) for vertices in clip.detach().float()]
         face, barycentric, depth = (torch.stack(images) for images in zip(*views, strict=True))
         return Fragments(face, barycentric.to(clip.dtype), depth.to(clip.dtype))

@@ -33,21 +33,10 @@ class WithTinyCudaNn:
 
     def __init__(self, inner: Backend) -> None:
         self.name, self._inner = f"tinycudann+{inner.name}", inner
-        self.hash_grid_jacobian, self.field_gradient = inner.hash_grid_jacobian, inner.field_gradient
-        self.march, self.composite, self.rasterize = inner.march, inner.composite, inner.rasterize
+        self.field_gradient, self.march, self.composite = inner.field_gradient, inner.march, inner.composite
+        self.rasterize = inner.rasterize
         self._encodings: dict[HashGridLayout, nn.Module] = {}
         self._networks: dict[tuple[int, int, int], nn.Module] = {}
-
-    def hash_grid(
-        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
-    ) -> Float[Tensor, "sample width"]:
-        """Trilinear features of points (clamped to [0, 1]), level by level; differentiable by the table."""
-        if not len(points):
-            return self._inner.hash_grid(points, table, layout)  # a kernel cannot be launched for nothing
-        if layout not in self._encodings:
-            self._encodings[layout] = _encoding(layout)
-        shifted = points.detach().clamp(0, 1)[:, None] - _half_cells(layout, points.device, points.dtype)[:, None]
-        return functional_call(self._encodings[layout], {"params": _entries(table, layout)}, (shifted.flatten(1),))
 
     def field(
         self,
@@ -57,16 +46,24 @@ class WithTinyCudaNn:
         hidden: Float[Tensor, "unit width"],
         head: Float[Tensor, "out unit"],
     ) -> Float[Tensor, "sample out"]:
-        """A network with one hidden layer on the hash grid; differentiable by table, hidden and head."""
         if not len(points):
-            return self._inner.field(points, table, layout, hidden, head)
+            return self._inner.field(points, table, layout, hidden, head)  # a kernel cannot be launched for nothing
         sizes = (hidden.shape[1], len(hidden), len(head))
         if sizes not in self._networks:
             self._networks[sizes] = _network(*sizes)
         weights = pad(hidden, (0, -sizes[0] % _WIDTH)), pad(head, (0, 0, 0, -sizes[2] % _WIDTH))
         params = torch.cat([weight.flatten() for weight in weights])
-        features = self.hash_grid(points, table, layout)
+        features = self.features(points, table, layout)
         return functional_call(self._networks[sizes], {"params": params}, (features,)).to(table.dtype)
+
+    def features(
+        self, points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
+    ) -> Float[Tensor, "sample width"]:
+        """What the network is given: ``reference.hash_grid``."""
+        if layout not in self._encodings:
+            self._encodings[layout] = _encoding(layout)
+        shifted = points.detach().clamp(0, 1)[:, None] - _half_cells(layout, points.device, points.dtype)[:, None]
+        return functional_call(self._encodings[layout], {"params": _entries(table, layout)}, (shifted.flatten(1),))
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 KERNELS = ("auto", "ours", "reference", "numba", "cuda")
 KERNEL_PACKAGES = ("tinycudann", "nerfacc", "nvdiffrast")  # which replace some of ours on an NVIDIA GPU
+TINYCUDANN_WIDTHS = (16, 32, 64, 128)  # of hidden layers that its fused network has kernels for
 
 
 def kernel_packages(kernels: str) -> tuple[str, ...]:

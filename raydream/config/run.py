@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from raydream.config.branches import BranchConfig, LearnerConfig, geometric_branch
 from raydream.config.checks import require, require_positive
 from raydream.config.cluster import ClusterConfig, OutputConfig
-from raydream.config.kernels import kernel_packages, need_cuda
+from raydream.config.kernels import TINYCUDANN_WIDTHS, kernel_packages, need_cuda
 from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
 from raydream.config.scene import CameraConfig, LossConfig, NerfConfig, ShadingConfig
@@ -117,9 +117,9 @@ class RunConfig:
         require(replicas <= self.n, "score_replicas", f"must not exceed n={self.n}, got {replicas}")
         if "tinycudann" in kernel_packages(self.cluster.kernels):
             for index, stage in enumerate(self.stages):
-                _require_known(f"stages.{index}.scene.hidden_width", stage.scene.hidden_width, (16, 32, 64, 128))
-                features = stage.scene.grid.features_per_level
-                _require_known(f"stages.{index}.scene.grid.features_per_level", features, (1, 2, 4, 8))
+                width, name = stage.scene.hidden_width, f"stages.{index}.scene.hidden_width"
+                remedy = f"must be one of {', '.join(map(str, TINYCUDANN_WIDTHS))} with tinycudann, got {width}"
+                require(width in TINYCUDANN_WIDTHS, name, f"{remedy}; or take kernels=ours")
 
     @property
     def num_steps(self) -> int:
@@ -146,12 +146,6 @@ class RunConfig:
     def first_step(self, stage: int) -> int:
         """The first step of a stage."""
         return sum(before.num_steps for before in self.stages[:stage])
-
-
-def _require_known(name: str, value: int, known: tuple[int, ...]) -> None:
-    """What tiny-cuda-nn has kernels for."""
-    remedy = f"must be one of {', '.join(map(str, known))} with kernels=tinycudann, got {value}; or take kernels=ours"
-    require(value in known, name, remedy)
 
 
 def cluster_config(run: RunConfig) -> ClusterConfig:

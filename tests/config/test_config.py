@@ -235,22 +235,13 @@ def test_bad_values_are_refused_by_name(words: str, error: str) -> None:
         strict_json.apply_overrides(BASE, [words])
 
 
-@pytest.mark.parametrize(
-    ("setting", "error"),
-    [
-        (
-            "stages.0.scene.hidden_width=48",
-            r"stages\.0\.scene\.hidden_width: must be one of 16, 32, 64, 128 .*, got 48;",
-        ),
-        (
-            "stages.0.scene.grid.features_per_level=3",
-            r"stages\.0\.scene\.grid\.features_per_level: must be one of 1, 2, 4,",
-        ),
-    ],
-)
-def test_sizes_without_a_kernel_are_refused_where_that_package_is_named(setting: str, error: str) -> None:
+def test_a_width_without_a_kernel_is_refused_where_that_package_is_named() -> None:
+    setting, error = (
+        "stages.0.scene.hidden_width=48",
+        r"^stages\.0\.scene\.hidden_width: must be one of 16, 32, 64, 128 ",
+    )
     assert strict_json.apply_overrides(BASE, ["cluster.kernels=nerfacc", setting])
-    with pytest.raises(ValueError, match=f"^{error}.* take kernels=ours$"):
+    with pytest.raises(ValueError, match=f"{error}.*, got 48; or take kernels=ours$"):
         strict_json.apply_overrides(BASE, ["cluster.kernels=nerfacc+tinycudann", setting])
 
 

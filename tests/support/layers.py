@@ -213,7 +213,6 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.console.gpu", "torch"),
         ("raydream.console.doctor", "imageio_ffmpeg torch"),
         ("raydream.console.__main__", ""),
-        ("raydream.console.doctor", "imageio_ffmpeg torch"),
     ],
 }
 

@@ -1,13 +1,34 @@
 """How far a backend is from the reference where it computes in other precision or on other borders."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from backend_cases import LAYOUT, random_points, random_rays, random_triangles
 from torch import Tensor
 
-from raydream.backend.reference import ReferenceBackend
-from raydream.types import Backend, Rays
+from raydream.backend.reference import ReferenceBackend, hash_grid
+from raydream.types import Backend, HashGridLayout, Rays
+
+if TYPE_CHECKING:
+    from raydream.backend.with_tinycudann import WithTinyCudaNn
 
 REFERENCE = ReferenceBackend()
+
+
+def features_difference(backend: "WithTinyCudaNn", device: str, layout: HashGridLayout = LAYOUT) -> float:
+    """Of the features of points and of their gradient by the table, each relative to the reference's largest."""
+    generator = torch.Generator().manual_seed(6)
+    points = random_points(generator, 500, torch.float32).to(device)
+    drawn = torch.randn(layout.num_entries, layout.features_per_level, generator=generator).to(device)
+    weight = torch.randn(500, layout.num_features, generator=generator).to(device)
+
+    def everything(encode: Callable[[Tensor, Tensor, HashGridLayout], Tensor]) -> list[Tensor]:
+        table = drawn.clone().requires_grad_()
+        features = encode(points, table, layout)
+        return [features.detach(), *torch.autograd.grad((features * weight).sum(), table)]
+
+    return relative(everything(backend.features), everything(hash_grid))
 
 
 def field_difference(backend: Backend, device: str, hidden_width: int = 64) -> float:
@@ -23,8 +44,11 @@ def field_difference(backend: Backend, device: str, hidden_width: int = 64) -> f
         output = kernels.field(points, table, LAYOUT, hidden, head)
         return [output.detach(), *torch.autograd.grad((output * weight).sum(), (table, hidden, head))]
 
-    pairs = zip(everything(backend), everything(REFERENCE), strict=True)
-    return max(float((found - expected).abs().max() / expected.abs().max()) for found, expected in pairs)
+    return relative(everything(backend), everything(REFERENCE))
+
+
+def relative(found: list[Tensor], expected: list[Tensor]) -> float:
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
 
 
 def march_difference(backend: Backend, device: str, num_rays: int) -> tuple[float, float]:
