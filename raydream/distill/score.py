@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raydream.config.actors import ScoreConfig
 from raydream.config.names import RenderKind
+from raydream.device import describe, own_device
 from raydream.diffusion import guidance
 from raydream.distill.branches import Branch, condition
 from raydream.distill.messages import LATENTS, Message, from_wire, num_views, to_wire, unpack_views
@@ -55,6 +56,10 @@ class Score:
             if self.learned
             else None
         )
+
+    def hardware(self) -> str:
+        """What it computes on."""
+        return describe(self.device)
 
     @torch.no_grad()
     def guide(
@@ -239,7 +244,7 @@ def import_score() -> None:
 def make_score(config: ScoreConfig) -> Score:
     """A replica with all that its settings name, loaded; ``ValueError`` naming the field for what cannot be had."""
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     kind, init = prior_kind(config.prior), generator(config.seed, "learner", 0, 0)
     branches, learner = [], None
     for branch in config.branches:
