@@ -53,6 +53,7 @@ def test_a_step_waits_for_the_device_twice_outside_the_wire(found: dict[str, Any
     """For the number of samples in occupied cells and for that of those that can be seen; and for both messages."""
     step = found["step"]["cuda"]
     assert step["finite"]
+    assert step["repeats"]  # what is drawn on the device is drawn from seeds, too
     assert step["samples"] > 100
     assert step["render"]["waits"] == {"backend.cuda._pack": 2, "distill.messages.to_wire": 1}
     assert step["apply"]["waits"] == {"distill.messages.read_figures": 1}

@@ -1,5 +1,6 @@
 """The loop: who is called with what, whole runs, and runs that are stopped, damaged and shot at."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -24,9 +25,11 @@ from small_runs import (
 
 from raydream.cluster.runtime import LocalRuntime
 from raydream.config import strict_json
+from raydream.config.cluster import ClusterConfig
+from raydream.config.presets import sd21
 from raydream.config.run import RunConfig
 from raydream.distill.loop import RunFailed, RunLoop, _named
-from raydream.distill.pipeline import run_pipeline
+from raydream.distill.pipeline import _going_on, run_pipeline
 from raydream.distill.score import Score
 from raydream.distill.watch import RunWatch
 from raydream.report.progress import Progress
@@ -396,3 +399,9 @@ def test_an_error_that_comes_again_ends_the_run(tmp_path: Path, undisturbed: Run
     assert watch.num_restarts == 1
     assert train(run, config) == STEPS
     assert_same_end(run, undisturbed)
+
+
+def test_going_on_says_what_it_is_worth_on_a_gpu() -> None:
+    by_order = dataclasses.replace(sd21(10), cluster=ClusterConfig(deterministic=True))
+    assert "cluster.deterministic=true" in _going_on(sd21(10), 3)
+    assert {_going_on(run, 3) for run in (by_order, small_config())} == {"going on from step 3"}

@@ -125,7 +125,7 @@ def _step(backend: Backend) -> dict[str, Any]:
     settings = [f"stages.0.{part}.{name}={value}" for part, values in parts.items() for name, value in values.items()]
     run = small_config(*settings)
     config = particle_config(run, 0, 0)
-    told = {}
+    told: dict[str, Any] = {}
     with pretend_device() as tally:
         nerf = make_scene(config.stage, backend, DEVICE, lambda purpose, step: generator(0, purpose, 0, step))
         particle = Particle(config, DEVICE, nerf, RgbaCodec(16), 0)
@@ -133,6 +133,7 @@ def _step(backend: Backend) -> dict[str, Any]:
             tally.clear()
             message = particle.render(number)
             told["render"] = _told(tally)
+            told["repeats"] = np.array_equal(particle.render(number)["latents/rgb"], message["latents/rgb"])
             gradient = np.random.default_rng(0).standard_normal(message["latents/rgb"].shape).astype(np.float32)
             tally.clear()
             figures = particle.apply(number, gradient)
