@@ -35,7 +35,8 @@ def gpu_findings() -> list[Finding]:
         remedy = f"install or load the driver, {_least()}; in a container: start it with --gpus all"
         return [Finding("GPU", f"nvidia-smi finds none: {said[0] if said else 'it says nothing'}", remedy)]
     found = Finding("GPU", _counted([f"{name} ({_gib(memory)})" for name, memory, _ in cards]))
-    return [found, _driver(cards[0][2], len(cards), num_seen), *([_mps()] if num_seen else [])]
+    driver = _driver(cards[0][2], len(cards), num_seen)
+    return [found, driver, *([_wheel(num_seen), _mps()] if num_seen else [])]
 
 
 def install_torch(wheel: str) -> str:
@@ -61,6 +62,32 @@ def _driver(version: str, num_cards: int, num_seen: int) -> Finding:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     remedy = f"CUDA_VISIBLE_DEVICES={hidden} hides the others" if hidden is not None else "restart the machine"
     return Finding("driver", f"{text}; torch sees {num_seen} of {num_cards} cards", remedy)
+
+
+def _wheel(num_seen: int) -> Finding:
+    """Whether torch has code for every card: wheels for CUDA 13 have none for those before 7.5."""
+    import torch
+
+    built = torch.cuda.get_arch_list()
+    capabilities = sorted({torch.cuda.get_device_capability(index) for index in range(num_seen)})
+    strange = [f"{major}.{minor}" for major, minor in capabilities if not _runs_on(built, major, minor)]
+    if strange:
+        text = f"torch is built for {', '.join(built)}, not for cards of capability {', '.join(strange)}"
+        return Finding("wheel", text, install_torch(_OLDER_WHEEL))
+    return Finding("wheel", f"torch has code for capability {', '.join(f'{a}.{b}' for a, b in capabilities)}")
+
+
+def _runs_on(built: list[str], major: int, minor: int) -> bool:
+    """Machine code (sm_90) runs on cards of its own generation from its capability on, PTX (compute_90) on all later
+    ones.
+    """
+    for name in built:
+        kind, _, digits = name.partition("_")
+        found = int(digits.rstrip("af")[:-1]), int(digits.rstrip("af")[-1])
+        is_near = found[0] == major if kind == "sm" else True
+        if is_near and found <= (major, minor):
+            return True
+    return False
 
 
 def _mps() -> Finding:

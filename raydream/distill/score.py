@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from raydream.backend import load_backend
 from raydream.config.actors import ScoreConfig
 from raydream.config.names import RenderKind
 from raydream.device import describe, own_device
@@ -58,8 +59,10 @@ class Score:
         )
 
     def hardware(self) -> str:
-        """What it computes on."""
-        return describe(self.device)
+        """What it computes on, and with whose kernels where its prior has any use for them."""
+        if self.config.prior.kind != "exhibit":  # whose modes are rasterised
+            return describe(self.device)
+        return f"{describe(self.device)}, kernels {load_backend(self.config.backend, self.device.type).name}"
 
     @torch.no_grad()
     def guide(

@@ -152,6 +152,8 @@ def gpus(
     monkeypatch.setattr("torch.version.cuda", cuda)
     monkeypatch.setattr("torch.cuda.is_available", lambda: num_seen > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: num_seen)
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"])
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (9, 0))
     return {found.name: found for found in gpu_findings()}
 
 
@@ -183,6 +185,20 @@ def test_a_driver_that_torch_cannot_use_has_a_command(
     found = gpus(monkeypatch, tmp_path, [H100.format(driver)], cuda, 0)
     assert re.search(remedy, found["driver"].remedy)
     assert "MPS" not in found
+
+
+@pytest.mark.parametrize(
+    ("capability", "fits"),
+    [((7, 0), False), ((7, 5), True), ((8, 9), True), ((9, 0), True), ((12, 1), True), ((10, 0), False)],
+)
+def test_a_card_that_the_wheel_has_no_code_for_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: tuple[int, int], fits: bool
+) -> None:
+    gpus(monkeypatch, tmp_path, [H100.format("580.95.05")], "13.0", 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: capability)
+    wheel = next(found for found in gpu_findings() if found.name == "wheel")
+    assert (wheel.remedy == "") == fits
+    assert fits or wheel.remedy.endswith("/whl/cu126")
 
 
 def test_hidden_cards_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

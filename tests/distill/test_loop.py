@@ -191,11 +191,16 @@ def test_without_a_learned_reference_a_resumed_run_is_the_same_run(tmp_path: Pat
 
 
 def test_what_each_actor_computes_on_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, config = Watch(), small_config("cluster.kernels=reference", "cluster.score_replicas=2", steps=2)
+    def told(folder: Path, *settings: str) -> list[str]:
+        watch, config = Watch(), small_config("n=2", *settings, steps=1)
+        train(new_run(folder, config), config, watch=watch)
+        return [message for message in watch.phases if "kernels" in message]
+
+    assert told(tmp_path / "one") == ["score 0: cpu, kernels numba; particles 0-1: cpu, kernels numba"]
     monkeypatch.setattr(Score, "hardware", lambda score: f"cuda (card {score.config.replica})")
-    train(new_run(tmp_path / "run", config), config, watch=watch)
-    told = [message for message in watch.phases if "kernels" in message]
-    assert told == ["score 0: cuda (card 0); score 1: cuda (card 1); particles 0-2: cpu, kernels reference"]
+    assert told(tmp_path / "two", "cluster.score_replicas=2") == [
+        "score 0: cuda (card 0); score 1: cuda (card 1); particles 0-1: cpu, kernels numba"
+    ]
     assert _named("particle", [0, 2, 3]) == "particles 0, 2, 3"
 
 
