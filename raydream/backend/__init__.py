@@ -1,4 +1,6 @@
-"""The seam between CPU and CUDA: one place that decides whose kernels compute a scene."""
+"""The seam between CPU and CUDA, and between our kernels and other people's: one place that decides whose kernels
+compute a scene.
+"""
 
 import atexit
 import logging
@@ -10,41 +12,49 @@ from importlib.util import find_spec
 
 import torch
 
+from raydream.config.kernels import kernel_packages, need_cuda
 from raydream.types import Backend
 
-BACKENDS = ("auto", "reference", "numba", "cuda")
+PACKAGE_COMMANDS = {  # how each is had; all three are compiled against the torch that is there, which takes nvcc
+    "tinycudann": "pip install 'setuptools<82' && pip install --no-build-isolation 'raydream[tinycudann]'",
+    "nerfacc": "pip install 'raydream[nerfacc]'",
+    "nvdiffrast": "pip install --no-build-isolation 'raydream[nvdiffrast]'",
+}
 
 
 def load_backend(name: str, device: str, deterministic: bool = False) -> Backend:
-    """The kernels called ``name`` (one of ``BACKENDS``) for tensors on ``device``, a torch device string.
-
-    ``auto`` is cuda on a CUDA device; elsewhere numba where it is installed, else the plain torch reference. Numba's
+    """The kernels that ``cluster.kernels`` calls ``name``, for tensors on ``device``, a torch device string. Numba's
     sums have an order anyway; ``deterministic`` gives those of cuda one, which makes them slower.
-    Raises ValueError naming ``backend`` where the name is unknown or this machine cannot run it.
+
+    Raises ValueError naming ``kernels`` where the name is unknown or this machine cannot run it.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"backend: unknown name {name!r}; choose one of {', '.join(BACKENDS)}")
     on_cuda = torch.device(device).type == "cuda"
     if name == "auto":
         name = _choose(on_cuda)
+    if name == "ours":
+        name = "cuda" if on_cuda else "numba"
+    packages = kernel_packages(name)
+    if need_cuda(name) and not (on_cuda and torch.cuda.is_available()):
+        raise ValueError(f"kernels: {name} needs a CUDA device, which {device!r} is not here; use ours or reference")
+    if packages:
+        backend = load_backend("ours", device, deterministic)
+        for package in reversed(packages):  # so that the name of all says what was asked for
+            backend = _with_package(package, backend, device)
+        return backend
     match name:
         case "numba":
             if on_cuda:
-                raise ValueError(f"backend: numba runs on the CPU, not on {device}; use auto, cuda or reference")
+                raise ValueError(f"kernels: numba runs on the CPU, not on {device}; use auto, cuda or reference")
             if find_spec("numba") is None:
-                raise ValueError("backend: numba is not installed; pip install numba, or use reference")
+                raise ValueError("kernels: numba is not installed; pip install numba, or use reference")
             find_cache()
             from raydream.backend.cpu import NumbaBackend
 
             return NumbaBackend()
         case "cuda":
-            if not on_cuda or not torch.cuda.is_available():
-                raise ValueError(
-                    f"backend: cuda needs a CUDA device, which {device!r} is not here; use numba or reference"
-                )
             if find_spec("triton") is None:
                 raise ValueError(
-                    "backend: cuda needs triton, which is not installed; pip install triton, or use reference"
+                    "kernels: cuda needs triton, which is not installed; pip install triton, or use reference"
                 )
             from raydream.backend.cuda import CudaBackend
 
@@ -53,6 +63,39 @@ def load_backend(name: str, device: str, deterministic: bool = False) -> Backend
             from raydream.backend.reference import ReferenceBackend
 
             return ReferenceBackend()
+
+
+def _with_package(package: str, inner: Backend, device: str) -> Backend:
+    """``inner`` with what a package replaces of it, once each of its kernels has run: what was built for other cards,
+    or cannot be compiled, says so here and not in the middle of a run.
+    """
+    from raydream.backend.exercise import exercise
+
+    try:
+        backend = _wrap(package, inner)
+        exercise(backend, device)
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"kernels: {package} cannot be used here ({type(error).__name__}: {error}); "
+            f"{PACKAGE_COMMANDS[package]}, or use ours"
+        ) from error
+    return backend
+
+
+def _wrap(package: str, inner: Backend) -> Backend:
+    match package:
+        case "tinycudann":
+            from raydream.backend.with_tinycudann import WithTinyCudaNn
+
+            return WithTinyCudaNn(inner)
+        case "nerfacc":
+            from raydream.backend.with_nerfacc import WithNerfacc
+
+            return WithNerfacc(inner)
+        case _:
+            from raydream.backend.with_nvdiffrast import WithNvdiffrast
+
+            return WithNvdiffrast(inner)
 
 
 @lru_cache
@@ -73,7 +116,7 @@ def find_cache() -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
         logging.getLogger(__name__).warning(
-            "backend: neither the code nor the home can be written, so kernels are compiled anew for this run; set "
+            "kernels: neither the code nor the home can be written, so kernels are compiled anew for this run; set "
             "NUMBA_CACHE_DIR to a folder to keep them"
         )
 
@@ -89,5 +132,5 @@ def _choose(on_cuda: bool) -> str:
         name = "cuda" if find_spec("triton") else "reference"
     else:
         name = "numba" if find_spec("numba") else "reference"
-    logging.getLogger(__name__).info("backend: auto chose %s", name)
+    logging.getLogger(__name__).info("kernels: auto chose %s", name)
     return name

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from raydream.backend import cpu_field, cpu_raster, cpu_render, reference
-from raydream.backend.layout import make_hash_grid_layout
+from raydream.backend.exercise import exercise
 from raydream.types import Fragments, HashGridLayout, Rays, RaySamples
 
 
@@ -85,19 +85,7 @@ class NumbaBackend:
 
 def warm_up() -> None:
     """Compiles every float32 kernel or loads it from the cache; to be called once on a node before its actors start."""
-    backend = NumbaBackend()
-    layout = make_hash_grid_layout(1, 2, 4, 2, 2)
-    table = torch.zeros(layout.num_entries, 2, requires_grad=True)
-    points = torch.rand(1, 3)
-    hidden, head = torch.rand(4, layout.num_features, requires_grad=True), torch.rand(4, 4)
-    output, gradient = backend.field_gradient(points, table, layout, hidden, head)
-    (output.sum() + gradient.sum()).backward()
-    rays = Rays(torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([[0.0, 0.0, -1.0]]))
-    samples = backend.march(rays, torch.ones(2, 2, 2, dtype=torch.bool), 1.0, 0.5, torch.zeros(1))
-    density = torch.ones(len(samples.t_start), requires_grad=True)
-    accumulated, opacity, weights = backend.composite(density, density[:, None].expand(-1, 4), samples)
-    (accumulated.sum() + opacity.sum() + weights.sum()).backward()
-    backend.rasterize(torch.rand(1, 3, 4), torch.tensor([[0, 1, 2]]), 4, 4)
+    exercise(NumbaBackend(), "cpu")
 
 
 class _Field(torch.autograd.Function):

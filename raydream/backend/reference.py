@@ -123,7 +123,7 @@ def march(
 
     ``t_near`` is at least 0; a midpoint at the far side of the box or beyond it is outside.
     """
-    near, far = _box_span(rays, radius)
+    near, far = box_span(rays, radius)
     step = torch.tensor(step_size, dtype=near.dtype, device=near.device)
     num_intervals = math.ceil(2 * math.sqrt(3) * radius / step_size) + 1
     k = torch.arange(num_intervals, device=near.device, dtype=near.dtype)
@@ -144,7 +144,7 @@ def march(
     return RaySamples(ray_index, t_start, t_start + step, counts.cumsum(0) - counts, counts)
 
 
-def _box_span(rays: Rays, radius: float) -> tuple[Float[Tensor, " ray"], Float[Tensor, " ray"]]:
+def box_span(rays: Rays, radius: float) -> tuple[Float[Tensor, " ray"], Float[Tensor, " ray"]]:
     """Distances at which rays enter (at least 0) and leave the box; ``near > far`` where they miss it (slab test)."""
     origins, directions = rays.origins, rays.directions
     low = (-radius - origins) / directions

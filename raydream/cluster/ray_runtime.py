@@ -5,6 +5,7 @@ store.
 import dataclasses
 import logging
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,11 @@ from raydream.cluster.gpus import Need, plan_in_words
 from raydream.cluster.placement import Cluster, Key, plan_bundles, reserve
 from raydream.cluster.runtime import BUILD, Actor, ActorFailed, Place, Reference
 from raydream.config.cluster import ClusterConfig
+from raydream.config.kernels import need_cuda
+from raydream.device import own_device
 
 _log = logging.getLogger(__name__)
+MADE_UP_GPUS = "RAYDREAM_MADE_UP_GPUS"  # set where a test's cluster has GPUs that are none
 
 # One thread for each actor: eight actors with two threads each are eight times slower than with one.
 _ACTOR_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -45,8 +49,8 @@ class CallError(Exception):
 class ActorProcess:
     """The process around one actor's object: work in one lane, questions about its health in another."""
 
-    def __init__(self, label: str) -> None:
-        self._label, self._place = label, Place()
+    def __init__(self, label: str, has_gpu: bool) -> None:
+        self._label, self._has_gpu, self._place = label, has_gpu, Place()
         self._busy_since: float | None = None
         self._lock = threading.Lock()
 
@@ -55,6 +59,8 @@ class ActorProcess:
         with self._lock:
             self._busy_since = time.monotonic()
         try:
+            if method == BUILD and self._has_gpu:
+                check_gpu(self._label)
             return self._place.call(method, *args)
         except Exception as error:  # told in words: an exception's own class may not survive the way to the driver
             raise CallError(self._label, type(error).__name__, str(error)) from error
@@ -97,7 +103,7 @@ class ReservedPlaces:
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._order.index(key)),
             runtime_env={"env_vars": actor_environment(resources)},
         )
-        return process.remote(str(Actor(*key)))
+        return process.remote(str(Actor(*key)), "GPU" in resources)
 
     def close(self) -> None:
         if self._group is not None:
@@ -117,7 +123,7 @@ class ProcessPool:
         Raises ``ValueError`` as ``RayRuntime`` does, and where the places are taken.
         """
         connect()
-        _warm_up(config.backend)
+        _warm_up(config.kernels)
         cluster = Cluster(Cluster.now().there)
         self._imports, bundles = imports, _plan(config, num_particles, cluster)
         at_once = dataclasses.replace(config, placement_timeout_s=_POOL_TIMEOUT_S)
@@ -181,7 +187,7 @@ class RayRuntime:
         connect()
         self._pool = pool
         if pool is None:
-            _warm_up(config.backend)
+            _warm_up(config.kernels)
         else:
             pool.settle()
         cluster = Cluster.now()
@@ -277,11 +283,23 @@ def actor_environment(resources: dict[str, float]) -> dict[str, str]:
     return environment | ({"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {})
 
 
-def _warm_up(backend: str) -> None:
+def check_gpu(label: str) -> None:
+    """``ValueError`` naming the field where torch sees none of the GPU that Ray gave an actor: it would hold the GPU
+    and compute on a core.
+    """
+    if torch.cuda.is_available() or os.environ.get(MADE_UP_GPUS):
+        return
+    raise ValueError(
+        f"gpus_per_{label.split()[0]}: Ray gave {label} a GPU on {platform.node()}, where torch {torch.__version__} "
+        "sees none; `raydream doctor` says there what is wrong, or give it none"
+    )
+
+
+def _warm_up(kernels: str) -> None:
     """Fills this node's cache of compiled kernels, lest all actors compile them at once."""
-    if backend == "cuda":
-        return  # is for the nodes with GPUs, of which this may be none
-    if load_backend(backend, "cuda" if torch.cuda.is_available() else "cpu").name == "numba":
+    if need_cuda(kernels):
+        return  # they are for the nodes with GPUs, of which this may be none
+    if load_backend(kernels, own_device().type).name == "numba":
         from raydream.backend.cpu import warm_up
 
         warm_up()

@@ -45,7 +45,7 @@ def particle_config(run: RunConfig, stage: int, index: int) -> ParticleConfig:
     """The part of a run that concerns one particle in a stage."""
     settings, first, cluster = run.stages[stage], run.first_step(stage), run.cluster
     return ParticleConfig(
-        index, run.n, run.seed, settings, first, run.prior, cluster.backend, cluster.deterministic, cluster.wire_dtype,
+        index, run.n, run.seed, settings, first, run.prior, cluster.kernels, cluster.deterministic, cluster.wire_dtype,
         run.output,
     )  # fmt: skip
 
@@ -55,5 +55,5 @@ def score_config(run: RunConfig, stage: int, replica: int) -> ScoreConfig:
     settings, first, cluster = run.stages[stage], run.first_step(stage), run.cluster
     return ScoreConfig(
         replica, run.n, run.seed, run.prompt, run.negative_prompt, settings.branches, settings.learner, first,
-        run.prior, cluster.backend, cluster.wire_dtype,
+        run.prior, cluster.kernels, cluster.wire_dtype,
     )  # fmt: skip

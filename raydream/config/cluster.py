@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raydream.config.checks import require, require_not_negative, require_positive
+from raydream.config.kernels import kernel_packages
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,14 @@ class ClusterConfig:
     cores (``cluster_config``). Fractions share one. Places are waited for ``nodes_timeout_s`` where an
     autoscaler starts nodes, else ``placement_timeout_s``. ``max_restarts``: of all actors. ``deterministic``: on a GPU
     too our kernels sum in an order of their own, which costs time; else a resumed run differs there by rounding.
+
+    ``kernels``: "auto" are "ours" for each actor's device, or plain torch ("reference") where they are not installed;
+    "numba" and "cuda" are ours by name. "tinycudann", "nerfacc" and "nvdiffrast", several joined by "+", replace ours
+    on an NVIDIA GPU as far as they go. All of them take up each other's checkpoints.
     """
 
     runtime: Literal["ray", "local"] = "ray"
-    backend: Literal["auto", "reference", "numba", "cuda"] = "auto"
+    kernels: str = "auto"
     deterministic: bool = False
     gpus_per_particle: float = -1.0
     gpus_per_score: float = -1.0
@@ -33,6 +38,9 @@ class ClusterConfig:
     step_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
+        unordered = set(kernel_packages(self.kernels)) & {"tinycudann", "nerfacc"}
+        remedy = f"must be false with kernels={self.kernels}, whose sums have no order; or take kernels=ours"
+        require(not (self.deterministic and unordered), "deterministic", remedy)
         require_not_negative(self, "max_restarts", "restart_backoff_s")
         require_positive(self, "score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s")
 

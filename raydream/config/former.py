@@ -3,6 +3,7 @@
 import re
 
 _RENAMED: list[tuple[str, str]] = [
+    (r"cluster\.backend", "cluster.kernels"),
     (r"method", "stages.0.branches.0.method, or --method"),
     (r"stages\.(\d+)\.guidance\b(.*)", r"stages.\1.branches.0\2"),
     (r"stages\.(\d+)\.geometry\.agp", r"stages.\1.branches.1.geometric_prior.source, or --agp"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from raydream.config.branches import BranchConfig, LearnerConfig, geometric_branch
 from raydream.config.checks import require, require_positive
 from raydream.config.cluster import ClusterConfig, OutputConfig
+from raydream.config.kernels import TINYCUDANN_WIDTHS, kernel_packages, need_cuda
 from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
 from raydream.config.scene import CameraConfig, LossConfig, NerfConfig, ShadingConfig
@@ -114,6 +115,11 @@ class RunConfig:
         require(first != PREVIOUS, "stages.0.start", "must not be previous: nothing comes before the first stage")
         replicas = self.cluster.score_replicas
         require(replicas <= self.n, "score_replicas", f"must not exceed n={self.n}, got {replicas}")
+        if "tinycudann" in kernel_packages(self.cluster.kernels):
+            for index, stage in enumerate(self.stages):
+                width, name = stage.scene.hidden_width, f"stages.{index}.scene.hidden_width"
+                remedy = f"must be one of {', '.join(map(str, TINYCUDANN_WIDTHS))} with tinycudann, got {width}"
+                require(width in TINYCUDANN_WIDTHS, name, f"{remedy}; or take kernels=ours")
 
     @property
     def num_steps(self) -> int:
@@ -147,7 +153,7 @@ def cluster_config(run: RunConfig) -> ClusterConfig:
     those that ship, unless the settings ask for GPUs or for their kernels.
     """
     models = [run.prior.source, *(stage.geometric_prior for stage in run.stages)]
-    asks = run.cluster.backend == "cuda" or max(run.cluster.gpus_per_particle, run.cluster.gpus_per_score) > 0
+    asks = need_cuda(run.cluster.kernels) or max(run.cluster.gpus_per_particle, run.cluster.gpus_per_score) > 0
     if asks or not {"", "embedded"}.issuperset(models):
         return run.cluster
     return replace(run.cluster, gpus_per_particle=0.0, gpus_per_score=0.0)

@@ -9,11 +9,12 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from raydream import __version__
+from raydream.console.finding import Finding
+from raydream.console.gpu import gpu_findings
 
 _MIN_PYTHON = (3, 11)
 _MIN_FREE_GIB = 2.0  # a run of eight particles with its checkpoints, and a compiler's cache
@@ -25,16 +26,6 @@ OPTIONAL = {
     "psycopg": ("the service's record in PostgreSQL", "pip install 'raydream[postgres]'"),
     "pxr": ("USDZ assets", "pip install 'raydream[usd]'"),
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; ``remedy`` is empty where nothing is amiss, ``is_broken`` where runs would fail."""
-
-    name: str
-    text: str
-    remedy: str = ""
-    is_broken: bool = False
 
 
 def main(description: str, words: Sequence[str] | None = None) -> int:
@@ -61,8 +52,11 @@ def examine() -> list[Finding]:
     lacking = missing_packages()
     if lacking is not None:
         return [_python(), lacking]
-    looks = (_python, _torch, _processor, _gpu, _kernels, _film, _priors, _assets, _disk, _ray)
-    return [*(look() for look in looks), *(_extra(package) for package in OPTIONAL)]
+    torch = _torch()
+    if torch.is_broken:
+        return [_python(), torch]
+    looks = (_kernels, _film, _priors, _weights, _assets, _disk, _ray)
+    return [_python(), torch, _processor(), *gpu_findings(), *(look() for look in looks), *_extras()]
 
 
 def missing_packages() -> Finding | None:
@@ -105,24 +99,11 @@ def _processor() -> Finding:
     return Finding("processor", f"{cores} cores ({platform.machine()}), {words}")
 
 
-def _gpu() -> Finding:
-    import torch
-
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        return Finding("GPU", ", ".join(names))
-    if shutil.which("nvidia-smi") is None:
-        return Finding("GPU", "none; the exhibit and embedded presets need none")
-    remedy = "install a torch build for CUDA that this driver knows (pytorch.org), or unset CUDA_VISIBLE_DEVICES"
-    return Finding("GPU", "there is a driver, but torch sees no GPU", remedy)
-
-
 def _kernels() -> Finding:
-    import torch
-
     from raydream.backend import load_backend
+    from raydream.device import own_device
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device().type
     try:
         name = load_backend("auto", device).name
     except (ValueError, ImportError, OSError) as error:
@@ -152,6 +133,20 @@ def _priors() -> Finding:
         remedy = "install raydream again; in a checkout: git checkout raydream/priors"
         return Finding("priors", f"what ships is damaged: {error}", remedy, is_broken=True)
     return Finding("priors", "those that ship are whole")
+
+
+def _weights() -> Finding:
+    """Of the preset for GPUs; those of others are found in the same way when a run names them."""
+    from raydream.config.presets import make_preset
+    from raydream.priors import find
+
+    source = make_preset("sd21", None).prior.source
+    try:
+        return Finding("weights", f"{source} for --preset sd21: {find.resolve_prior(source)}")
+    except ValueError as error:
+        what, _, _ = str(error).removeprefix("prior: ").partition("; ")
+        remedy = f"hf download {find.ALIASES[source][0]}, or --set prior.allow_download=true"
+        return Finding("weights", f"{what}; --preset sd21 needs it", remedy)
 
 
 def _assets() -> Finding:
@@ -190,6 +185,11 @@ def _ray() -> Finding:
     return Finding("ray", f"{version}; {where}")
 
 
-def _extra(package: str) -> Finding:
-    what, remedy = OPTIONAL[package]
-    return Finding(package, what) if find_spec(package) else Finding(package, f"not installed: {what}", remedy)
+def _extras() -> list[Finding]:
+    from raydream.backend import PACKAGE_COMMANDS
+
+    kernels = {name: (f"kernels of cluster.kernels={name}", command) for name, command in PACKAGE_COMMANDS.items()}
+    return [
+        Finding(name, what) if find_spec(name) else Finding(name, f"not installed: {what}", remedy)
+        for name, (what, remedy) in (OPTIONAL | kernels).items()
+    ]

@@ -83,7 +83,12 @@ class RunLoop:
 
     def start(self, step: int) -> None:
         """Builds all actors and, for a resumed run, takes them to the checkpoint of ``step``."""
-        self._recovering(step, lambda: self._set_up(self.actors, step))
+
+        def begin() -> None:
+            self._set_up(self.actors, step)
+            self._tell_hardware()
+
+        self._recovering(step, begin)
 
     def train(self, start: int, stop: threading.Event) -> int:
         """Runs from ``start`` to the end of the last stage, or until ``stop`` is set; returns the step saved last."""
@@ -229,6 +234,14 @@ class RunLoop:
         uri, at = (self.run_folder.uri, step) if stage.start == PREVIOUS else other_run(stage.start, self.config.n)
         return [self.runtime.call(actor, "start_from", uri, at) for actor in self.actors]
 
+    def _tell_hardware(self) -> None:
+        """What each actor computes on: "particles 0-7: cuda (NVIDIA H100), kernels cuda; score 0: cpu"."""
+        calls = [self.runtime.call(actor, "hardware") for actor in self.actors]
+        alike: dict[tuple[str, str], list[int]] = {}
+        for actor, hardware in zip(self.actors, self.runtime.get(calls, self._timeout_s)):
+            alike.setdefault((actor.role, hardware), []).append(actor.index)
+        self.observer.phase("; ".join(f"{_named(role, who)}: {hardware}" for (role, hardware), who in alike.items()))
+
     def _observe_stage(self) -> None:
         assert self._built is not None
         number, num_stages = self._built + 1, len(self.config.stages)
@@ -293,6 +306,15 @@ def other_run(uri: str, num_particles: int) -> tuple[str, int]:
     if held < num_particles:
         raise ValueError(f"stages: start: {uri!r} has {held} particles, this run has {num_particles}; give --n {held}")
     return run.uri, checkpoint.step
+
+
+def _named(role: str, indices: list[int]) -> str:
+    """ "score 0", "particles 0-7" or "particles 0, 2, 3"."""
+    if len(indices) == 1:
+        return f"{role} {indices[0]}"
+    first, last = indices[0], indices[-1]
+    together = last - first == len(indices) - 1
+    return f"{role}s {first}-{last}" if together else f"{role}s {', '.join(map(str, indices))}"
 
 
 def _row(figures: list[Row]) -> Row:

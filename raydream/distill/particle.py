@@ -16,6 +16,7 @@ from raydream.backend import load_backend
 from raydream.camera import orbit_cameras, sample_elevations, sample_uniform, stratified_azimuths
 from raydream.config.actors import ParticleConfig
 from raydream.coordinates import Box, encode_ccm
+from raydream.device import describe, own_device
 from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
 from raydream.diffusion.layout import latent_px
 from raydream.distill.artefacts import ExportFigures, export_particle
@@ -46,20 +47,30 @@ class Pending:
 
 class Particle:
     """A scene with its optimiser, driven one step at a time. ``codec`` is for its pictures, ``map_px`` the size of its
-    coordinate maps, where a branch is on them.
+    coordinate maps, where a branch is on them; ``kernels`` names those that the scene was given.
     """
 
     def __init__(
-        self, config: ParticleConfig, device: torch.device, scene: Scene, codec: LatentCodec | None, map_px: int = 0
+        self,
+        config: ParticleConfig,
+        device: torch.device,
+        scene: Scene,
+        codec: LatentCodec | None,
+        map_px: int = 0,
+        kernels: str = "",
     ) -> None:
         self.config, self.device, self.scene, self.codec, self.map_px = config, device, scene, codec, map_px
-        self.step = config.first_step
+        self.kernels, self.step = kernels, config.first_step
         self.box = torch.tensor([[-1.0] * 3, [1.0] * 3])  # where an object lies
         self.optimizer = torch.optim.Adam(scene.param_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
         self._full_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._pending: Pending | None = None
         self._non_finite = NonFinite()
         self.gradient_scale = 1.0  # what passes through a VAE in float16 may be too large for it
+
+    def hardware(self) -> str:
+        """What it computes on, and with whose kernels."""
+        return f"{describe(self.device)}, kernels {self.kernels}"
 
     def render(self, step: int) -> Message:
         """The latents of this particle's cameras of a step; keeps the graph for ``apply`` of the same step."""
@@ -224,7 +235,7 @@ def import_particle() -> None:
 def make_particle(config: ParticleConfig) -> Particle:
     """A particle at the beginning of its stage, with all that its settings name."""
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     backend, seed, index = load_backend(config.backend, device.type, config.deterministic), config.seed, config.index
 
     def draws(purpose: str, step: int) -> torch.Generator:
@@ -234,7 +245,7 @@ def make_particle(config: ParticleConfig) -> Particle:
     codec = prior_kind(config.prior).codec(device) if config.stage.branch("rgb") else None
     maps = config.stage.branch("ccm")
     map_px = latent_px(resolve_agp_prior(maps.geometric_prior.prior, config.prior.source)) if maps else 0
-    return Particle(config, device, scene, codec, map_px)
+    return Particle(config, device, scene, codec, map_px, backend.name)
 
 
 def encode_maps(render: Render, size_px: int) -> Float[Tensor, "view 4 mh mw"]:

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from raydream.backend import load_backend
 from raydream.config.actors import ScoreConfig
 from raydream.config.names import RenderKind
+from raydream.device import describe, own_device
 from raydream.diffusion import guidance
 from raydream.distill.branches import Branch, condition
 from raydream.distill.finite import NonFinite, all_finite
@@ -62,6 +64,12 @@ class Score:
         )
         self.loss_scale = HALF_LOSS_SCALE if learner is not None and learner.dtype == torch.float16 else 1.0
         self._non_finite = NonFinite()
+
+    def hardware(self) -> str:
+        """What it computes on, and with whose kernels where its prior has any use for them."""
+        if self.config.prior.kind != "exhibit":  # whose modes are rasterised
+            return describe(self.device)
+        return f"{describe(self.device)}, kernels {load_backend(self.config.backend, self.device.type).name}"
 
     @torch.no_grad()
     def guide(
@@ -262,7 +270,7 @@ def import_score() -> None:
 def make_score(config: ScoreConfig) -> Score:
     """A replica with all that its settings name, loaded; ``ValueError`` naming the field for what cannot be had."""
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     kind, init = prior_kind(config.prior), generator(config.seed, "learner", 0, 0)
     branches, learner = [], None
     for branch in config.branches:

@@ -5,9 +5,22 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import Protocol, runtime_checkable
 
 _GONE = frozenset({errno.EPIPE, errno.EIO, errno.ENXIO})  # a reader that ended, a terminal that was closed
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What is needed of a text stream such as ``sys.stderr``."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool: ...
+
+    def fileno(self) -> int: ...
 
 
 class LastingStream:
@@ -17,7 +30,7 @@ class LastingStream:
     (warnings, Ray's threads, the interpreter at its end) would stumble over it too.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: Stream | None) -> None:
         self._stream = stream  # None: the process was started without one
 
     @property
@@ -55,7 +68,7 @@ def settle() -> None:
 
 
 @contextmanager
-def _lasting(stream: TextIO) -> Iterator[None]:
+def _lasting(stream: Stream) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -63,7 +76,7 @@ def _lasting(stream: TextIO) -> Iterator[None]:
             _give_up(stream)
 
 
-def _give_up(stream: TextIO) -> None:
+def _give_up(stream: Stream) -> None:
     with suppress(OSError):  # a stream without a file behind it
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -42,18 +42,24 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 # --- the choice of a backend and the layout of the table
 
 
-def test_backend_names(caplog: pytest.LogCaptureFixture) -> None:
+def test_backend_names(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     backend_module._choose.cache_clear()
     with caplog.at_level(logging.INFO):
         assert load_backend("auto", "cpu").name == load_backend("auto", "cpu").name == "numba"
-    assert [record.getMessage() for record in caplog.records] == ["backend: auto chose numba"]
+        assert load_backend("ours", "cpu").name == "numba"
+    assert [record.getMessage() for record in caplog.records] == ["kernels: auto chose numba"]
     assert isinstance(REFERENCE, Backend)
     assert isinstance(NUMBA, Backend)
-    with pytest.raises(ValueError, match="backend: unknown name 'fast'; choose one of auto, reference, numba, cuda"):
+    with pytest.raises(
+        ValueError,
+        match="kernels: unknown name 'fast'; choose one of auto, ours, reference, numba, cuda, or of tinycudann",
+    ):
         load_backend("fast", "cpu")
-    with pytest.raises(ValueError, match="backend: cuda needs a CUDA device"):
-        load_backend("cuda", "cpu")
-    with pytest.raises(ValueError, match="backend: numba runs on the CPU"):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name, device in (("cuda", "cpu"), ("ours", "cuda")):
+        with pytest.raises(ValueError, match="kernels: cuda needs a CUDA device"):
+            load_backend(name, device)
+    with pytest.raises(ValueError, match="kernels: numba runs on the CPU"):
         load_backend("numba", "cuda:0")
 
 
@@ -61,8 +67,9 @@ def test_without_numba_auto_is_the_reference(monkeypatch: pytest.MonkeyPatch) ->
     backend_module._choose.cache_clear()
     monkeypatch.setattr(backend_module, "find_spec", lambda name: None)
     assert load_backend("auto", "cpu").name == "reference"
-    with pytest.raises(ValueError, match="backend: numba is not installed"):
-        load_backend("numba", "cpu")
+    for name in ("numba", "ours"):  # never plain torch where nobody asked for it
+        with pytest.raises(ValueError, match="kernels: numba is not installed"):
+            load_backend(name, "cpu")
     backend_module._choose.cache_clear()
 
 

@@ -92,6 +92,24 @@ def test_an_actor_without_a_gpu_sees_none() -> None:
     assert actor_environment({"GPU": 1.0})["OMP_NUM_THREADS"] == "1"
 
 
+def test_a_gpu_that_torch_does_not_see_is_an_error_at_once(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that was given one computes on no core instead, whatever the driver's machine sees."""
+    monkeypatch.setattr(
+        "raydream.cluster.ray_runtime.actor_environment", lambda resources: {"RAYDREAM_MADE_UP_GPUS": ""}
+    )
+    runtime = RayRuntime(ClusterConfig(kernels="reference", gpus_per_particle=0.5, gpus_per_score=0.0), 1)
+    try:
+        particle, score = runtime.spawn("particle", 0), runtime.spawn("score", 0)
+        runtime.get([runtime.build(score, dict)], 60.0)
+        with pytest.raises(ActorFailed, match=r"gpus_per_particle: Ray gave particle 0 a GPU on .*torch .* sees none"):
+            runtime.get([runtime.build(particle, dict)], 60.0)
+        with pytest.raises(ActorFailed) as caught:
+            runtime.get([runtime.build(particle, dict)], 60.0)
+        assert caught.value.error_type == "ValueError", "no restart could change it"
+    finally:
+        runtime.close()
+
+
 # --- the runtime ---------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +129,7 @@ def test_calls_keep_their_order_and_failures_are_passed_on(cluster: str) -> None
         def pair(self) -> tuple[int, int]:
             return 1, 2
 
-    runtime = RayRuntime(ClusterConfig(backend="reference", gpus_per_particle=0.0, gpus_per_score=0.0), 1)
+    runtime = RayRuntime(ClusterConfig(kernels="reference", gpus_per_particle=0.0, gpus_per_score=0.0), 1)
     try:
         one, two = runtime.spawn("particle", 0), runtime.spawn("score", 0)
         runtime.get([runtime.build(actor, Worker) for actor in (one, two)], 60.0)

@@ -198,6 +198,11 @@ def test_a_number_is_a_constant_schedule_of_a_float() -> None:
         ("prompt= ", "^prompt: must not be empty"),
         ("prompt=" + "x" * 10_000, "^prompt: must be at most 1000 characters, got 10000"),
         ("cluster.score_replicas=9", "score_replicas: must not exceed n=8"),
+        ("cluster.kernels=fast", "^cluster.kernels: unknown name 'fast'; choose one of auto, ours, reference"),
+        (
+            'cluster={"kernels": "nerfacc", "deterministic": true}',
+            "deterministic: must be false with kernels=nerfacc, ",
+        ),
         ("cluster.max_restarts=-1", "^cluster.max_restarts: must not be negative"),
         ("output.checkpoint_every=0", "^output.checkpoint_every: must be positive"),
         ("output.mesh_resolution=15", r"^output.mesh_resolution: must be 16\.\.1024"),
@@ -234,10 +239,21 @@ def test_bad_values_are_refused_by_name(words: str, error: str) -> None:
         strict_json.apply_overrides(BASE, [words])
 
 
+def test_a_width_without_a_kernel_is_refused_where_that_package_is_named() -> None:
+    setting, error = (
+        "stages.0.scene.hidden_width=48",
+        r"^stages\.0\.scene\.hidden_width: must be one of 16, 32, 64, 128 ",
+    )
+    assert strict_json.apply_overrides(BASE, ["cluster.kernels=nerfacc", setting])
+    with pytest.raises(ValueError, match=f"{error}.*, got 48; or take kernels=ours$"):
+        strict_json.apply_overrides(BASE, ["cluster.kernels=nerfacc+tinycudann", setting])
+
+
 @pytest.mark.parametrize(
     ("former", "now"),
     [
         ("method", "stages.0.branches.0.method, or --method"),
+        ("cluster.backend", "cluster.kernels"),
         ("stages.0.guidance.scale", "stages.0.branches.0.scale"),
         ("stages.0.guidance.t_max.points", "stages.0.branches.0.t_max.points"),
         ("stages.0.geometry.agp", "stages.0.branches.1.geometric_prior.source, or --agp"),

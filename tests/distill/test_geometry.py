@@ -138,7 +138,7 @@ def test_joined_pixels_are_weighted_by_opacity_as_in_the_training() -> None:
 
 def test_both_branches_move_the_particle_by_their_weights(priors: tuple[Path, Path]) -> None:
     """Without an appearance weight only the density moves: maps have no colours."""
-    overrides = ("stages.0.branches.0.weight=0", "cluster.backend=reference", "stages.0.scene.bfloat16=off")
+    overrides = ("stages.0.branches.0.weight=0", "cluster.kernels=reference", "stages.0.scene.bfloat16=off")
     particle, _ = make_pair(make_run(priors, *overrides))
     views = particle.render(0)
     assert views["latents/ccm"].shape == (1, 4, 16, 16)

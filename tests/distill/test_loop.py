@@ -28,8 +28,9 @@ from raydream.config import strict_json
 from raydream.config.cluster import ClusterConfig
 from raydream.config.presets import sd21
 from raydream.config.run import RunConfig
-from raydream.distill.loop import RunFailed, RunLoop
+from raydream.distill.loop import RunFailed, RunLoop, _named
 from raydream.distill.pipeline import _going_on, run_pipeline
+from raydream.distill.score import Score
 from raydream.distill.watch import RunWatch
 from raydream.report.progress import Progress
 from raydream.report.tensorboard import TensorboardLog
@@ -129,8 +130,8 @@ def test_the_controller_passes_on_what_it_never_looks_into(tmp_path: Path) -> No
     train(new_run(tmp_path / "run", config), config, runtime)
     for value in runtime.received:
         match value:
-            case None:
-                pass  # something was built
+            case None | str():
+                pass  # something was built, or says what it computes on
             case dict():
                 assert all(isinstance(entry, str | float | int | FileDigest) for entry in value.values())
             case np.ndarray():
@@ -159,7 +160,8 @@ def test_who_is_called_in_a_step(tmp_path: Path, method: str, replicas: int, of_
     config, runtime = small_config(*settings, steps=2), WatchedRuntime()
     train(new_run(tmp_path / "run", config), config, runtime)
     num_steps_and_once = {name: 2 * count for name, count in of_a_step.items()}
-    once = {"build": 3 + replicas, "save": 4, "look_at": 3} | ({"warm_up": replicas} if method == "vsd" else {})
+    once = {"build": 3 + replicas, "hardware": 3 + replicas, "save": 4, "look_at": 3}
+    once |= {"warm_up": replicas} if method == "vsd" else {}
     counted = {name: sum(call[2] == name for call in runtime.calls) for name in {call[2] for call in runtime.calls}}
     assert counted == num_steps_and_once | once
 
@@ -186,6 +188,20 @@ def test_without_a_learned_reference_a_resumed_run_is_the_same_run(tmp_path: Pat
     assert_same_end(parts, whole)
     assert set(unpack(checkpoint_bytes(whole)["score.safetensors"])[0]) == {"step"}
     assert "loss/fit" not in whole.read_metrics()[0]
+
+
+def test_what_each_actor_computes_on_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(folder: Path, *settings: str) -> list[str]:
+        watch, config = Watch(), small_config("n=2", *settings, steps=1)
+        train(new_run(folder, config), config, watch=watch)
+        return [message for message in watch.phases if "kernels" in message]
+
+    assert told(tmp_path / "one") == ["score 0: cpu, kernels numba; particles 0-1: cpu, kernels numba"]
+    monkeypatch.setattr(Score, "hardware", lambda score: f"cuda (card {score.config.replica})")
+    assert told(tmp_path / "two", "cluster.score_replicas=2") == [
+        "score 0: cuda (card 0); score 1: cuda (card 1); particles 0-1: cpu, kernels numba"
+    ]
+    assert _named("particle", [0, 2, 3]) == "particles 0, 2, 3"
 
 
 # --- stopped and resumed -------------------------------------------------------------------------------------------

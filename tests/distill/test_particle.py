@@ -20,7 +20,7 @@ from raydream.schedule import Constant, Steps
 from raydream.types import Render
 
 VIEWS = 2
-SETTINGS = (f"stages.0.camera.views_per_particle={VIEWS}", "stages.0.scene.bfloat16=off", "cluster.backend=reference")
+SETTINGS = (f"stages.0.camera.views_per_particle={VIEWS}", "stages.0.scene.bfloat16=off", "cluster.kernels=reference")
 
 
 class ColorCodec:

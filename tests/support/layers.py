@@ -14,7 +14,8 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.camera", "jaxtyping torch"),
     ],
     "config": [
-        ("raydream.config.checks raydream.config.former raydream.config.names", ""),
+        ("raydream.config.checks raydream.config.former raydream.config.kernels", ""),
+        ("raydream.config.names", ""),
         ("raydream.config.branches raydream.config.cluster raydream.config.evaluate", ""),
         ("raydream.config.prior raydream.config.render raydream.config.scene", ""),
         ("raydream.config.strict_json raydream.config.train", ""),
@@ -35,11 +36,15 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
     ],
     "backend": [
         ("raydream.backend.layout", ""),
+        ("raydream.backend.with_nvdiffrast", "jaxtyping nvdiffrast torch"),
         ("raydream.backend.cpu_field raydream.backend.cpu_raster", "numba numpy"),
         ("raydream.backend.cpu_render", "numba numpy"),
         ("raydream.backend.cuda_field raydream.backend.cuda_raster", "triton"),
         ("raydream.backend.cuda_render", "triton"),
+        ("raydream.backend.with_tinycudann", "jaxtyping tinycudann torch"),
         ("raydream.backend.reference", "jaxtyping torch"),
+        ("raydream.backend.exercise", "torch"),
+        ("raydream.backend.with_nerfacc", "jaxtyping nerfacc torch"),
         ("raydream.backend.cpu", "jaxtyping numpy torch"),
         ("raydream.backend.cuda", "jaxtyping torch"),
         ("raydream.backend", "numba torch"),
@@ -209,7 +214,8 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("serve.__main__", "ray"),
     ],
     "console": [
-        ("raydream.console.__main__", ""),
+        ("raydream.console.__main__ raydream.console.finding", ""),
+        ("raydream.console.gpu", "torch"),
         ("raydream.console.doctor", "imageio_ffmpeg torch"),
     ],
 }

@@ -1,0 +1,13 @@
+"""Which device a process computes on, and what people call it."""
+
+import torch
+
+
+def own_device() -> torch.device:
+    """The GPU that torch sees, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe(device: torch.device) -> str:
+    """The device, and for a GPU its card: "cuda (NVIDIA H100 80GB HBM3)"."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
