@@ -60,7 +60,7 @@ def fit(lora: LoraDenoiser, num_steps: int, lr: float = 1e-2) -> list[float]:
     """A few steps of the LoRA's own objective on one batch; gives the losses."""
     z_0, t, cond = views(1)
     noise = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(2))
-    abar_t = lora._frozen.alphas_cumprod[t]
+    abar_t = lora.frozen.alphas_cumprod[t]
     z_t, target = (
         guidance.add_noise(z_0, noise, abar_t),
         guidance.lora_target(lora.prediction_type, z_0, noise, abar_t),
@@ -192,7 +192,7 @@ def test_prediction_and_noise_agree(folder: Path) -> None:
     with torch.no_grad():
         answer, eps = lora.predict(z_t, t, cond), lora.eps(z_t, t, cond)
     if lora.prediction_type == "v_prediction":
-        answer = guidance.eps_from_v(answer, z_t, lora._frozen.alphas_cumprod[t])
+        answer = guidance.eps_from_v(answer, z_t, lora.frozen.alphas_cumprod[t])
     assert torch.equal(answer, eps)
 
 

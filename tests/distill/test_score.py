@@ -58,7 +58,7 @@ class PlainDiffusers:
         self.frozen = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
         self.lora = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
         if score.learner is not None:
-            state = score.learner.state()
+            state = {name: value.detach().clone() for name, value in score.learner.trainable().items()}
             self.lora.load_lora_adapter({k: v for k, v in state.items() if k.startswith("unet.")}, prefix="unet")
             self.lora.class_embedding = TimestepEmbedding(16, self.lora.time_embedding.linear_2.out_features)
             camera = {k.removeprefix("camera."): v for k, v in state.items() if k.startswith("camera.")}
