@@ -275,8 +275,10 @@ class RunLoop:
 
     def _decide(self, failure: ActorFailed, step: int) -> list[Actor]:
         """The actors to restart; raises ``RunFailed`` where it is hopeless."""
-        # half the time: who made the others wait for so long began his call after the wait had begun
-        broken = self.runtime.failing(self.actors, self._timeout_s / 2)
+        # whose call raised is known, and alive; else half the time: who made the others wait for so long began his call
+        # after the wait had begun
+        raised = failure.kind == "application_error" and failure.actor is not None
+        broken = [] if raised else self.runtime.failing(self.actors, self._timeout_s / 2)
         blamed = broken or [failure.actor or self.scores[0]]
         for actor in blamed:
             kind = "actor_died" if broken and failure.kind != "timeout" else failure.kind

@@ -102,7 +102,7 @@ def test_what_is_for_people_is_told_once_and_left_out(tmp_path, monkeypatch, cap
     config = small_config("n=2", "stages.0.branches.0.method=sds", "output.preview_every=1", steps=STEPS)
     run = new_run(tmp_path / "run", config)
     disk = SmallDisk(monkeypatch, lambda name: name.startswith(("previews/", "tensorboard/")))
-    monkeypatch.setattr(TensorboardLog, "_tell", lambda log, event: disk.check("tensorboard/events"))
+    monkeypatch.setattr(TensorboardLog, "_append", lambda log, step, values: disk.check("tensorboard/events"))
     watch = RunWatch(run, Progress(STEPS), TensorboardLog(run), config.n)
     assert run_pipeline(config, run, LocalRuntime, watch, Watch().stop) == STEPS
     watch.close()

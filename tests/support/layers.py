@@ -10,7 +10,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream raydream.*.__init__", ""),
         ("raydream.schedule", ""),
         ("raydream.coordinates raydream.types", "jaxtyping torch"),
-        ("raydream.precision raydream.seeds raydream.stopwatch", "torch"),
+        ("raydream.device raydream.precision raydream.seeds raydream.stopwatch", "torch"),
         ("raydream.camera", "jaxtyping torch"),
     ],
     "config": [
