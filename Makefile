@@ -8,6 +8,7 @@ BIN := .venv/bin
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
+	@echo 'setting .venv up: about 2 GB, some minutes'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet 'torch>=2.11,<2.14'
 	$(BIN)/pip install --quiet --editable '.[dev]'

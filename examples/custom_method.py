@@ -9,6 +9,7 @@ the same function and row in ``diffusion/methods.py``, and its name in ``config/
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 import torch
 from custom_scene import distil, picture_run
@@ -43,6 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", default="methods.png")
     args = parser.parse_args()
+    if not Path(args.out).resolve().parent.is_dir():
+        parser.error(f"--out: there is no folder {Path(args.out).resolve().parent}")
     METHODS[BORROWED] = Method(fading, needs_negative=True)
     run = picture_run(args.prompt, "sds", args.n, args.steps)
     methods: tuple[MethodName, ...] = ("sds", "csd", BORROWED)

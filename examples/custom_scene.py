@@ -11,6 +11,7 @@ are to have by name belongs into ``scene/kinds.py``: see docs/extending.md.
 import argparse
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -127,6 +128,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", default="pictures.png")
     args = parser.parse_args()
+    if not Path(args.out).resolve().parent.is_dir():
+        parser.error(f"--out: there is no folder {Path(args.out).resolve().parent}")
     methods: tuple[MethodName, ...] = ("sds", "vsd")
     rows = [torch.cat([*distil(picture_run(args.prompt, method, args.n, args.steps))], dim=1) for method in methods]
     sheet = (torch.cat(rows) * 255).round().to(torch.uint8).numpy()

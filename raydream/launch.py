@@ -3,11 +3,13 @@
 import contextlib
 import json
 import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from raydream import cli
 from raydream.config import strict_json
@@ -74,6 +76,15 @@ def _tell_costs(config: RunConfig) -> None:
         say(f"what its actors would take cannot be told: {error}")
 
 
+def _program() -> str:
+    """How a person starts what was started here: with this Python, also where another comes first in the path."""
+    if sys.argv[0] == "raydream run":
+        return "raydream run"
+    found = shutil.which("python")
+    mine = found is not None and Path(found).parent == Path(sys.executable).parent
+    return f"{'python' if mine else shlex.quote(sys.executable)} jobs/vsd_particles.py"
+
+
 def keep_output(config: RunConfig, run: RunFolder) -> None:
     """What a resumed run is to leave behind from now on, in its own settings: the report tells of it, and the next
     resume need not be told again.
@@ -86,8 +97,7 @@ def keep_output(config: RunConfig, run: RunFolder) -> None:
 def _run(config: RunConfig, run: RunFolder) -> int:
     from raydream.distill.loop import RunFailed
 
-    program = "raydream run" if sys.argv[0] == "raydream run" else "python jobs/vsd_particles.py"
-    stop, resume = threading.Event(), f"resume with: {program} --resume {shlex.quote(run.uri)}"
+    stop, resume = threading.Event(), f"resume with: {_program()} --resume {shlex.quote(run.uri)}"
     say(f"run folder: {run.uri}")
     with _stopped_by_signals(stop, resume) as listen:
         try:

@@ -36,7 +36,6 @@ class Method:
     """``gradient`` takes what the models said and w(t). ``needs_negative``: also where guidance does not ask for it."""
 
     gradient: Callable[[Eps, PerView], Latents]
-    learns: bool = False
     needs_negative: bool = False
 
 
@@ -63,7 +62,7 @@ def csd(eps: Eps, w_t: PerView) -> Latents:
 
 
 METHODS: dict[MethodName, Method] = {
-    "vsd": Method(vsd, learns=True),
+    "vsd": Method(vsd),
     "sds": Method(sds),
     "sjc": Method(sjc),
     "csd": Method(csd, needs_negative=True),

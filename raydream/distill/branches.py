@@ -76,7 +76,7 @@ class Branch:
             guided, negative = guidance.implied_noise(z_t, clean, abar), None
         else:
             guided, negative = self._guided(views, text, method.needs_negative, z_t, t)
-        learned = reference(z_t, t) if method.learns and reference is not None else None
+        learned = reference(z_t, t) if config.learns and reference is not None else None
         eps = Eps(guided, negative, learned, noise, views.latents, abar)
         gradient = method.gradient(eps, guidance.weight(config.weighting, abar))
         return guidance.clip_gradient(gradient, config.gradient_clip.at(step))

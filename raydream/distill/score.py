@@ -36,7 +36,7 @@ Figures = dict[str, float]
 # Of a loss whose gradients pass through float16, where most of a LoRA's would be 0: without it the median tensor's
 # cosine to the float32 gradient is .897 at Stable Diffusion 2.1's size, with it 1.0.
 HALF_LOSS_SCALE = 2.0**16
-_ADAM_EPS = 1e-15  # the gradients of lora_A are about 1e-7: threestudio's value lets them count
+_HALF_ADAM_EPS = 1e-15  # there gradients of lora_A are about 1e-7, beside which Adam's usual 1e-8 counts; threestudio's
 _FILE, _LEARNED, _GRADIENT, _LOSS = "score.safetensors", "learned/", "gradient/", "loss"
 _STREAMS: dict[RenderKind, str] = {
     "rgb": "guide",
@@ -56,13 +56,14 @@ class Score:
         self.branches = {branch.config.render: branch for branch in branches}
         self.learner = learner
         self.learned = learner.trainable() if learner is not None else {}
-        settings = config.learner
+        settings, is_half = config.learner, learner is not None and learner.dtype == torch.float16
+        eps = _HALF_ADAM_EPS if is_half else 1e-8
         self.optimizer = (
-            torch.optim.AdamW(self.learned.values(), settings.lr, eps=_ADAM_EPS, weight_decay=settings.weight_decay)
+            torch.optim.AdamW(self.learned.values(), settings.lr, eps=eps, weight_decay=settings.weight_decay)
             if self.learned
             else None
         )
-        self.loss_scale = HALF_LOSS_SCALE if learner is not None and learner.dtype == torch.float16 else 1.0
+        self.loss_scale = HALF_LOSS_SCALE if is_half else 1.0
         self._non_finite = NonFinite()
 
     def hardware(self) -> str:

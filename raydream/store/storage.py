@@ -58,7 +58,7 @@ class LocalFiles:
     def make_empty_root(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)  # FileExistsError where it is a file
         if any(self.root.iterdir()):
-            raise FileExistsError("it exists and is not empty; choose another, or resume it")
+            raise FileExistsError("it exists and is not empty; choose another, or go on with it by --resume")
 
     def write(self, name: str, data: bytes) -> None:
         path = self.path(name)
@@ -149,7 +149,7 @@ class RemoteFiles:
             raise FileExistsError("it is a file")
         everything = fs.FileSelector(self.root, allow_not_found=True)
         if self._ask("", lambda: self.filesystem.get_file_info(everything)):
-            raise FileExistsError("it exists and is not empty; choose another, or resume it")
+            raise FileExistsError("it exists and is not empty; choose another, or go on with it by --resume")
 
     def write(self, name: str, data: bytes) -> None:
         self._ask(name, lambda: self._write(self.path(name), data))

@@ -38,7 +38,6 @@ def random_eps() -> tuple[Eps, Tensor]:
 
 def test_the_table_has_the_names_and_knows_who_learns() -> None:
     assert tuple(METHODS) == METHOD_NAMES
-    assert tuple(name for name in METHODS if METHODS[name].learns) == LEARNING_METHODS
     assert [name for name in METHODS if METHODS[name].needs_negative] == ["csd"]
 
 
@@ -79,7 +78,9 @@ def test_a_method_looks_only_at_what_it_names(method: MethodName) -> None:
     eps, w_t = random_eps()
     row = METHODS[method]
     least = dataclasses.replace(
-        eps, negative=eps.negative if row.needs_negative else None, reference=eps.reference if row.learns else None
+        eps,
+        negative=eps.negative if row.needs_negative else None,
+        reference=eps.reference if method in LEARNING_METHODS else None,
     )
     assert torch.equal(row.gradient(least, w_t), row.gradient(eps, w_t))
 

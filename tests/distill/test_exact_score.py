@@ -228,7 +228,7 @@ def check_two_steps() -> None:
     """Everything that leaves ``Score`` in two steps, or stays in it, against plain formulas; particles move between."""
     score, draws = toy_score("vsd", SEED, SCALE, POSITIVE, NEGATIVE), torch.Generator().manual_seed(SEED)
     learner = deepcopy(score.learner)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-2, eps=1e-15, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-2, weight_decay=0.0)
     positions, cameras = torch.randn(NUM_PARTICLES, 2, 4, generator=draws), toy_cameras(2 * NUM_PARTICLES, draws)
     for step in range(2):
         messages = toy_messages(positions + step, cameras, step)

@@ -161,5 +161,8 @@ def test_gradients_through_float16_are_those_of_float32_once_scaled(prior: Path)
 
 
 def test_a_learner_in_float16_has_its_loss_scaled(prior: Path) -> None:
-    assert new_score(prior).loss_scale == 1
-    assert new_score(prior, dtype="float16").loss_scale == HALF_LOSS_SCALE
+    whole, half = new_score(prior), new_score(prior, dtype="float16")
+    assert (whole.loss_scale, half.loss_scale) == (1, HALF_LOSS_SCALE)
+    assert whole.optimizer is not None
+    assert half.optimizer is not None
+    assert half.optimizer.defaults["eps"] < 1e-7 * whole.optimizer.defaults["eps"]
