@@ -113,6 +113,7 @@ def sd21(steps: int = 25_000) -> RunConfig:
             density_noise=1.0,
             min_alpha=0.01,  # threestudio's, and nerfacc's early end: of a solid object most samples show nothing
             min_transmittance=1e-4,
+            tile_samples=2**20,
         ),
         # near enough that an object fills the picture: from the embedded prior's distances a start is on 11 % of it
         camera=CameraConfig(

@@ -33,8 +33,9 @@ class NerfConfig:
     ``initial_density``: ``lambda * (1 - |x| / r)`` is added before the activation. An object starts as a ball with
     (10, 0.5) (Magic3D); (-10, 2.5) leaves the middle empty for a scene seen from inside (ProlificDreamer).
     ``min_alpha`` leaves out samples that absorb less of the light, ``min_transmittance`` those that less of it reaches
-    (threestudio: 0.01, 1e-4); 0 leaves out none. With ``random_background_probability`` a view has a drawn colour, or
-    grey, within ``random_background`` behind it.
+    (threestudio: 0.01, 1e-4); 0 leaves out none. With ``tile_samples`` the field is asked for so many samples at a time
+    and again on the way back, so that its hidden layers are held for one tile; 0 asks once for all. With
+    ``random_background_probability`` a view has a drawn colour, or grey, within ``random_background`` behind it.
     """
 
     radius: float = 1.0
@@ -48,6 +49,7 @@ class NerfConfig:
     samples_per_diagonal: int = 96
     min_alpha: float = 0.0
     min_transmittance: float = 0.0
+    tile_samples: int = 0
     background: Literal["network", "constant"] = "network"
     random_background_probability: float = 0.5
     random_background: tuple[float, float] = (0.0, 1.0)
@@ -59,7 +61,7 @@ class NerfConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "radius", "initial_density_radius")
-        require_not_negative(self, "lr_grid", "lr_network", "lr_background")
+        require_not_negative(self, "lr_grid", "lr_network", "lr_background", "tile_samples")
         require_share(self, "random_background_probability")
         least = {"hidden_width": 1, "occupancy_resolution": 4, "occupancy_every": 1, "samples_per_diagonal": 4}
         for name, low in least.items():

@@ -73,11 +73,13 @@ def particle_cost(config: ParticleConfig) -> Cost:
     encoded = grid.num_levels * FEATURES_PER_LEVEL
     # place, encoding, hidden layers of two networks, what is composed
     sample_bytes = 4 * (3 + encoded + 2 * width + 16)
+    tile = min(stage.scene.tile_samples or num_samples, num_samples)  # of the rest only places and answers are kept
+    kept = tile * sample_bytes + (num_samples - tile) * 4 * (3 + 16)
     sample_flops = 3 * 2 * (2 * encoded * width + 4 * width)  # forward, and twice that backward
     codec = _encoding(config, view)
     return Cost(
         held_bytes=4 * _ADAM * num_parameters + codec.held_bytes,
-        peak_bytes=int(num_samples * sample_bytes) + codec.peak_bytes,
+        peak_bytes=int(kept) + codec.peak_bytes,
         step_flops=num_samples * sample_flops + codec.step_flops,
     )
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from raydream.camera import camera_rays, cameras_to
 from raydream.config.cluster import OutputConfig
@@ -189,11 +190,11 @@ class NerfScene(nn.Module):
         noise = None
         if draws is not None and config.density_noise > 0:
             noise = torch.randn(len(points), generator=draws, device=here) * config.density_noise
-        normal = None
         if normals or look.needs_normals:
-            density, albedo, normal = self.field.with_normals(points, noise)
+            density, albedo, normal = self._in_tiles(self.field.with_normals, points, noise)
         else:
-            density, albedo = self.field(points, noise)
+            density, albedo = self._in_tiles(self.field, points, noise)
+            normal = None
         color = albedo if normal is None else self._shade(albedo, normal, points, samples, look, cameras)
         channels = [color, middle[:, None]]
         channels += [normal] if normal is not None else []
@@ -224,6 +225,25 @@ class NerfScene(nn.Module):
             accumulated, seen, _ = self._backend.composite(density, albedo, samples)
             color, opacity = color + accumulated, opacity + seen[:, None]
         return color / opacity
+
+    def _in_tiles(
+        self,
+        field: Callable[..., tuple[Tensor, ...]],
+        points: Float[Tensor, "sample 3"],
+        noise: Float[Tensor, " sample"] | None,
+    ) -> tuple[Tensor, ...]:
+        """What a field says of points, all at once or in tiles, whose hidden layers are computed again on the way back:
+        only places and answers are kept of them.
+        """
+        size = self.config.tile_samples
+        if not size or len(points) <= size or not torch.is_grad_enabled():
+            return field(points, noise)
+        noises = [None] * -(-len(points) // size) if noise is None else noise.split(size)
+        answers = [
+            checkpoint(field, tile, own, use_reentrant=False, preserve_rng_state=False)
+            for tile, own in zip(points.split(size), noises)
+        ]
+        return tuple(torch.cat(parts) for parts in zip(*answers))
 
     def _march(self, rays: Rays, jitter: Float[Tensor, " ray"]) -> RaySamples:
         """Samples in occupied cells; with ``min_alpha`` or ``min_transmittance`` only those that can be seen, found by

@@ -50,6 +50,5 @@ def test_two_steps_at_512_px(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert share > (0.9 if name.startswith("score") else 0.5), "a camera may be dropped, a backdrop be another"
     with capsys.disabled():
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(
-            f"\nSD 2.1 shapes, 512 px, n=1: {max(row['time/step_s'] for row in rows):.0f} s a step, peak {peak_gib:.1f} GiB"
-        )
+        step_s = max(row["time/step_s"] for row in rows)
+        print(f"\nSD 2.1 shapes, 512 px, n=1: {step_s:.0f} s a step, peak {peak_gib:.1f} GiB")

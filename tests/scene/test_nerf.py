@@ -415,3 +415,32 @@ def test_a_thin_fog_is_not_left_out(backend: str) -> None:
     assert (scene.volume(make_cameras([0.0]), plain_look(1)).opacity > 0).any()
     scene.occupancy.values.fill_(1.0)
     assert not scene.volume(make_cameras([0.0]), plain_look(1)).opacity.any()
+
+
+@pytest.mark.parametrize("normals", [False, True])
+def test_tiles_learn_the_same_and_hold_less(backend: str, normals: bool) -> None:
+    """Hidden layers are computed again on the way back, a tile at a time."""
+    gradients, held, images = [], [], []
+    for tile in (0, 700):
+        config = dataclasses.replace(SMALL, tile_samples=tile, density_noise=0.5)
+        scene = make_scene(backend, config, losses=ALL_LOSSES)
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            draws = torch.Generator().manual_seed(1)
+            render = scene.volume(make_cameras([0.0, 120.0], 24), plain_look(2), draws, normals=normals)
+        assert render.volume is not None
+        assert len(render.volume.weights) > 3 * 700
+        images.append(render.rgb.detach())
+        (render.rgb.square().sum() + (render.normal.sum() if render.normal is not None else 0)).backward()
+        gradients.append([p.grad for p in scene.parameters() if p.grad is not None])
+        held.append(sum(sizes.values()))
+    torch.testing.assert_close(images[0], images[1])
+    assert len(gradients[0]) == len(gradients[1]) > 2
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
+    assert held[1] < 0.7 * held[0]
