@@ -92,7 +92,7 @@ def test_stable_diffusion_and_eight_particles(tmp_path: Path, monkeypatch: pytes
     assert score.held_bytes == pytest.approx(2 * 2 * parameters, rel=0.05), "one that guides, one to learn on"
     # .80 TFLOP a pass at 64 x 64 latents: guidance's two and the LoRA's one, 8 views; a fit is worth 2 to 3 more
     assert 8 * 0.8 * (3 + 2) < score.step_flops / 1e12 < 8 * 0.8 * (3 + 3)
-    assert 5e9 < particle.total_bytes < 20e9
+    assert 3e9 < particle.total_bytes < 20e9
     in_one_process = 8 * particle.total_bytes + score.total_bytes  # all graphs wait for their gradients at once
     assert in_one_process < 80 * 2**30
 
