@@ -50,6 +50,7 @@ def raydream(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -61,6 +62,7 @@ def test_a_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
     assert {path.relative_to(ROOT).as_posix() for path in needed if path.is_file()} == names
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_teaches_its_commands_and_resolves_a_run(installed: Path) -> None:
     started = time.monotonic()
     done = raydream(installed, "--help")

@@ -170,6 +170,7 @@ def test_what_is_not_read_names_its_converter_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_archive_is_rendered_in_the_process_for_strangers_files(tmp_path):
     """With the same limits on time and memory as all other files."""
     process = RenderProcess(ViewConfig(num_views=2, image_px=16, images=("rgb", "alpha")), PoolConfig())

@@ -39,6 +39,7 @@ def test_dense_level_reproduces_a_trilinear_function(backend: Backend, generator
     torch.testing.assert_close(hash_grid(backend, points, table, layout), features, rtol=0, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_hashed_level_reads_the_entries_of_instant_ngp(backend: Backend) -> None:
     layout = make_hash_grid_layout(1, 1, 6, 100, 100)
     table = torch.arange(64, dtype=torch.float64)[:, None]
@@ -123,6 +124,7 @@ def field_inputs(
     return random_points(generator, num, dtype), weights
 
 
+@pytest.mark.slow
 def test_field_gradients(backend: Backend, generator: torch.Generator) -> None:
     layout = make_hash_grid_layout(3, 2, 5, 2, 9)  # six features, seven units, three outputs: no multiples of four
     points, weights = field_inputs(generator, 9, layout, (7, 3), torch.float64)

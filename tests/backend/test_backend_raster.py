@@ -71,6 +71,7 @@ def test_row_0_is_the_top_and_the_nearer_and_then_the_lower_face_wins(backend: B
     assert (fragments.barycentric[0][~upper_left] == 0).all()
 
 
+@pytest.mark.slow
 def test_barycentrics_are_perspective_correct(backend: Backend, generator: torch.Generator) -> None:
     """Interpolating the clip coordinates themselves must give back the pixel's centre and the depth."""
     clip, faces = random_triangles(generator, torch.float64)

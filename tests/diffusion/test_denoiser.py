@@ -196,6 +196,7 @@ def test_prediction_and_noise_agree(folder: Path) -> None:
     assert torch.equal(answer, eps)
 
 
+@pytest.mark.slow
 def test_a_saved_state_continues_in_another_process(folder: Path, tmp_path: Path) -> None:
     lora, (z_t, t, cond) = LoraDenoiser(load(folder), rank=4, seed=0), views()
     fit(lora, 3)

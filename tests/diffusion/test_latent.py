@@ -162,6 +162,7 @@ def test_the_rgba_gradient_is_the_slope(generator: torch.Generator) -> None:
     assert torch.autograd.gradcheck(encode, (foreground, opacity))
 
 
+@pytest.mark.slow
 def test_the_direct_codec_does_without_diffusers() -> None:
     code = (
         "import sys, torch\nfrom raydream.diffusion import guidance, text\n"

@@ -51,6 +51,7 @@ def test_embeddings_are_the_pipelines_own(folder: Path, bank: TextBank) -> None:
     assert bank.embedding(PROMPT).shape == (NUM_TOKENS, TEXT_WIDTH)
 
 
+@pytest.mark.slow
 def test_the_encoder_is_gone_after_encoding(folder: Path) -> None:
     gc.collect()
     before = sum(isinstance(thing, CLIPTextModel) for thing in gc.get_objects())

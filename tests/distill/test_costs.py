@@ -57,6 +57,7 @@ def run_on(folder: Path, n: int) -> RunConfig:
     return replace(base, n=n, stages=(stage,), prior=PriorConfig("diffusers", str(folder)))
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_the_real_score_model(tmp_path: Path) -> None:
     folder = make_tiny_prior(tmp_path / "prior")
     score = new_score(folder)
@@ -97,6 +98,7 @@ def test_stable_diffusion_and_eight_particles(tmp_path: Path, monkeypatch: pytes
     assert in_one_process < 80 * 2**30
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_them_beside_the_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = make_tiny_prior(tmp_path / "prior")
     words = [

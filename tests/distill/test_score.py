@@ -107,6 +107,7 @@ def gradient_by_hand(
     return -(denoised - z_0) / sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vsd", "sds", "sjc"])
 def test_guide_is_the_formula(folder: Path, method: MethodName) -> None:
     """View by view with diffusers' own UNets; particles have 2, 1 and 3 views, and each gets its own gradient."""

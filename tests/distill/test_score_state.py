@@ -18,6 +18,7 @@ def epsilon(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_prior(tmp_path_factory.mktemp("priors") / "epsilon")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_replicas_learn_as_one(epsilon: Path, rounds: int) -> None:
     """Two replicas that share their gradients are equal to the bit, and to rounding what one alone would be."""

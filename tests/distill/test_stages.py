@@ -78,6 +78,7 @@ def test_what_was_learned_goes_on_too(tmp_path: Path) -> None:
     assert all(np.allclose(before[name], after[name], atol=1e-20) for name in learned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [2, FIRST - 1, FIRST])
 def test_a_run_resumes_in_whatever_stage_it_was_stopped(
     tmp_path: Path, undisturbed: RunFolder, stop_after: int

@@ -36,6 +36,7 @@ def lit_look(modes: tuple[str, ...], light: tuple[float, float, float]) -> Look:
 # --- renders in closed form -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_constant_field_is_a_coloured_fog(backend: str) -> None:
     """Density s and one colour: opacity is 1 - exp(-s * way through the box), the colour what it covers."""
     flat = dataclasses.replace(SMALL, initial_density_lambda=0.0, background="constant", samples_per_diagonal=400)
@@ -119,6 +120,7 @@ def test_coordinates_and_normals_are_weighted_by_opacity(backend: str) -> None:
     assert facing > 0.7  # the far half of a soft ball, which looks away, shines through
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("background", ["network", "constant"])
 def test_an_empty_scene_is_its_backdrop(backend: str, background: str) -> None:
     scene = make_scene(backend, dataclasses.replace(SMALL, background=background), False, ALL_LOSSES)

@@ -271,6 +271,7 @@ def test_health_and_readiness_are_two_things(client: TestClient) -> None:
     assert client.get("/readyz").status_code == 503, "nothing runs what this client's service accepts"
 
 
+@pytest.mark.slow
 def test_what_would_not_be_run_is_not_accepted(settings: Settings) -> None:
     """Ray is gone, the record is another service's: not ready within seconds, alive, and what is there can be read."""
     health, gone = SupervisorHealth(0.0), ""

@@ -19,6 +19,7 @@ def test_whoever_asks_a_database_that_is_not_there_knows_it() -> None:
         sqlalchemy.create_engine(url).connect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["progress", "end"])
 def test_a_record_that_is_away_for_a_while_fails_no_generation(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, method: str

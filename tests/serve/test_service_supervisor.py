@@ -178,6 +178,7 @@ def test_runners_of_old_settings_go_once_they_have_nothing_to_do(records: Record
     assert runners.by_slot == {0: RunnerStatus(None, is_ready=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_everything_ends_once_whatever_dies(records: Records, seed: int) -> None:
     """Runners die, supervisors are replaced, runners finish, in any order."""

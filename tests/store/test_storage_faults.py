@@ -122,6 +122,7 @@ def test_a_run_folder_lives_through_a_busy_store(s3: FakeS3) -> None:
     assert checkpoint.step == 3
 
 
+@pytest.mark.slow
 def test_a_store_that_answers_503_is_asked_longer_than_its_client_does(s3: FakeS3) -> None:
     """pyarrow gives up after 6 s and 31 requests; before, that was the end."""
     s3.objects["run/config.json"] = b"{}"

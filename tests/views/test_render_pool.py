@@ -222,6 +222,7 @@ def test_unknown_subsets_are_named(tmp_path):
         library_records(LibraryConfig(library, subsets=("most", "none")))
 
 
+@pytest.mark.slow
 @needs_minipack
 def test_objaverse_layout_gives_the_same_pictures_as_the_manifest(tmp_path):
     by_manifest, _ = library_records(LibraryConfig(str(MINIPACK), subsets=("tiny_24",)))
