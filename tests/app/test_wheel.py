@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("raydream", "serve", "pyproject.toml", "README.md", "LICENSE")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -50,7 +52,6 @@ def raydream(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 def test_a_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -62,7 +63,6 @@ def test_a_wheel_holds_all_that_runs_and_nothing_else(wheel: Path) -> None:
     assert {path.relative_to(ROOT).as_posix() for path in needed if path.is_file()} == names
 
 
-@pytest.mark.slow
 def test_an_installed_wheel_teaches_its_commands_and_resolves_a_run(installed: Path) -> None:
     started = time.monotonic()
     done = raydream(installed, "--help")

@@ -76,6 +76,7 @@ def test_procedural_objects_are_many_different_and_the_same_each_time():
         procedural_asset("sphinx", 0)
 
 
+@pytest.mark.slow
 def test_exhibit_of_procedural_objects():
     assets = exhibit_assets("a mushroom", PROCEDURAL, 6)
     assert len({asset.uid for asset in assets}) == 6

@@ -42,6 +42,7 @@ def test_replicas_learn_as_one(epsilon: Path, rounds: int) -> None:
         torch.testing.assert_close(replicas[0].learned[name], parameter, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_warms_up_and_weights_decay(epsilon: Path) -> None:
     """AdamW's first step is the learning rate in each weight that has a gradient, beside the decay of all of them."""
     learner = replace(LEARNER, lr=1e-2, lr_warm_up_steps=10, weight_decay=0.5)

@@ -220,6 +220,7 @@ def test_a_status_is_not_sent_again_to_who_has_it(client: TestClient) -> None:
     assert (changed.status_code, changed.json()["state"]) == (200, "cancelled")
 
 
+@pytest.mark.slow
 def test_events_tell_what_changes_until_the_end(client: TestClient, records: Records) -> None:
     generation = post(client).json()["id"]
     record = records.get(generation)

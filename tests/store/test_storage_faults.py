@@ -103,6 +103,7 @@ def test_waits_grow_and_end_with_the_patience(monkeypatch: pytest.MonkeyPatch) -
     assert patiently(lambda: "whole" if now[0] > 175 else fail(), "bucket/key", 100.0) == "whole"
 
 
+@pytest.mark.slow
 def test_a_run_folder_lives_through_a_busy_store(s3: FakeS3) -> None:
     s3.refuse_first(5, BUSY)
     run = RunFolder.create(s3.uri("run"), "{}")

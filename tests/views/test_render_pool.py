@@ -29,6 +29,8 @@ from raydream.views.plan import open_plan
 from raydream.views.render import draw_cameras, render_record
 from raydream.views.schema import decode_image
 
+pytestmark = pytest.mark.slow
+
 CHAIR = next(record for record in procedural_records() if record.uid == "chair-0")
 
 
@@ -78,7 +80,6 @@ def test_cameras_depend_on_seed_uid_and_view_alone():
     assert sectors.tolist() == list(range(8))
 
 
-@pytest.mark.slow
 def test_rows_are_read_by_plain_pyarrow_with_shapes_and_meaning(eight):
     table = all_rows(eight)
     keys = list(zip(table["uid"].to_pylist(), table["view"].to_pylist()))
@@ -222,7 +223,6 @@ def test_unknown_subsets_are_named(tmp_path):
         library_records(LibraryConfig(library, subsets=("most", "none")))
 
 
-@pytest.mark.slow
 @needs_minipack
 def test_objaverse_layout_gives_the_same_pictures_as_the_manifest(tmp_path):
     by_manifest, _ = library_records(LibraryConfig(str(MINIPACK), subsets=("tiny_24",)))
