@@ -20,6 +20,7 @@ def exercise(backend: Backend, device: str) -> None:
     occupancy = torch.ones(2, 2, 2, dtype=torch.bool, device=device)
     samples = backend.march(rays, occupancy, 1.0, 0.5, torch.zeros(1, device=device))
     density = torch.ones(len(samples.t_start), device=device, requires_grad=True)
+    backend.prune(density.detach(), samples, torch.full((), 0.01, device=device), 1e-4)
     accumulated, opacity, weights = backend.composite(density, density[:, None].expand(-1, 4), samples)
     (accumulated.sum() + opacity.sum() + weights.sum()).backward()
     clip = torch.tensor([[[-1.0, -1.0, 0.0, 1.0], [3.0, -1.0, 0.0, 1.0], [-1.0, 3.0, 0.0, 1.0]]], device=device)

@@ -43,12 +43,13 @@ def plan_in_words(bundles: Mapping[Key, Resources], cluster: Cluster, need: Need
     kinds = {name.removeprefix(_TYPE) for node in cluster.each("GPU") for name in node if name.startswith(_TYPE)}
     have = min((_MEMORY_GIB.get(kind, 0) for kind in kinds), default=0)  # 0: not known
     together = [_on_one(count, share, gpus) for count, share in zip(counts, shares)]
-    if max(shares) >= 1:
-        each = "one GPU each"
-        fullest = max(need.particle, need.score) if need else 0.0
-    else:
-        each = f"{_many(together[0], 'particle')} and {_many(together[1], 'score model')} on the fullest GPU"
+    particles, scores = _many(together[0], "particle"), _many(together[1], "score model")
+    if max(shares) < 1:
+        each = f"{particles} and {scores} on the fullest GPU"
         fullest = _gib(together, need) if need else 0.0
+    else:  # who has a whole GPU has it alone
+        each = "one GPU each" if together == [1, 1] else f"{particles} or {scores} on a GPU"
+        fullest = max(_gib([together[0], 0], need), _gib([0, together[1]], need)) if need else 0.0
     if need and have and fullest > have:
         raise ValueError(_too_much(counts, gpus, need, have, fullest))
     memory = f", {fullest:.0f} of {have} GiB" if need and have else ""

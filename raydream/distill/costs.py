@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from raydream.backend import load_backend
@@ -12,8 +12,9 @@ from raydream.config.actors import ParticleConfig, ScoreConfig, particle_config,
 from raydream.config.run import RunConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.lora import LoraDenoiser
+from raydream.diffusion.prompts import bank_prompts
 from raydream.diffusion.tally import Tally, tally
-from raydream.diffusion.text import PerpNegTexts
+from raydream.diffusion.text import TextBank
 from raydream.diffusion.vae import VaeCodec
 from raydream.distill.branches import Branch, condition
 from raydream.distill.particle import step_cameras
@@ -97,15 +98,18 @@ def score_cost(config: ScoreConfig, num_views: int) -> Cost:
         own = {id(parameter) for parameter in learned}
         frozen += [parameter for parameter in learner.frozen.unet.parameters() if id(parameter) not in own]
     shape = (num_views, denoiser.unet.config["in_channels"], *[int(denoiser.unet.config["sample_size"])] * 2)
-    views, t, text = _views(shape), torch.empty(num_views, dtype=torch.long, device=_META), _MetaTexts(denoiser)
-    told = condition(views, text.prompt_embeddings(num_views))
+    views, t = _views(shape), torch.empty(num_views, dtype=torch.long, device=_META)
+    embedding = torch.empty(_TOKENS, int(denoiser.unet.config["cross_attention_dim"]), device=_META)
+    prompts = config.prompt, config.negative_prompt
+    texts = TextBank(dict.fromkeys(bank_prompts(*prompts), embedding), *prompts, branch)
+    told = condition(views, texts.prompt_embeddings(num_views))
 
     def learned_eps(z_t: Latents, at: Int[Tensor, " view"]) -> Latents:
         assert learner is not None
         return learner.eps(z_t, at, told)
 
     def guide() -> None:
-        pull = Branch(branch, denoiser, text, alphas).gradient
+        pull = Branch(branch, denoiser, texts, alphas).gradient
         pull(0, views, told.text, t, views.latents, learned_eps if learner is not None else None)
 
     def fit() -> None:
@@ -113,7 +117,7 @@ def score_cost(config: ScoreConfig, num_views: int) -> Cost:
         answer = learner.predict(views.latents, t, told)
         torch.autograd.grad(answer.square().mean(), learned, allow_unused=True)
 
-    before = [*frozen, *learned, views.latents]
+    before = [*frozen, *learned, views.latents, embedding]
     guided = tally(guide, before)
     fitted = tally(fit, before) if learner is not None else Tally(0, 0.0)
     return Cost(
@@ -121,30 +125,6 @@ def score_cost(config: ScoreConfig, num_views: int) -> Cost:
         peak_bytes=max(guided.peak_bytes, fitted.peak_bytes),
         step_flops=guided.flops + config.learner.fits_per_step * config.learner.timesteps_per_view * fitted.flops,
     )
-
-
-class _MetaTexts:
-    """``priors.protocol.Texts`` without a word in them."""
-
-    def __init__(self, denoiser: DiffusersDenoiser) -> None:
-        self._width = int(denoiser.unet.config["cross_attention_dim"])
-
-    def prompt_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]:
-        return torch.empty(num_views, _TOKENS, self._width, device=_META)
-
-    def negative_embeddings(self, num_views: int) -> Float[Tensor, "view token width"]:
-        return self.prompt_embeddings(num_views)
-
-    def view_embeddings(
-        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
-    ) -> Float[Tensor, "view token width"]:
-        return self.prompt_embeddings(len(azimuth_deg))
-
-    def perp_neg_texts(
-        self, azimuth_deg: Float[Tensor, " view"], elevation_deg: Float[Tensor, " view"]
-    ) -> PerpNegTexts:
-        text = self.prompt_embeddings(len(azimuth_deg))
-        return PerpNegTexts(text, torch.stack([text, text]), torch.empty(2, len(azimuth_deg), device=_META))
 
 
 def _encoding(config: ParticleConfig, num_views: int) -> Cost:
@@ -165,7 +145,7 @@ def _encoding(config: ParticleConfig, num_views: int) -> Cost:
 
 
 def _views(shape: tuple[int, ...]) -> Views:
-    each = torch.empty(shape[0], device=_META)
+    each = torch.zeros(shape[0])  # angles are looked at
     return Views(torch.empty(shape, device=_META), torch.empty(shape[0], 4, 4, device=_META), each, each, each)
 
 

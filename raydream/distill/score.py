@@ -68,7 +68,7 @@ class Score:
 
     def hardware(self) -> str:
         """What it computes on, and with whose kernels where its prior has any use for them."""
-        if self.config.prior.kind != "exhibit":  # whose modes are rasterised
+        if self.config.prior.mixture is None:  # modes are rasterised, nothing else is
             return describe(self.device)
         return f"{describe(self.device)}, kernels {load_backend(self.config.backend, self.device.type).name}"
 
@@ -93,9 +93,10 @@ class Score:
         kept = torch.where(finite[:, None, None, None], gradient, 0.0)
         gradients = [to_wire(part, self.config.wire_dtype) for part in kept.split(sizes)]
         figures = watch.figures("guide") | ({"guide/t": float(t.float().mean())} if render == "rgb" else {})
-        for particle, part in zip(particles, finite.cpu().split(sizes)):
+        finite_here = finite.cpu()  # one wait for the device, whatever is asked of it
+        for particle, part in zip(particles, finite_here.split(sizes)):
             self._non_finite.note(f"the {render} gradient of particle {particle}", step, bool(part.all()))
-        num_zeroed = int((~finite).sum())
+        num_zeroed = int((~finite_here).sum())
         return [*gradients, figures | ({"non_finite/views": num_zeroed} if num_zeroed else {})]
 
     def fit(self, step: int, particles: Sequence[int], *messages: Message) -> Figures:

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from raydream.assets.exhibit import asset_folder, available_nouns
 from raydream.assets.procedural import PROCEDURAL
 from raydream.backend import load_backend
 from raydream.config import strict_json
 from raydream.config.evaluate import NUM_VIEWS, EvaluateConfig
+from raydream.device import own_device
 from raydream.diffusion.layout import LEXICON
 from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.evaluate.agreement import ccm_agreement
@@ -92,7 +91,7 @@ def evaluate_run(uri: str, settings: EvaluateConfig) -> Evaluation:
 
 
 def _assemble(meshes: RunMeshes, settings: EvaluateConfig, backend: Backend) -> _Panel:
-    prompt, device = meshes.prompt, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prompt, device = meshes.prompt, own_device()
     folder = asset_folder(settings.assets or (meshes.exhibit.assets if meshes.exhibit else ""))
     plain_captions = [prompt + words for words in ("", VIEW_WORDS["front"], VIEW_WORDS["back"])]
     candidates: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from dataclasses import fields
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from tiny_prior import SD21_SCHEDULE, SD21_UNET, SD21_VAE
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,13 +39,8 @@ META = torch.device("meta")
 def sd21_denoiser_on_meta() -> DiffusersDenoiser:
     """The frozen UNet of Stable Diffusion 2.1 with shapes and no numbers."""
     with META:
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
-            use_linear_projection=True,
-        )
-    return DiffusersDenoiser(unet, {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
+        unet = UNet2DConditionModel(**SD21_UNET)
+    return DiffusersDenoiser(unet, SD21_SCHEDULE)
 
 
 def count_tflop(work: Callable[[], object]) -> float:
@@ -119,7 +115,7 @@ def sd21_score(num_particles: int, branch: BranchConfig) -> Score:
     frozen, learner = sd21_denoiser_on_meta(), LearnerConfig()
     lora = OnMeta(LoraDenoiser(frozen, rank=4, seed=0)) if branch.learns else None
     config = ScoreConfig(0, num_particles, 0, "", "", (branch,), learner, 0, PriorConfig(), "reference", "float32")
-    abar = alphas_cumprod({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}).float()
+    abar = alphas_cumprod(SD21_SCHEDULE).float()
     return Score(config, torch.device("cpu"), [Branch(branch, OnMeta(frozen), Sd21Texts(), abar)], lora)
 
 
@@ -161,12 +157,7 @@ def test_guide_and_fit_cost_the_minimum(
 
 def test_encoding_a_view_costs_the_minimum() -> None:
     with META:
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        )
+        vae = AutoencoderKL(**SD21_VAE)
         rgb = torch.empty(1, 512, 512, 3, requires_grad=True)
         opacity = torch.empty(1, 512, 512, 1)
     codec, render = VaeCodec(vae, 512, sample_posterior=False), Render(rgb, rgb, opacity, opacity)

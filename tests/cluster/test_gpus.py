@@ -13,8 +13,8 @@ def node(gpus: int, kind: str = "H100") -> Nodes:
     return Nodes({"CPU": 64.0, "GPU": float(gpus), f"accelerator_type:{kind}": 1.0})
 
 
-def words(n: int, cluster: Cluster, need: Need | None = NEED, replicas: int = 1) -> str:
-    bundles = plan_bundles(ClusterConfig(score_replicas=replicas), n, cluster)
+def words(n: int, cluster: Cluster, need: Need | None = NEED, replicas: int = 1, share: float = -1.0) -> str:
+    bundles = plan_bundles(ClusterConfig(score_replicas=replicas, gpus_per_particle=share), n, cluster)
     keys: list[Key] = [("particle", i) for i in range(n)] + [("score", i) for i in range(replicas)]
     return plan_in_words(dict(zip(keys, bundles)), cluster, need)
 
@@ -57,3 +57,8 @@ def test_what_no_gpu_holds_is_refused_with_what_would_fit() -> None:
 def test_a_process_takes_more_than_its_tensors() -> None:
     need = Need.of(10 * 2**30, 0)
     assert (need.particle, need.score) == pytest.approx((12.3, 0.8))
+
+
+def test_who_has_a_gpu_alone_shares_its_memory_with_nobody() -> None:
+    said = words(8, Cluster([node(5)]), share=0.5)
+    assert said.endswith("on 5 x H100: 2 particles or 1 score model on a GPU, 32 of 79 GiB")

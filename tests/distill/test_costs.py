@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_prior import SD21_UNET, SD21_VAE, make_tiny_prior
+from tiny_prior import SD21_SCHEDULE, SD21_UNET, SD21_VAE, make_tiny_prior
 from tiny_score import new_score, views_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,11 +23,7 @@ from raydream.launch import main
 from raydream.priors import diffusers_folder
 
 META = torch.device("meta")
-SD21 = {
-    "unet": SD21_UNET,
-    "vae": SD21_VAE,
-    "scheduler": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
-}
+SD21 = {"unet": SD21_UNET, "vae": SD21_VAE, "scheduler": SD21_SCHEDULE}
 
 
 def test_bytes_and_operations_of_a_linear_layer() -> None:

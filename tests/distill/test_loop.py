@@ -1,6 +1,5 @@
 """The loop: who is called with what, whole runs, and runs that are stopped, damaged and shot at."""
 
-import dataclasses
 import io
 import json
 import logging
@@ -25,12 +24,9 @@ from small_runs import (
 
 from raydream.cluster.runtime import LocalRuntime
 from raydream.config import strict_json
-from raydream.config.cluster import ClusterConfig
-from raydream.config.presets import sd21
 from raydream.config.run import RunConfig
-from raydream.distill.loop import RunFailed, RunLoop, _named
-from raydream.distill.pipeline import _going_on, run_pipeline
-from raydream.distill.score import Score
+from raydream.distill.loop import RunFailed, RunLoop
+from raydream.distill.pipeline import run_pipeline
 from raydream.distill.watch import RunWatch
 from raydream.report.progress import Progress
 from raydream.report.tensorboard import TensorboardLog
@@ -188,20 +184,6 @@ def test_without_a_learned_reference_a_resumed_run_is_the_same_run(tmp_path: Pat
     assert_same_end(parts, whole)
     assert set(unpack(checkpoint_bytes(whole)["score.safetensors"])[0]) == {"step"}
     assert "loss/fit" not in whole.read_metrics()[0]
-
-
-def test_what_each_actor_computes_on_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(folder: Path, *settings: str) -> list[str]:
-        watch, config = Watch(), small_config("n=2", *settings, steps=1)
-        train(new_run(folder, config), config, watch=watch)
-        return [message for message in watch.phases if "kernels" in message]
-
-    assert told(tmp_path / "one") == ["score 0: cpu, kernels numba; particles 0-1: cpu, kernels numba"]
-    monkeypatch.setattr(Score, "hardware", lambda score: f"cuda (card {score.config.replica})")
-    assert told(tmp_path / "two", "cluster.score_replicas=2") == [
-        "score 0: cuda (card 0); score 1: cuda (card 1); particles 0-1: cpu, kernels numba"
-    ]
-    assert _named("particle", [0, 2, 3]) == "particles 0, 2, 3"
 
 
 # --- stopped and resumed -------------------------------------------------------------------------------------------
@@ -404,9 +386,3 @@ def test_an_error_that_comes_again_ends_the_run(tmp_path: Path, undisturbed: Run
     assert watch.num_restarts == 1
     assert train(run, config) == STEPS
     assert_same_end(run, undisturbed)
-
-
-def test_going_on_says_what_it_is_worth_on_a_gpu() -> None:
-    by_order = dataclasses.replace(sd21(10), cluster=ClusterConfig(deterministic=True))
-    assert "cluster.deterministic=true" in _going_on(sd21(10), 3)
-    assert {_going_on(run, 3) for run in (by_order, small_config())} == {"going on from step 3"}

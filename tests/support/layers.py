@@ -175,7 +175,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.evaluate.references", "jaxtyping torch"),
         ("raydream.evaluate.nearest", "jaxtyping torch"),
         ("raydream.evaluate.sheet", "numpy rich torch"),
-        ("raydream.evaluate.run", "torch"),
+        ("raydream.evaluate.run", ""),
         ("raydream.evaluate.command", "rich"),
     ],
     "the API and the command line": [

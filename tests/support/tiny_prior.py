@@ -72,6 +72,7 @@ SD21_VAE: dict[str, Any] = {
     "layers_per_block": 2,
     "scaling_factor": 0.18215,
 }
+SD21_SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def make_sd21_prior(folder: Path) -> Path:
@@ -106,9 +107,7 @@ def _save(
     prediction_type: PredictionType,
 ) -> None:
     scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        **SD21_SCHEDULE,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
