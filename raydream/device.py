@@ -8,6 +8,11 @@ def own_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Of a GPU's memory, before this process has taken any; None for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def describe(device: torch.device) -> str:
     """The device, and for a GPU its card: "cuda (NVIDIA H100 80GB HBM3)"."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

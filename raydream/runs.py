@@ -13,6 +13,7 @@ from raydream.store.run_folder import RunFolder
 if TYPE_CHECKING:
     from raydream.cluster.gpus import Need
     from raydream.cluster.runtime import Runtime
+    from raydream.config.cluster import Budget
     from raydream.distill.loop import Observer
     from raydream.distill.watch import RunWatch
     from raydream.report.progress import Progress
@@ -86,7 +87,10 @@ def make_runtime(
     from raydream.distill.loop import RunFailed
 
     if config.cluster.runtime == "local":
-        return LocalRuntime()
+        try:
+            return LocalRuntime(_own_budget(config, on_phase))
+        except ValueError as error:
+            raise RunFailed(str(error)) from error
     from raydream.cluster.connection import connect
     from raydream.cluster.ray_runtime import RayRuntime
 
@@ -94,22 +98,43 @@ def make_runtime(
         connect()
         on_connected()
         return RayRuntime(
-            cluster_config(config), config.n, on_phase=on_phase, stop=stop, find_need=lambda: _memory_need(config)
+            cluster_config(config), config.n, on_phase=on_phase, stop=stop, find_needs=lambda: memory_needs(config)
         )
     except ValueError as error:
         raise RunFailed(str(error)) from error
 
 
-def _memory_need(config: RunConfig) -> "Need | None":
-    """What a run's actors take on GPUs, as far as it can be told here: the prior may be on the workers only."""
-    from raydream.cluster.gpus import Need
+def memory_needs(config: RunConfig) -> "list[Need]":
+    """What a run's actors take on GPUs under each budget, as far as it can be told here: the prior may be on the
+    workers only.
+    """
+    from raydream.cluster.gpus import Load, Need
     from raydream.distill.costs import run_costs
 
     try:
         costs = run_costs(config)
     except ValueError:
+        return []
+    return [
+        Need(budget, *(Load.of(cost.held_bytes, cost.peak_bytes) for cost in actors))
+        for budget, actors in costs.items()
+    ]
+
+
+def _own_budget(config: RunConfig, on_phase: Callable[[str], None]) -> "Budget | None":
+    """What this process's GPU asks for, by the memory that is free there now: decided anew when a run goes on, since
+    that may be elsewhere; on the same machine it is the same again, and on a CPU there is nothing to decide.
+    """
+    from raydream.cluster.gpus import plan_on_own_gpu
+    from raydream.device import free_bytes, own_device
+
+    free = free_bytes(own_device())
+    needs = memory_needs(config) if free is not None else []
+    if free is None or not needs:
         return None
-    return None if costs is None else Need.of(costs[0].total_bytes, costs[1].total_bytes)
+    words, budget = plan_on_own_gpu(config.n, config.cluster.score_replicas, needs, free / 2**30)
+    on_phase(words)
+    return budget
 
 
 def _open(config: RunConfig, out: str) -> RunFolder:

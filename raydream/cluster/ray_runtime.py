@@ -9,6 +9,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -22,6 +23,7 @@ from raydream.cluster.connection import connect
 from raydream.cluster.gpus import Need, plan_in_words
 from raydream.cluster.placement import Cluster, Key, plan_bundles, reserve
 from raydream.cluster.runtime import BUILD, Actor, ActorFailed, Place, Reference
+from raydream.cluster.turns import turn_on_gpu
 from raydream.config.cluster import ClusterConfig
 from raydream.config.kernels import need_cuda
 from raydream.device import own_device
@@ -53,9 +55,18 @@ class ActorProcess:
         self._label, self._has_gpu, self._place = label, has_gpu, Place()
         self._busy_since: float | None = None
         self._lock = threading.Lock()
+        self._takes_turns = False
+
+    def take_turns(self, takes_turns: bool) -> None:
+        """Whether calls, once it is built, wait for those of the processes on the same GPU; that is not being busy."""
+        self._takes_turns = takes_turns
 
     def call(self, method: str, *args: Any) -> Any:
         """What ``Place.call`` does."""
+        with turn_on_gpu() if self._takes_turns and method != BUILD else nullcontext():
+            return self._call(method, *args)
+
+    def _call(self, method: str, *args: Any) -> Any:
         with self._lock:
             self._busy_since = time.monotonic()
         try:
@@ -176,10 +187,10 @@ class RayRuntime:
         pool: ProcessPool | None = None,
         on_phase: Callable[[str], None] = _log.info,
         stop: threading.Event | None = None,
-        find_need: Callable[[], Need | None] = lambda: None,
+        find_needs: Callable[[], Sequence[Need]] = tuple,
     ) -> None:
         """Waits for places, and for nodes where an autoscaler starts them; ``on_phase`` hears the plan and what is
-        waited for. ``find_need`` is asked what actors on GPUs take of their memory.
+        waited for. ``find_needs`` is asked what actors on GPUs take of their memory, under budgets from fast to frugal.
 
         ``ValueError`` naming the field for what the cluster can never hold or did not within the time limit,
         ``Withdrawn`` once ``stop`` is set.
@@ -192,7 +203,11 @@ class RayRuntime:
             pool.settle()
         cluster = Cluster.now()
         bundles = _plan(config, num_particles, cluster)
-        on_phase(plan_in_words(bundles, cluster, find_need() if any("GPU" in b for b in bundles.values()) else None))
+        on_gpus = any("GPU" in bundle for bundle in bundles.values())
+        words, self.budget = plan_in_words(bundles, cluster, find_needs() if on_gpus else ())
+        on_phase(words)
+        again = self.budget.renders_again if self.budget else config.renders == "again"
+        self._in_turns = {key for key in bundles if again and 0 < bundles[key].get("GPU", 0.0) < 1}
         self._pooled = {key for key in bundles if pool is not None and pool.has(key, bundles[key])}
         missing = {key: bundles[key] for key in bundles if key not in self._pooled}
         self._reserved = ReservedPlaces(missing, config, cluster, on_phase, stop or threading.Event())
@@ -204,7 +219,7 @@ class RayRuntime:
             actor.place = self._pool.take(key)
         else:
             actor.place = self._reserved.start(key)
-        self._started[actor] = actor.place.busy_s.remote()
+        self._begin(actor)
         return actor
 
     def build(self, actor: Actor, factory: Callable[[], object]) -> Reference:
@@ -217,7 +232,11 @@ class RayRuntime:
         else:
             ray.kill(actor.place, no_restart=True)
             actor.place = self._reserved.start(key)
+        self._begin(actor)
+
+    def _begin(self, actor: Actor) -> None:
         self._started[actor] = actor.place.busy_s.remote()
+        actor.place.take_turns.remote((actor.role, actor.index) in self._in_turns)
 
     def call(self, actor: Actor, method: str, *args: Any, num_returns: int = 1) -> Any:
         return actor.place.call.options(num_returns=num_returns).remote(method, *args)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from raydream.config.cluster import Budget
+
 Reference = Any
 BUILD = "build"  # the call that puts an object into an actor
 
@@ -43,7 +45,11 @@ class Withdrawn(Exception):
 
 @runtime_checkable
 class Runtime(Protocol):
-    """What the loop asks of a cluster."""
+    """What the loop asks of a cluster. ``budget`` is what it has decided, for as long as it is there, about that which
+    the settings leave open; None where it knows of no reason to.
+    """
+
+    budget: Budget | None
 
     def spawn(self, role: str, index: int) -> Actor:
         """A new actor in a place of its own, with nothing in it yet."""
@@ -92,6 +98,9 @@ class Place:
 
 class LocalRuntime:
     """Everything in this process, at once and in order; bitwise equal to ``RayRuntime`` on a CPU."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget
 
     def spawn(self, role: str, index: int) -> Actor:
         return Actor(role, index, Place())

@@ -22,6 +22,7 @@ class ParticleConfig:
     deterministic: bool
     wire_dtype: str
     output: OutputConfig
+    renders_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ScoreConfig:
     prior: PriorConfig
     backend: str
     wire_dtype: str
+    views_at_once: int = 0
 
 
 def particle_config(run: RunConfig, stage: int, index: int) -> ParticleConfig:
@@ -46,7 +48,7 @@ def particle_config(run: RunConfig, stage: int, index: int) -> ParticleConfig:
     settings, first, cluster = run.stages[stage], run.first_step(stage), run.cluster
     return ParticleConfig(
         index, run.n, run.seed, settings, first, run.prior, cluster.kernels, cluster.deterministic, cluster.wire_dtype,
-        run.output,
+        run.output, cluster.renders == "again",
     )  # fmt: skip
 
 
@@ -55,5 +57,5 @@ def score_config(run: RunConfig, stage: int, replica: int) -> ScoreConfig:
     settings, first, cluster = run.stages[stage], run.first_step(stage), run.cluster
     return ScoreConfig(
         replica, run.n, run.seed, run.prompt, run.negative_prompt, settings.branches, settings.learner, first,
-        run.prior, cluster.kernels, cluster.wire_dtype,
+        run.prior, cluster.kernels, cluster.wire_dtype, cluster.views_at_once,
     )  # fmt: skip

@@ -1,10 +1,27 @@
 """Settings of where a run's actors live, and of what it leaves behind."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raydream.config.checks import require, require_not_negative, require_positive
 from raydream.config.kernels import kernel_packages
+
+_FEWER_VIEWS = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a run stays within the memory of its GPUs: so many views at once in the score model, 0 for all, and renders
+    that wait for their gradients without their graphs.
+    """
+
+    views_at_once: int = 0
+    renders_again: bool = False
+
+    def __str__(self) -> str:
+        views = "1 view" if self.views_at_once == 1 else f"{self.views_at_once} views"
+        parts = [f"{views} at a time"] if self.views_at_once else []
+        return ", ".join([*parts, *["one particle's graph at a time"] * self.renders_again])
 
 
 @dataclass(frozen=True)
@@ -19,6 +36,11 @@ class ClusterConfig:
     ``kernels``: "auto" are "ours" for each actor's device, or plain torch ("reference") where they are not installed;
     "numba" and "cuda" are ours by name. "tinycudann", "nerfacc" and "nvdiffrast", several joined by "+", replace ours
     on an NVIDIA GPU as far as they go. All of them take up each other's checkpoints.
+
+    ``views_at_once``: the score model answers and learns from so many views at a time, which changes its results by
+    rounding. ``renders`` are "kept" with their graphs until their gradients are there, or made "again" then, the same
+    to the bit: so particles that share a GPU hold one graph at a time. 0 and "auto": everything at once, or on GPUs the
+    first budget that their memory holds.
     """
 
     runtime: Literal["ray", "local"] = "ray"
@@ -29,6 +51,8 @@ class ClusterConfig:
     cpus_per_particle: float = -1.0
     cpus_per_score: float = -1.0
     score_replicas: int = 1
+    views_at_once: int = 0
+    renders: Literal["auto", "kept", "again"] = "auto"
     placement: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
     placement_timeout_s: float = 300.0
     nodes_timeout_s: float = 1800.0
@@ -41,8 +65,21 @@ class ClusterConfig:
         unordered = set(kernel_packages(self.kernels)) & {"tinycudann", "nerfacc"}
         remedy = f"must be false with kernels={self.kernels}, whose sums have no order; or take kernels=ours"
         require(not (self.deterministic and unordered), "deterministic", remedy)
-        require_not_negative(self, "max_restarts", "restart_backoff_s")
+        require_not_negative(self, "max_restarts", "restart_backoff_s", "views_at_once")
         require_positive(self, "score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s")
+
+    def budgets(self, num_views: int) -> list[Budget]:
+        """Those that the settings leave open where a score model is asked for so many views at once, the fastest first:
+        fewer views at a time cost a batch its breadth, a second render costs every particle a third of its step.
+        """
+        views = (self.views_at_once,) if self.views_at_once else (0, *(k for k in _FEWER_VIEWS if k < num_views))
+        ways = {"auto": (False, True), "kept": (False,), "again": (True,)}[self.renders]
+        return [Budget(at_once, again) for again in ways for at_once in views]
+
+    def within(self, budget: Budget) -> "ClusterConfig":
+        """The settings with nothing of the budget left open."""
+        renders: Literal["kept", "again"] = "again" if budget.renders_again else "kept"
+        return replace(self, views_at_once=budget.views_at_once, renders=renders)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What the actors of a run take, reckoned from its settings and its prior's config: no weights, no GPU."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from raydream.backend import load_backend
 from raydream.config.actors import ParticleConfig, ScoreConfig, particle_config, score_config
-from raydream.config.run import RunConfig
+from raydream.config.branches import BranchConfig
+from raydream.config.cluster import Budget
+from raydream.config.run import RunConfig, StageConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.lora import LoraDenoiser
 from raydream.diffusion.prompts import bank_prompts
@@ -18,10 +20,11 @@ from raydream.diffusion.text import TextBank
 from raydream.diffusion.vae import VaeCodec
 from raydream.distill.branches import Branch, condition
 from raydream.distill.particle import step_cameras
+from raydream.priors.find import resolve_agp_prior
 from raydream.priors.kinds import prior_kind
 from raydream.scene.field import FEATURES_PER_LEVEL
 from raydream.scene.kinds import make_scene
-from raydream.schedule import highest
+from raydream.schedule import Constant, highest
 from raydream.seeds import generator
 from raydream.types import Latents, Render, Views
 
@@ -44,16 +47,27 @@ class Cost:
         return self.held_bytes + self.peak_bytes
 
 
-def run_costs(run: RunConfig) -> tuple[Cost, Cost] | None:
-    """Of a particle and of a replica of the score model, in the stage that takes the most of each; None for a run
-    whose prior is an exact score, which takes next to nothing. ``ValueError`` about ``prior`` where its folder is away.
+def run_costs(run: RunConfig) -> dict[Budget, tuple[Cost, Cost]]:
+    """Of a particle and of a replica of the score model, in the stage that takes the most of each, under every budget
+    that the settings leave open; nothing for a run whose prior is an exact score, which takes next to nothing.
+    ``ValueError`` about ``prior`` where its folder is away.
     """
     if run.prior.mixture is not None:
-        return None
-    stages = range(len(run.stages))
-    particles = [particle_cost(particle_config(run, stage, 0)) for stage in stages]
-    scores = [score_cost(score_config(run, stage, 0), _num_views(run, stage)) for stage in stages]
-    return max(particles, key=lambda cost: cost.total_bytes), max(scores, key=lambda cost: cost.total_bytes)
+        return {}
+    # each kind of stage once: only what an actor is like counts, not when and for how long
+    stages = {_timeless(stage): index for index, stage in enumerate(run.stages)}
+    particles = [particle_cost(particle_config(run, index, 0)) for index in stages.values()]
+    most_views = (_num_views(run, index) * run.stages[index].learner.timesteps_per_view for index in stages.values())
+    budgets = run.cluster.budgets(max(most_views))
+    sizes = [budget.views_at_once for budget in budgets]
+    scores = [score_costs(score_config(run, index, 0), _num_views(run, index), sizes) for index in stages.values()]
+    particle, costs = max(particles, key=lambda cost: cost.total_bytes), {}
+    for budget in budgets:
+        score = max((of[budget.views_at_once] for of in scores), key=lambda cost: cost.total_bytes)
+        # a step is three passes through the scene, forward and twice that backward
+        work = particle.step_flops * (4 / 3 if budget.renders_again else 1)
+        costs[budget] = replace(particle, step_flops=work), score
+    return costs
 
 
 def particle_cost(config: ParticleConfig) -> Cost:
@@ -77,7 +91,7 @@ def particle_cost(config: ParticleConfig) -> Cost:
     tile = min(stage.scene.tile_samples or num_samples, num_samples)  # of the rest only places and answers are kept
     kept = tile * sample_bytes + (num_samples - tile) * 4 * (3 + 16)
     sample_flops = 3 * 2 * (2 * encoded * width + 4 * width)  # forward, and twice that backward
-    codec = _encoding(config, view)
+    codec = _encoding(config, view) if stage.branch("rgb") else Cost(0, 0, 0.0)
     return Cost(
         held_bytes=4 * _ADAM * num_parameters + codec.held_bytes,
         peak_bytes=int(kept) + codec.peak_bytes,
@@ -85,9 +99,40 @@ def particle_cost(config: ParticleConfig) -> Cost:
     )
 
 
-def score_cost(config: ScoreConfig, num_views: int) -> Cost:
-    """Of one replica that answers so many views in one batch and learns from them in one."""
-    branch = next(branch for branch in config.branches if branch.render == "rgb")
+def score_costs(config: ScoreConfig, num_views: int, sizes: Sequence[int]) -> dict[int, Cost]:
+    """Of one replica that is asked about so many views, for each number of them at a time; 0 is all of them.
+
+    What a call takes grows by the same with each view that is asked at once, so that one and two are looked at.
+    """
+    held, learned_bytes, guides, fits = 0, 0, [0, 0], [0, 0]
+    work = 0.0
+    for branch in config.branches:
+        frozen, learned, looks = _look(config, branch, (1, 2))
+        held, learned_bytes = held + frozen + _ADAM * learned, learned_bytes + learned
+        guides = [max(pair) for pair in zip(guides, (guided.peak_bytes for guided, _ in looks))]
+        fits = [max(pair) for pair in zip(fits, (fitted.peak_bytes for _, fitted in looks))]
+        learns = config.learner.fits_per_step * config.learner.timesteps_per_view
+        work += looks[0][0].flops + learns * looks[0][1].flops
+    asked, taught = num_views, num_views * config.learner.timesteps_per_view
+
+    def peak(size: int) -> int:
+        at_once, learned_at_once = min(size or asked, asked), min(size or taught, taught)
+        summed = learned_bytes if learned_at_once < taught else 0  # of the views before
+        guide = guides[0] + (at_once - 1) * (guides[1] - guides[0])
+        return max(guide, fits[0] + (learned_at_once - 1) * (fits[1] - fits[0]) + summed)
+
+    return {size: Cost(held, peak(size), num_views * work) for size in sizes}
+
+
+def _look(
+    config: ScoreConfig, branch: BranchConfig, sizes: Sequence[int]
+) -> tuple[int, int, list[tuple[Tally, Tally]]]:
+    """Bytes of what is frozen and of what is learned of a branch, and for each number of views what guiding and
+    learning take. A geometric prior is a UNet like that of the prior it was made from.
+    """
+    if branch.render == "ccm":
+        folder = resolve_agp_prior(branch.geometric_prior.prior, config.prior.source)
+        config = replace(config, prior=replace(config.prior, source=str(folder)))
     kind = prior_kind(config.prior)
     denoiser, alphas = kind.denoiser(config.prompt, config.backend, _META)
     assert isinstance(denoiser, DiffusersDenoiser)
@@ -97,34 +142,32 @@ def score_cost(config: ScoreConfig, num_views: int) -> Cost:
     if isinstance(learner, LoraDenoiser) and learner.frozen is not denoiser:
         own = {id(parameter) for parameter in learned}
         frozen += [parameter for parameter in learner.frozen.unet.parameters() if id(parameter) not in own]
-    shape = (num_views, denoiser.unet.config["in_channels"], *[int(denoiser.unet.config["sample_size"])] * 2)
-    views, t = _views(shape), torch.empty(num_views, dtype=torch.long, device=_META)
     embedding = torch.empty(_TOKENS, int(denoiser.unet.config["cross_attention_dim"]), device=_META)
     prompts = config.prompt, config.negative_prompt
     texts = TextBank(dict.fromkeys(bank_prompts(*prompts), embedding), *prompts, branch)
-    told = condition(views, texts.prompt_embeddings(num_views))
 
-    def learned_eps(z_t: Latents, at: Int[Tensor, " view"]) -> Latents:
-        assert learner is not None
-        return learner.eps(z_t, at, told)
+    def look(num_views: int) -> tuple[Tally, Tally]:
+        shape = (num_views, denoiser.unet.config["in_channels"], *[int(denoiser.unet.config["sample_size"])] * 2)
+        views, t = _views(shape), torch.empty(num_views, dtype=torch.long, device=_META)
+        told = condition(views, texts.prompt_embeddings(num_views))
 
-    def guide() -> None:
-        pull = Branch(branch, denoiser, texts, alphas).gradient
-        pull(0, views, told.text, t, views.latents, learned_eps if learner is not None else None)
+        def learned_eps(z_t: Latents, at: Int[Tensor, " view"]) -> Latents:
+            assert learner is not None
+            return learner.eps(z_t, at, told)
 
-    def fit() -> None:
-        assert learner is not None
-        answer = learner.predict(views.latents, t, told)
-        torch.autograd.grad(answer.square().mean(), learned, allow_unused=True)
+        def guide() -> None:
+            pull = Branch(branch, denoiser, texts, alphas).gradient
+            pull(0, views, told.text, t, views.latents, learned_eps if learner is not None else None)
 
-    before = [*frozen, *learned, views.latents, embedding]
-    guided = tally(guide, before)
-    fitted = tally(fit, before) if learner is not None else Tally(0, 0.0)
-    return Cost(
-        held_bytes=_num_bytes(frozen) + _ADAM * _num_bytes(learned),
-        peak_bytes=max(guided.peak_bytes, fitted.peak_bytes),
-        step_flops=guided.flops + config.learner.fits_per_step * config.learner.timesteps_per_view * fitted.flops,
-    )
+        def fit() -> None:
+            assert learner is not None
+            answer = learner.predict(views.latents, t, told)
+            torch.autograd.grad(answer.square().mean(), learned, allow_unused=True)
+
+        before = [*frozen, *learned, views.latents, embedding]
+        return tally(guide, before), tally(fit, before) if learner is not None else Tally(0, 0.0)
+
+    return _num_bytes(frozen), _num_bytes(learned), [look(size) for size in sizes]
 
 
 def _encoding(config: ParticleConfig, num_views: int) -> Cost:
@@ -139,7 +182,7 @@ def _encoding(config: ParticleConfig, num_views: int) -> Cost:
     def encode() -> None:
         torch.autograd.grad(codec.encode(render, torch.Generator()).sum(), pixels)
 
-    weights = list(codec.vae.encoder.parameters())
+    weights = list(codec.vae.parameters())  # the decoder is for round trips, and is there
     found = tally(encode, [*weights, pixels, flat])
     return Cost(_num_bytes(weights), found.peak_bytes, found.flops)
 
@@ -153,6 +196,11 @@ def _num_bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def _timeless(stage: StageConfig) -> StageConfig:
+    """What a stage's actors are like, without when it comes and how it goes on."""
+    return replace(stage, name="", num_steps=1, start="", lr_scale=Constant(1.0))
+
+
 def _num_views(run: RunConfig, stage: int) -> int:
     """Of the particles that one replica answers."""
     members = -(-run.n // run.cluster.score_replicas)
@@ -161,14 +209,16 @@ def _num_views(run: RunConfig, stage: int) -> int:
 
 def cost_lines(run: RunConfig) -> list[str]:
     """For the person who asks before starting; empty for an exact score."""
-    costs = run_costs(run)
-    if costs is None:
+    costs = list(run_costs(run).items())
+    if not costs:
         return []
+    budget, (particle, score) = costs[0]
 
     def line(who: str, cost: Cost) -> str:
         held, peak, work = cost.held_bytes / 2**20, cost.peak_bytes / 2**20, cost.step_flops / 1e9
         return f"{who}: {held:,.0f} MiB held, {peak:,.0f} MiB more at most, {work:,.1f} GFLOP a step"
 
     replicas = run.cluster.score_replicas
+    at_once = f", {budget}" if budget.views_at_once else ""
     who = "the score model" if replicas == 1 else f"each of {replicas} replicas of the score model"
-    return [line(f"each of {run.n} particles, as it starts", costs[0]), line(who, costs[1])]
+    return [line(f"each of {run.n} particles, as it starts", particle), line(f"{who}{at_once}", score)]

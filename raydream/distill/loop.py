@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,6 +62,8 @@ class RunLoop:
     """Drives particles and score replicas through the stages of a run; steps are counted through all of them."""
 
     def __init__(self, runtime: Runtime, run: RunFolder, config: RunConfig, observer: Observer) -> None:
+        if runtime.budget is not None:
+            config = replace(config, cluster=config.cluster.within(runtime.budget))
         self.runtime, self.run_folder, self.config, self.observer = runtime, run, config, observer
         self.particles = [runtime.spawn("particle", i) for i in range(config.n)]
         self.scores = [runtime.spawn("score", i) for i in range(config.cluster.score_replicas)]

@@ -36,12 +36,20 @@ _SCENE, _FINITE = "scene/", "finite"
 
 
 @dataclass(frozen=True)
-class Pending:
-    """A render that waits for its gradients; its latents, by kind of render, hold the graph."""
+class Seen:
+    """A step's render; its latents, by kind of render, hold the graph."""
 
-    step: int
+    cameras: Cameras
     render: Render
     latents: dict[str, Latents]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step that waits for its gradients; without ``seen`` it is rendered again when they are there."""
+
+    step: int
+    seen: Seen | None
     spent: dict[str, float]
 
 
@@ -73,23 +81,20 @@ class Particle:
         return f"{describe(self.device)}, kernels {self.kernels}"
 
     def render(self, step: int) -> Message:
-        """The latents of this particle's cameras of a step; keeps the graph for ``apply`` of the same step."""
+        """The latents of this particle's cameras of a step; keeps the graph for ``apply`` of the same step, unless that
+        is to render again: with a graph here too, lest other kernels or another order give other bits.
+        """
         if step != self.step:
             raise RuntimeError(f"particle {self.config.index} stands at step {self.step}, asked to render step {step}")
         watch = Stopwatch(self.device)
-        cameras, draws = step_cameras(self.config, step), generator(self.config.seed, "codec", self.config.index, step)
-        render = self.scene.render(cameras, self._here(step), self._box(step) if self.map_px else None)
-        latents: dict[str, Latents] = {}
-        for branch in self.config.stage.branches:
-            match branch.render:
-                case "rgb":
-                    assert self.codec is not None
-                    latents["rgb"] = self.codec.encode(render, draws)
-                case "ccm":
-                    latents["ccm"] = encode_maps(render, self.map_px)
-        self._pending = Pending(step, render, latents, watch.figures("render"))
+        self._pending = None  # what an earlier call has left is not held beside its successor
+        if self.map_px:
+            self._measure_box(step)
+        seen = self._see(step)
+        self._pending = Pending(step, None if self.config.renders_again else seen, watch.figures("render"))
+        cameras = seen.cameras
         where = (cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
-        return pack_views({name: Views(z, *where) for name, z in latents.items()}, step, self.config.wire_dtype)
+        return pack_views({name: Views(z, *where) for name, z in seen.latents.items()}, step, self.config.wire_dtype)
 
     def apply(self, step: int, *gradients: np.ndarray) -> dict[str, float]:
         """One optimiser step along the branches' gradients of each view's latents, in the order of the stage's
@@ -101,13 +106,14 @@ class Particle:
         watch = Stopwatch(self.device)
         pending, self._pending = self._pending, None
         stage, here, measured = self.config.stage, self._here(step), dict[str, Tensor]()
+        seen = pending.seen or self._see(step)
         total = torch.zeros((), device=self.device)
         for branch, gradient in zip(stage.branches, gradients, strict=True):
-            latents = pending.latents[branch.render]
+            latents = seen.latents[branch.render]
             direction = from_wire(gradient, self.device) / len(latents)
             total = total + branch.weight.at(here) * (latents * direction).sum()
             measured[f"loss/{branch.render}"] = 0.5 * len(latents) * direction.square().sum()
-        regularizers = self.scene.regularizers(pending.render, here) | self._round_trip(pending, here)
+        regularizers = self.scene.regularizers(seen.render, here) | self._round_trip(seen, here)
         total = total + sum(regularizers.values(), torch.zeros_like(total))
         self.optimizer.zero_grad(set_to_none=True)
         (total * self.gradient_scale).backward()
@@ -115,7 +121,7 @@ class Particle:
         self.step = step + 1
         self.scene.after_step(self._here(self.step))
         measured |= {f"loss/{name}": value for name, value in regularizers.items()}
-        measured["scene/opacity"] = pending.render.opacity.mean()
+        measured["scene/opacity"] = seen.render.opacity.mean()
         figures = read_figures(measured | {_FINITE: finite})
         if not figures.pop(_FINITE):
             self.gradient_scale /= 2
@@ -123,9 +129,24 @@ class Particle:
         self._non_finite.note(
             f"the gradient of particle {self.config.index}", step, "non_finite/particles" not in figures
         )
-        if pending.render.volume is not None:
-            figures["scene/samples"] = float(len(pending.render.volume.weights))
+        if seen.render.volume is not None:
+            figures["scene/samples"] = float(len(seen.render.volume.weights))
         return figures | pending.spent | watch.figures("apply")
+
+    def _see(self, step: int) -> Seen:
+        """This particle's views of a step: the same whenever it is asked, until the scene moves."""
+        cameras, draws = step_cameras(self.config, step), generator(self.config.seed, "codec", self.config.index, step)
+        box = Box(self.box[0], self.box[1]) if self.map_px else None
+        render = self.scene.render(cameras, self._here(step), box)
+        latents: dict[str, Latents] = {}
+        for branch in self.config.stage.branches:
+            match branch.render:
+                case "rgb":
+                    assert self.codec is not None
+                    latents["rgb"] = self.codec.encode(render, draws)
+                case "ccm":
+                    latents["ccm"] = encode_maps(render, self.map_px)
+        return Seen(cameras, render, latents)
 
     def _move(self, lr_scale: float) -> Bool[Tensor, ""]:
         """One step of the optimiser along the gradients that are there, if all of them are finite: that is decided
@@ -204,22 +225,21 @@ class Particle:
         self.scene.load_state({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
         self.box = torch.from_numpy(np.array(arrays["box"]))
 
-    def _round_trip(self, pending: Pending, here: int) -> dict[str, Float[Tensor, ""]]:
+    def _round_trip(self, seen: Seen, here: int) -> dict[str, Float[Tensor, ""]]:
         weight = self.config.stage.losses.round_trip.at(here)
         if weight == 0:
             return {}
         assert self.codec is not None, "round_trip needs a branch on pictures"
-        seen = self.codec.decode(pending.latents["rgb"])
-        return {"round_trip": weight * round_trip_loss(pending.render.rgb, seen)}
+        again = self.codec.decode(seen.latents["rgb"])
+        return {"round_trip": weight * round_trip_loss(seen.render.rgb, again)}
 
-    def _box(self, step: int) -> Box:
+    def _measure_box(self, step: int) -> None:
         """The object's box, measured on a schedule; the last one stays while nothing is solid."""
         branch = self.config.stage.branch("ccm")
         assert branch is not None
         if self._here(step) % branch.geometric_prior.box_every == 0:
             measured = self.scene.box()
             self.box = self.box if measured is None else torch.stack([measured.minimum, measured.maximum])
-        return Box(self.box[0], self.box[1])
 
     def _preview_cameras(self, azimuth_deg: list[float], elevation_deg: float, image_px: int) -> Cameras:
         camera = self.config.stage.camera

@@ -5,8 +5,9 @@ Replicas hold the same learned model: each takes a share of the particles, and t
 update.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,10 @@ class Score:
         t_range = _t_range(branch.config.t_min, branch.config.t_max, here)
         t, noise = self._draw(_STREAMS[render], step, particles, messages, *t_range, render, branch.config.shared_t)
         text = branch.text(views, self.config.seed, particles, sizes)
-        gradient = branch.gradient(here, views, text, t, noise, partial(self._learned_eps, views))
+        gradient = torch.cat([
+            branch.gradient(here, part, told, at, drawn, partial(self._learned_eps, part))
+            for part, told, at, drawn in self._parts(views, text, t, noise)
+        ])  # fmt: skip
         finite = gradient.isfinite().flatten(1).all(1)
         kept = torch.where(finite[:, None, None, None], gradient, 0.0)
         gradients = [to_wire(part, self.config.wire_dtype) for part in kept.split(sizes)]
@@ -202,24 +206,41 @@ class Score:
         repeated = [m for m in messages for _ in range(copies)]
         views = unpack_views(repeated, step, self.device)
         owners = [p * copies + k for p in particles for k in range(copies)]
-        purpose, drawn = f"fit{round_index}", -1 - step if is_warm_up else step
-        t, noise = self._draw(purpose, drawn, owners, repeated, 0, 999)
+        purpose, drawn_for = f"fit{round_index}", -1 - step if is_warm_up else step
+        t, noise = self._draw(purpose, drawn_for, owners, repeated, 0, 999)
         keep = torch.cat([
-            torch.rand(num_views(m), generator=generator(self.config.seed, f"{purpose}/camera", owner, drawn))
+            torch.rand(num_views(m), generator=generator(self.config.seed, f"{purpose}/camera", owner, drawn_for))
             for owner, m in zip(owners, repeated)
         ])  # fmt: skip
         weight = (keep >= self.config.learner.camera_dropout).float().to(self.device)
-        abar = branch.alphas_cumprod[t]
-        z_t = guidance.add_noise(views.latents, noise, abar)
-        cond = condition(views, branch.texts.prompt_embeddings(views.num_views), weight)
-        target = guidance.lora_target(learner.prediction_type, views.latents, noise, abar)
-        error = (learner.predict(z_t, t, cond) - target).square().flatten(1).mean(1)
         total_views = self.config.num_particles * copies * num_views(messages[0])
-        loss = error.sum() / total_views
-        parameters = list(self.learned.values())
-        gradients = torch.autograd.grad(loss * self.loss_scale, parameters, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g / self.loss_scale for p, g in zip(parameters, gradients)]
-        return float(loss.detach()), dict(zip(self.learned, filled))
+        losses: list[Tensor] = []
+        summed: dict[str, Tensor] = {}
+        for part, at, drawn, told in self._parts(views, t, noise, weight):
+            abar = branch.alphas_cumprod[at]
+            z_t = guidance.add_noise(part.latents, drawn, abar)
+            cond = condition(part, branch.texts.prompt_embeddings(part.num_views), told)
+            target = guidance.lora_target(learner.prediction_type, part.latents, drawn, abar)
+            error = (learner.predict(z_t, at, cond) - target).square().flatten(1).mean(1)
+            loss = error.sum() / total_views
+            gradients = torch.autograd.grad(loss * self.loss_scale, list(self.learned.values()), allow_unused=True)
+            for name, gradient in zip(self.learned, gradients):
+                if gradient is not None:
+                    share = gradient / self.loss_scale
+                    summed[name] = summed[name] + share if name in summed else share
+            losses.append(loss.detach())
+        filled = {name: summed[name] if name in summed else torch.zeros_like(p) for name, p in self.learned.items()}
+        return float(torch.stack(losses).sum()), filled
+
+    def _parts(self, views: Views, *of_views: Tensor) -> Iterator[tuple[Any, ...]]:
+        """So many views at a time as the budget says, each time with what belongs to them: all times alike where that
+        is possible, and the last one smaller where not.
+        """
+        total = views.num_views
+        size = -(-total // -(-total // (self.config.views_at_once or total)))
+        fields = list(vars(views).values())
+        for parts in zip(*(tensor.split(size) for tensor in (*fields, *of_views))):
+            yield Views(*parts[: len(fields)]), *parts[len(fields) :]
 
     def _update(self, step: int, gradients: Mapping[str, Tensor]) -> Figures:
         """One step of the optimiser; where a gradient is not finite none, and half the loss scale from then on. All

@@ -266,6 +266,38 @@ def test_eight_particles_on_eight_gpus_and_a_score_model_on_the_ninth(cluster: s
     assert run.exists("report.html")
 
 
+def test_who_shares_a_gpu_takes_turns_where_renders_are_made_again(cluster: str, tmp_path: Path) -> None:
+    class Marks:
+        """Writes down when each of its calls begins and ends."""
+
+        def work(self, path: Path) -> None:
+            for mark in ("begins", "ends"):
+                with open(path, "a") as file:
+                    file.write(f"{mark} {os.getpid()}\n")
+                time.sleep(0.02)
+
+    shares = ("cluster.gpus_per_particle=0.4", "cluster.gpus_per_score=0.2")
+    runtime = RayRuntime(small_config(*shares, "cluster.renders=again").cluster, 2)
+    actors = [runtime.spawn("particle", 0), runtime.spawn("particle", 1), runtime.spawn("score", 0)]
+
+    def marks(name: str) -> list[str]:
+        path = tmp_path / name
+        runtime.get([runtime.call(actor, "work", path) for _ in range(10) for actor in actors], 60.0)
+        lines = path.read_text().splitlines()
+        assert len(lines) == 60
+        return [line.split()[1] for line in lines]
+
+    try:
+        runtime.get([runtime.build(actor, Marks) for actor in actors], 60.0)
+        alone = marks("alone")
+        assert alone[::2] == alone[1::2], "who begins ends before another begins"
+        ray.get([actor.place.take_turns.remote(False) for actor in actors])
+        crowded = marks("crowded")
+        assert crowded[::2] != crowded[1::2]
+    finally:
+        runtime.close()
+
+
 # --- drivers that are stopped --------------------------------------------------------------------------------------
 
 

@@ -193,7 +193,8 @@ def test_the_gradient_is_that_of_the_product_over_the_views() -> None:
     particle, gradient = new_particle(), some_gradient(0)
     particle.render(0)
     assert particle._pending is not None
-    latents = particle._pending.latents["rgb"]
+    assert particle._pending.seen is not None
+    latents = particle._pending.seen.latents["rgb"]
     parameters = dict(nerf_of(particle).named_parameters())
     expected = torch.autograd.grad(latents, list(parameters.values()), torch.from_numpy(gradient) / VIEWS, True)
     particle.apply(0, gradient)

@@ -37,7 +37,7 @@ class Deadly:
     """A runtime whose process is killed when a step is rendered for the first time."""
 
     def __init__(self, step: int) -> None:
-        self._local, self._step = LocalRuntime(), step
+        self._local, self._step, self.budget = LocalRuntime(), step, None
         self.spawn, self.build, self.respawn = self._local.spawn, self._local.build, self._local.respawn
         self.get, self.failing, self.close = self._local.get, self._local.failing, self._local.close
 

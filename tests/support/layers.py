@@ -107,6 +107,7 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
     "cluster": [
         ("raydream.cluster.runtime raydream.cluster.shares", ""),
         ("raydream.cluster.connection", "grpc ray"),
+        ("raydream.cluster.turns", "torch"),
         ("raydream.cluster.placement", "ray"),
         ("raydream.cluster.gpus", ""),
         ("raydream.cluster.ray_runtime", "ray torch"),

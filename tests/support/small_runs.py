@@ -10,6 +10,7 @@ import numpy as np
 
 from raydream.cluster.runtime import BUILD, Actor, ActorFailed, LocalRuntime, Reference, Runtime
 from raydream.config import strict_json
+from raydream.config.cluster import Budget
 from raydream.config.presets import exhibit
 from raydream.config.run import RunConfig
 from raydream.distill.loop import RunLoop
@@ -111,6 +112,7 @@ class WatchedRuntime:
 
     def __init__(self, *faults: Fault) -> None:
         self._local, self._faults = LocalRuntime(), list(faults)
+        self.budget: Budget | None = None
         self.calls: list[tuple[str, int, str, int | None]] = []
         self.sent: list[Any] = []
         self.received: list[Any] = []
