@@ -64,20 +64,17 @@ class ActorProcess:
     def call(self, method: str, *args: Any) -> Any:
         """What ``Place.call`` does."""
         with turn_on_gpu() if self._takes_turns and method != BUILD else nullcontext():
-            return self._call(method, *args)
-
-    def _call(self, method: str, *args: Any) -> Any:
-        with self._lock:
-            self._busy_since = time.monotonic()
-        try:
-            if method == BUILD and self._has_gpu:
-                check_gpu(self._label)
-            return self._place.call(method, *args)
-        except Exception as error:  # told in words: an exception's own class may not survive the way to the driver
-            raise CallError(self._label, type(error).__name__, str(error)) from error
-        finally:
             with self._lock:
-                self._busy_since = None
+                self._busy_since = time.monotonic()
+            try:
+                if method == BUILD and self._has_gpu:
+                    check_gpu(self._label)
+                return self._place.call(method, *args)
+            except Exception as error:  # told in words: its own class may not survive the way to the driver
+                raise CallError(self._label, type(error).__name__, str(error)) from error
+            finally:
+                with self._lock:
+                    self._busy_since = None
 
     @ray.method(concurrency_group="ctl")
     def busy_s(self) -> float:

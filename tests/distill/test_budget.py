@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_particles import WhiteCodec, advance, assert_same, make_config, new_particle, some_gradient
 from small_runs import Fault, Watch, WatchedRuntime, assert_same_end, new_run, small_config, train
-from test_particle import WhiteCodec, advance, assert_same, make_config, new_particle, some_gradient
 from tiny_prior import make_tiny_prior
 from tiny_score import GUIDANCE, LEARNER, learn, new_score, views_of
 
