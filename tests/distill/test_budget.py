@@ -12,13 +12,16 @@ from small_runs import Fault, Watch, WatchedRuntime, assert_same_end, new_run, s
 from tiny_prior import make_tiny_prior
 from tiny_score import GUIDANCE, LEARNER, learn, new_score, views_of
 
+from raydream import device, runs
+from raydream.cluster.gpus import Load, Need
 from raydream.cluster.runtime import LocalRuntime
 from raydream.config.branches import BranchConfig, LearnerConfig
 from raydream.config.cluster import Budget
 from raydream.config.names import MethodName
-from raydream.distill.loop import RunLoop
+from raydream.distill.loop import RunFailed, RunLoop
 from raydream.distill.particle import Particle, make_particle
 from raydream.distill.score import Score
+from raydream.runs import make_runtime
 from raydream.types import Render
 
 STEP, COUNTS = 2, (3, 2, 2)  # seven views: all, 4 and 3, 3, 3 and 1, one at a time
@@ -73,7 +76,9 @@ def test_guiding_a_few_views_at_a_time_is_guiding_all(
         assert [size for size in sizes if size not in parts or texts == 1] == [texts * part for part in parts]
 
 
-@pytest.mark.parametrize("settings", [LEARNER, replace(LEARNER, timesteps_per_view=2)])
+@pytest.mark.parametrize(
+    "settings", [LEARNER, pytest.param(replace(LEARNER, timesteps_per_view=2), marks=pytest.mark.slow)]
+)
 def test_learning_from_a_few_views_at_a_time_is_learning_from_all(prior: Path, settings: LearnerConfig) -> None:
     """Also as two replicas, whose shares are those of the mean over all views."""
     score, messages = exact(learn(new_score(prior, learner=settings), STEP)), views_of(STEP)
@@ -213,3 +218,26 @@ def test_what_the_runtime_has_decided_reaches_the_actors(tmp_path: Path, monkeyp
         loop = RunLoop(LocalRuntime(budget), new_run(tmp_path / name, config), config, Watch())
         loop._set_up(loop.actors, 0)
     assert made == [2, True, 0, False]
+
+
+def test_a_run_on_its_own_gpu_decides_by_what_is_free_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, told = small_config("n=3"), list[str]()
+    runtime = make_runtime(config, told.append)
+    assert (runtime.budget, told) == (None, []), "on a CPU nothing is decided"
+    free_gib = 12.0
+    monkeypatch.setattr(device, "free_bytes", lambda _: int(free_gib * 2**30))
+    needs = [
+        Need(Budget(views, again), Load(1.0, 5.0), Load(2.0, 1.0 if views else 8.0))
+        for again in (False, True)
+        for views in (0, 1)
+    ]
+    monkeypatch.setattr(runs, "memory_needs", lambda _: needs)
+    runtime = make_runtime(config, told.append)
+    assert runtime.budget == Budget(1, renders_again=True), "5 stay, 8 or 5 at most beside them, 0.8 for the process"
+    assert told == [
+        "3 particles and 1 score model in one process on its GPU, 1 view at a time, one particle's graph at a time: "
+        "11 of 12 GiB"
+    ]
+    free_gib = 10.0
+    with pytest.raises(RunFailed, match=r"^n: 3 particles .*; --n 2 would fit"):
+        make_runtime(config, told.append)

@@ -1,6 +1,7 @@
 """The branch of the aligned geometric prior: maps out of particles, its gradient, and a run that it pulls."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,28 @@ def test_both_branches_move_the_particle_by_their_weights(priors: tuple[Path, Pa
     assert nerf_of(particle).field.density(torch.zeros(1, 3)).item() > before
     changed = (nerf_of(particle).field.head != head).any(dim=1)
     assert changed.tolist() == [True, False, False, False]
+
+
+def test_maps_a_few_at_a_time_are_answered_like_all(priors: tuple[Path, Path]) -> None:
+    """Through every step of their denoising, and in each particle's own reading of the prompt."""
+    config = make_run(
+        priors, "n=2", "stages.0.camera.views_per_particle=2", "stages.0.branches.1.geometric_prior.text_noise=1",
+        "stages.0.branches.1.geometric_prior.denoise_steps=3",
+    )  # fmt: skip
+    particles = [make_particle(particle_config(config, 0, index)) for index in range(2)]
+    messages = [particle.render(0) for particle in particles]
+    whole, parts = (
+        make_score(score_config(replace(config, cluster=replace(config.cluster, views_at_once=size)), 0, 0))
+        for size in (0, 3)
+    )
+    for score in (whole, parts):
+        score.branches["ccm"].denoiser.unet.double()  # type: ignore[attr-defined]  # rounding is float32's alone
+    *expected, _ = whole.guide(0, "ccm", [0, 1], *messages)
+    *found, _ = parts.guide(0, "ccm", [0, 1], *messages)
+    assert len(found) == 2
+    for one, other in zip(found, expected):
+        assert np.abs(other).max() > 0.01
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(np.abs(other).max()))
 
 
 def test_the_box_is_measured_on_schedule_and_survives_a_restart(priors: tuple[Path, Path]) -> None:
