@@ -26,6 +26,7 @@ from raydream.distill.costs import Cost, cost_lines, run_costs, score_costs
 from raydream.launch import main
 from raydream.priors import diffusers_folder
 from raydream.runs import memory_needs
+from raydream.schedule import Constant
 
 META = torch.device("meta")
 SD21 = {"unet": SD21_UNET, "vae": SD21_VAE, "scheduler": SD21_SCHEDULE}
@@ -162,3 +163,16 @@ def test_a_dry_run_tells_them_beside_the_settings(tmp_path: Path, capfd: pytest.
     assert (
         "what its actors would take cannot be told: prior: 'sd21-base' is not on this machine" in capfd.readouterr().err
     )
+
+
+def test_stages_that_are_alike_are_reckoned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost, asked = Cost(1, 2, 3.0), list[int]()
+    monkeypatch.setattr(costs, "particle_cost", lambda config: asked.append(config.first_step) or cost)
+    monkeypatch.setattr(costs, "score_costs", lambda config, num_views, sizes: dict.fromkeys(sizes, cost))
+    base = make_preset("sd21", 10)
+    stage = base.stages[0]
+    later = replace(stage, name="again", num_steps=7, start="previous", lr_scale=Constant(0.1))
+    larger = replace(later, camera=replace(stage.camera, image_px=Constant(768.0)))
+    run_costs(replace(base, stages=(stage, later, larger, later)))
+    assert len(asked) == 2
+    assert 17 in asked, "the larger one"
