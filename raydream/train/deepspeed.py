@@ -96,6 +96,12 @@ class DeepSpeedEngine:
             model=module, optimizer=optimizer, config=dict(config), dist_init_required=False
         )
         self._api = deepspeed.utils
+        self._masters: dict[Tensor, Tensor] = {}
+        if hasattr(self._optimizer, "fp32_groups"):  # bfloat16 without ZeRO: it optimises float32 copies
+            groups = zip(self._optimizer.fp16_groups, self._optimizer.fp32_groups, strict=True)
+            self._masters = {low: master for pair in groups for low, master in zip(*pair, strict=True)}
+            for state in self._base_optimizer().state.values():
+                state["step"].zero_()  # it has made the moments in a step of its own, which must not count
 
     def step(self, loss: Tensor, rate: float) -> float:
         for group in self._optimizer.param_groups:
@@ -160,7 +166,7 @@ class DeepSpeedEngine:
 
     def _own(self, kind: str, name: str) -> Tensor:
         """What it holds of a parameter that it has not partitioned."""
-        parameter = self._named[name]
+        parameter = self._masters.get(self._named[name], self._named[name])
         return parameter.data if kind == "value" else self._base_optimizer().state[parameter][kind]
 
 

@@ -162,6 +162,31 @@ def test_zero_stages_agree_with_plain_torch_and_share_their_checkpoints(inputs: 
     assert _losses(mixed) == pytest.approx(_losses(plain), rel=1e-4)
 
 
+def test_without_zero_a_training_in_bfloat16_saves_and_takes_up_its_float32_weights(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    """As on GPUs, where ZeRO 0 keeps a float32 copy of each weight, which is what the optimiser knows."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed; pip install 'raydream[deepspeed]'")
+    config = agp_config(4, rank=0)
+    whole, parts, plain = (tmp_path / name for name in ("whole", "parts", "plain"))
+    for out in (whole, parts, plain):
+        RunFolder.create(str(out), strict_json.dumps(config))
+
+    def train(team: Team, out: Path, steps: int) -> bool:
+        settings = read_deepspeed("0", config.stage, 2, on_gpu=True)
+        return _train(inputs, config, out, team, settings, _stopping_after(steps)) == (steps > 4)
+
+    together(2, tmp_path / "a", lambda team: train(team, whole, 5))
+    together(2, tmp_path / "b", lambda team: train(team, parts, 2))
+    shard = load_file(next((parts / "checkpoints" / "step_00000002").glob("shard-*")))
+    assert all(shard[name].any() for name in shard if "exp_avg" in name)
+    assert any(not torch.equal(part, part.bfloat16().float()) for name, part in shard.items() if "value/" in name)
+    together(2, tmp_path / "c", lambda team: train(team, parts, 5))
+    assert _losses(parts) == _losses(whole)
+    together(2, tmp_path / "d", lambda team: _train(inputs, config, plain, team))
+    assert _losses(whole) == pytest.approx(_losses(plain), rel=2e-2)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
