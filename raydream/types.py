@@ -5,13 +5,14 @@ world is right-handed with +y up, a camera looks down its own -z (see ``camera.p
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Latents = Float[Tensor, "view latent h w"]
 PerView = Float[Tensor, " view"]
+Interpolation = Literal["linear", "smoothstep"]
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,13 @@ class HashGridLayout:
 
     ``resolutions[l]`` is the number of cells along an axis; a level with ``(resolution + 1)^3 <= table_size``
     vertices is stored densely, a finer one is hashed into ``table_size`` entries. ``offsets`` has one more entry than
-    there are levels.
+    there are levels. ``smoothstep`` blends by ``x^2 (3 - 2 x)`` of the place ``x`` in a cell in place of ``x``.
     """
 
     resolutions: tuple[int, ...]
     offsets: tuple[int, ...]
     features_per_level: int
+    interpolation: Interpolation = "linear"
 
     @property
     def num_levels(self) -> int:

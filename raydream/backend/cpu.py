@@ -136,9 +136,12 @@ class _Composite(torch.autograd.Function):
 
 
 @lru_cache
-def _constants(layout: HashGridLayout) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Resolutions, offsets and a tuple as long as the features of a level, as the hash grid kernels take them."""
-    return np.array(layout.resolutions), np.array(layout.offsets), (0,) * layout.features_per_level
+def _constants(layout: HashGridLayout) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], bool]:
+    """Resolutions, offsets, a tuple as long as the features of a level, and whether blends are smooth, as the hash grid
+    kernels take them.
+    """
+    sizes = np.array(layout.resolutions), np.array(layout.offsets), (0,) * layout.features_per_level
+    return *sizes, layout.interpolation == "smoothstep"
 
 
 def _check_table(table: Tensor, layout: HashGridLayout) -> None:

@@ -28,7 +28,7 @@ PRIME_Z = np.int32(805_459_861)
 
 @kernel
 @no_type_check
-def field(points, table, resolutions, offsets, features, hidden, head, saved, output, gradient):
+def field(points, table, resolutions, offsets, features, smooth, hidden, head, saved, output, gradient):
     """Fills ``output`` and, unless it has no rows, ``gradient``, that of output 0 by the point.
 
     ``saved`` [block, rows] keeps the encoding (and its Jacobian) as rows of lanes for the backward pass. The sizes of
@@ -40,7 +40,7 @@ def field(points, table, resolutions, offsets, features, hidden, head, saved, ou
     for block in range(len(saved)):
         begin, rows = block * BLOCK, saved[block]
         rows[:] = 0
-        _encode_block(points, begin, table, resolutions, offsets, features, width, len(gradient) > 0, rows)
+        _encode_block(points, begin, table, resolutions, offsets, features, smooth, width, len(gradient) > 0, rows)
         _combine(hidden.ravel(), width, 1, num_units, width, rows, units)
         _relu(units)
         _combine(head.ravel(), num_units, 1, num_outputs, num_units, units, outputs)
@@ -58,7 +58,7 @@ def field(points, table, resolutions, offsets, features, hidden, head, saved, ou
 @kernel
 @no_type_check
 def field_backward(
-    points, resolutions, offsets, features, hidden, head, saved, grad_output, grad_gradient,
+    points, resolutions, offsets, features, smooth, hidden, head, saved, grad_output, grad_gradient,
     grad_table, grad_hidden, grad_head,
 ):  # fmt: skip
     """Adds to the last three; ``grad_gradient`` without rows stands for zeros."""
@@ -94,7 +94,9 @@ def field_backward(
             for axis in range(3):
                 for i in range(width):
                     _add_product(slope, i, along, axis, grads, (axis + 1) * width + i)
-        _scatter_block(points, begin, grads, resolutions, offsets, features, width, len(grad_gradient) > 0, grad_table)
+        _scatter_block(
+            points, begin, grads, resolutions, offsets, features, smooth, width, len(grad_gradient) > 0, grad_table
+        )
 
 
 # --- hash grid
@@ -102,13 +104,14 @@ def field_backward(
 
 @kernel
 @no_type_check
-def _encode_block(points, begin, table, resolutions, offsets, features, width, with_jacobian, rows):
+def _encode_block(points, begin, table, resolutions, offsets, features, smooth, width, with_jacobian, rows):
     """Fills rows 0.. with the features, and with the Jacobian rows ``width``.. by x, 2 ``width``.. by y, and so on."""
-    clamped, free, fraction, places = _scratch(points, begin)
+    clamped, free, fraction, slope, places = _scratch(points, begin)
     count = min(len(points) - begin, BLOCK)
     for level in range(len(resolutions)):
         _locate(clamped, level, resolutions, offsets, len(features), fraction, places)
-        scale = points.dtype.type(resolutions[level])
+        if with_jacobian or smooth:
+            _blend(fraction, free, resolutions[level], smooth, slope)
         first, step = np.uint64(level * len(features) * BLOCK), np.uint64(width * BLOCK)
         for lane in range(np.uint64(count)):
             if not with_jacobian:
@@ -125,20 +128,21 @@ def _encode_block(points, begin, table, resolutions, offsets, features, width, w
                     upper, dx1, dy1 = _face(table, places, lane + FOUR * LINE, feature, x, y)
                     at = first + feature * LINE + lane
                     rows[at] = lower + z * (upper - lower)
-                    rows[at + step] = scale * free[lane] * (dx0 + z * (dx1 - dx0))
-                    rows[at + TWO * step] = scale * free[lane + LINE] * (dy0 + z * (dy1 - dy0))
-                    rows[at + THREE * step] = scale * free[lane + TWO * LINE] * (upper - lower)
+                    rows[at + step] = slope[lane] * (dx0 + z * (dx1 - dx0))
+                    rows[at + TWO * step] = slope[lane + LINE] * (dy0 + z * (dy1 - dy0))
+                    rows[at + THREE * step] = slope[lane + TWO * LINE] * (upper - lower)
 
 
 @kernel
 @no_type_check
-def _scatter_block(points, begin, rows, resolutions, offsets, features, width, with_jacobian, grad_table):
+def _scatter_block(points, begin, rows, resolutions, offsets, features, smooth, width, with_jacobian, grad_table):
     """The adjoint of ``_encode_block``: with the Jacobian, the same tree of linear blends walked backwards."""
-    clamped, free, fraction, places = _scratch(points, begin)
+    clamped, free, fraction, slope, places = _scratch(points, begin)
     count = min(len(points) - begin, BLOCK)
     for level in range(len(resolutions)):
         _locate(clamped, level, resolutions, offsets, len(features), fraction, places)
-        scale = points.dtype.type(resolutions[level])
+        if with_jacobian or smooth:
+            _blend(fraction, free, resolutions[level], smooth, slope)
         first, step = np.uint64(level * len(features) * BLOCK), np.uint64(width * BLOCK)
         for lane in range(np.uint64(count)):
             if not with_jacobian:
@@ -151,9 +155,9 @@ def _scatter_block(points, begin, rows, resolutions, offsets, features, width, w
                 x, y, z = fraction[lane], fraction[lane + LINE], fraction[lane + TWO * LINE]
                 for feature in range(np.uint64(len(features))):
                     at = first + feature * LINE + lane
-                    grad_x = scale * free[lane] * rows[at + step]
-                    grad_y = scale * free[lane + LINE] * rows[at + TWO * step]
-                    upper = z * rows[at] + scale * free[lane + TWO * LINE] * rows[at + THREE * step]
+                    grad_x = slope[lane] * rows[at + step]
+                    grad_y = slope[lane + LINE] * rows[at + TWO * step]
+                    upper = z * rows[at] + slope[lane + TWO * LINE] * rows[at + THREE * step]
                     lower = rows[at] - upper
                     x1, y1 = z * grad_x, z * grad_y
                     _face_backward(grad_table, places, lane, feature, x, y, lower, grad_x - x1, grad_y - y1)
@@ -164,7 +168,8 @@ def _scatter_block(points, begin, rows, resolutions, offsets, features, width, w
 @no_type_check
 def _scratch(points, begin):
     """Rows for a block: the clamped points, 1 where clamping leaves a coordinate free and 0 where it holds it; and
-    rows for a level: the place of each point in its cell, and the places of the corners in the table.
+    rows for a level: the place of each point in its cell, its weight's slope, and the places of the corners in the
+    table.
     """
     low, high = points.dtype.type(0), points.dtype.type(1)
     clamped, free = np.zeros(3 * BLOCK, points.dtype), np.zeros(3 * BLOCK, points.dtype)
@@ -175,7 +180,8 @@ def _scratch(points, begin):
             # In this order a NaN becomes 0: it must not become an index.
             point = point if point > low else low
             clamped[axis * BLOCK + lane] = point if point < high else high
-    return clamped, free, np.empty(3 * BLOCK, points.dtype), np.empty(8 * BLOCK, np.uint32)
+    fraction, slope = np.empty(3 * BLOCK, points.dtype), np.empty(3 * BLOCK, points.dtype)
+    return clamped, free, fraction, slope, np.empty(8 * BLOCK, np.uint32)
 
 
 @kernel
@@ -212,6 +218,21 @@ def _locate(clamped, level, resolutions, offsets, num_features, fraction, places
             places[5 * BLOCK + i] = (((x1 ^ y0 ^ z1) & mask) + offset) * step
             places[6 * BLOCK + i] = (((x0 ^ y1 ^ z1) & mask) + offset) * step
             places[7 * BLOCK + i] = (((x1 ^ y1 ^ z1) & mask) + offset) * step
+
+
+@kernel
+@no_type_check
+def _blend(fraction, free, cells, smooth, slope):
+    """Turns places in a cell into weights of its upper corners, and finds their derivatives by the point."""
+    number = fraction.dtype.type
+    one, two, three, six, scale = number(1), number(2), number(3), number(6), number(cells)
+    for i in range(3 * BLOCK):
+        slope[i] = scale * free[i]
+    if smooth:
+        for i in range(3 * BLOCK):
+            x = fraction[i]
+            slope[i] *= six * x * (one - x)
+            fraction[i] = x * x * (three - two * x)
 
 
 @kernel

@@ -145,7 +145,7 @@ class _HashGridJacobian(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_encoded, grad_jacobian):
         (points,) = ctx.saved_tensors
-        steepest = 3 * max(ctx.layout.resolutions)
+        steepest = 3 * 1.5 * max(ctx.layout.resolutions)  # the slope of smoothstep is 1.5 at most
         grads = grad_encoded, grad_jacobian.contiguous()
         grad_table = _sum_gradient(
             ctx,
@@ -238,7 +238,8 @@ def _encode(
     """Starts a hash grid kernel; the places of ``strided`` are those of features."""
     grid = _blocks(len(points), SAMPLES_PER_PROGRAM), layout.num_levels
     features = layout.features_per_level
-    sizes = (len(points), *strided.stride(), features, _power_of_two(features), SAMPLES_PER_PROGRAM)
+    smooth = layout.interpolation == "smoothstep"
+    sizes = (len(points), *strided.stride(), features, _power_of_two(features), smooth, SAMPLES_PER_PROGRAM)
     launch(kernel, grid, points, *arguments, *sizes)
 
 

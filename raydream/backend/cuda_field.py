@@ -25,11 +25,11 @@ COUNTED = ("num_samples", "feature_stride")  # other numbers in each step, for w
 @no_type_check
 def encode(
     points, table, levels, encoded, num_samples, sample_stride, feature_stride,
-    FEATURES: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
+    FEATURES: tl.constexpr, LANES: tl.constexpr, SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Stores the trilinear features of each sample."""
+    """Stores the features of each sample."""
     sample, lane, kept, at = _own(num_samples, sample_stride, feature_stride, FEATURES, LANES, BLOCK)
-    x0, y0, z0, x, y, z, _ = _cell(points, levels, sample, num_samples)
+    x0, y0, z0, x, y, z, _, _, _ = _cell(points, levels, sample, num_samples, SMOOTH)
     value = tl.zeros([BLOCK, LANES], dtype=encoded.dtype.element_ty)
     for corner in tl.static_range(8):
         place = _place(levels, x0, y0, z0, corner) * FEATURES
@@ -42,11 +42,11 @@ def encode(
 @no_type_check
 def encode_backward(
     points, grad_encoded, levels, scale, grad_table, num_samples, sample_stride, feature_stride,
-    FEATURES: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
+    FEATURES: tl.constexpr, LANES: tl.constexpr, SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds each sample's gradient to ``grad_table``."""
     sample, lane, kept, at = _own(num_samples, sample_stride, feature_stride, FEATURES, LANES, BLOCK)
-    x0, y0, z0, x, y, z, _ = _cell(points, levels, sample, num_samples)
+    x0, y0, z0, x, y, z, _, _, _ = _cell(points, levels, sample, num_samples, SMOOTH)
     grad = tl.load(grad_encoded + at, mask=kept, other=0) * _factor(scale, grad_table)
     for corner in tl.static_range(8):
         place = _place(levels, x0, y0, z0, corner) * FEATURES
@@ -58,11 +58,11 @@ def encode_backward(
 @no_type_check
 def encode_jacobian(
     points, table, levels, encoded, jacobian, num_samples, sample_stride, feature_stride,
-    FEATURES: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
+    FEATURES: tl.constexpr, LANES: tl.constexpr, SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Stores features and, in ``jacobian`` [sample, 3, width], their derivatives by the point's coordinates."""
     sample, lane, kept, at = _own(num_samples, sample_stride, feature_stride, FEATURES, LANES, BLOCK)
-    x0, y0, z0, x, y, z, cells = _cell(points, levels, sample, num_samples)
+    x0, y0, z0, x, y, z, slope_x, slope_y, slope_z = _cell(points, levels, sample, num_samples, SMOOTH)
     value = tl.zeros([BLOCK, LANES], dtype=encoded.dtype.element_ty)
     dx, dy, dz = value, value, value
     for corner in tl.static_range(8):
@@ -75,29 +75,26 @@ def encode_jacobian(
         dz += (wx * wy)[:, None] * entry * ((corner >> 2) * 2 - 1)
     tl.store(encoded + at, value, mask=kept)
     row, width = _jacobian_row(sample, lane, FEATURES)
-    tl.store(jacobian + row, dx * _slope(points, sample, 0, cells, num_samples)[:, None], mask=kept)
-    tl.store(jacobian + row + width, dy * _slope(points, sample, 1, cells, num_samples)[:, None], mask=kept)
-    tl.store(jacobian + row + 2 * width, dz * _slope(points, sample, 2, cells, num_samples)[:, None], mask=kept)
+    tl.store(jacobian + row, dx * slope_x[:, None], mask=kept)
+    tl.store(jacobian + row + width, dy * slope_y[:, None], mask=kept)
+    tl.store(jacobian + row + 2 * width, dz * slope_z[:, None], mask=kept)
 
 
 @triton.jit(do_not_specialize=COUNTED)
 @no_type_check
 def encode_jacobian_backward(
     points, grad_encoded, grad_jacobian, levels, scale, grad_table, num_samples, sample_stride, feature_stride,
-    FEATURES: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
+    FEATURES: tl.constexpr, LANES: tl.constexpr, SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of ``encode_jacobian`` by the table."""
     sample, lane, kept, at = _own(num_samples, sample_stride, feature_stride, FEATURES, LANES, BLOCK)
-    x0, y0, z0, x, y, z, cells = _cell(points, levels, sample, num_samples)
+    x0, y0, z0, x, y, z, slope_x, slope_y, slope_z = _cell(points, levels, sample, num_samples, SMOOTH)
     factor = _factor(scale, grad_table)
-    slope_x = factor * _slope(points, sample, 0, cells, num_samples)
-    slope_y = factor * _slope(points, sample, 1, cells, num_samples)
-    slope_z = factor * _slope(points, sample, 2, cells, num_samples)
     row, width = _jacobian_row(sample, lane, FEATURES)
     grad = tl.load(grad_encoded + at, mask=kept, other=0) * factor
-    dx = tl.load(grad_jacobian + row, mask=kept, other=0) * slope_x[:, None]
-    dy = tl.load(grad_jacobian + row + width, mask=kept, other=0) * slope_y[:, None]
-    dz = tl.load(grad_jacobian + row + 2 * width, mask=kept, other=0) * slope_z[:, None]
+    dx = tl.load(grad_jacobian + row, mask=kept, other=0) * (factor * slope_x)[:, None]
+    dy = tl.load(grad_jacobian + row + width, mask=kept, other=0) * (factor * slope_y)[:, None]
+    dz = tl.load(grad_jacobian + row + 2 * width, mask=kept, other=0) * (factor * slope_z)[:, None]
     for corner in tl.static_range(8):
         place = _place(levels, x0, y0, z0, corner) * FEATURES
         wx, wy, wz = _along(x, corner & 1), _along(y, corner >> 1 & 1), _along(z, corner >> 2)
@@ -142,8 +139,8 @@ def _add(grad_table, place, value, kept):
 
 @triton.jit
 @no_type_check
-def _cell(points, levels, sample, num_samples):
-    """Lower corner of each point's cell, the point's place in it, and the level's cells along an axis."""
+def _cell(points, levels, sample, num_samples, SMOOTH: tl.constexpr):
+    """Lower corner of each point's cell, the upper corners' weight along each axis, and its derivative by the point."""
     cells = tl.load(levels + tl.program_id(1) * 4)
     x = _clamped(points, sample, 0, num_samples) * cells
     y = _clamped(points, sample, 1, num_samples) * cells
@@ -153,7 +150,11 @@ def _cell(points, levels, sample, num_samples):
         tl.minimum(y.to(tl.int32), cells - 1),
         tl.minimum(z.to(tl.int32), cells - 1),
     )
-    return x0, y0, z0, x - x0, y - y0, z - z0, cells
+    x, y, z = x - x0, y - y0, z - z0
+    slope_x = _slope(points, sample, 0, cells, num_samples, x, SMOOTH)
+    slope_y = _slope(points, sample, 1, cells, num_samples, y, SMOOTH)
+    slope_z = _slope(points, sample, 2, cells, num_samples, z, SMOOTH)
+    return x0, y0, z0, _blend(x, SMOOTH), _blend(y, SMOOTH), _blend(z, SMOOTH), slope_x, slope_y, slope_z
 
 
 @triton.jit
@@ -166,10 +167,17 @@ def _clamped(points, sample, axis: tl.constexpr, num_samples):
 
 @triton.jit
 @no_type_check
-def _slope(points, sample, axis: tl.constexpr, cells, num_samples):
-    """d(place in the grid)/d(point): the level's cells, or 0 along an axis where clamping holds the point."""
+def _slope(points, sample, axis: tl.constexpr, cells, num_samples, fraction, SMOOTH: tl.constexpr):
+    """By the point's coordinate: the level's cells times the blend's slope; 0 where clamping holds the point."""
     point = tl.load(points + sample * 3 + axis, mask=sample < num_samples, other=0)
-    return tl.where((point >= 0) & (point <= 1), cells, 0).to(point.dtype)
+    slope = tl.where((point >= 0) & (point <= 1), cells, 0).to(point.dtype)
+    return slope * 6 * fraction * (1 - fraction) if SMOOTH else slope
+
+
+@triton.jit
+@no_type_check
+def _blend(fraction, SMOOTH: tl.constexpr):
+    return fraction * fraction * (3 - 2 * fraction) if SMOOTH else fraction
 
 
 @triton.jit

@@ -1,13 +1,18 @@
 """Where the levels of a multiresolution hash grid live in its table (Instant-NGP, section 3)."""
 
-from raydream.types import HashGridLayout
+from raydream.types import HashGridLayout, Interpolation
 
 HASH_PRIMES = (1, 2_654_435_761, 805_459_861)
 """Instant-NGP eq. 4: a vertex (x, y, z) goes to entry ``(x * 1) ^ (y * p1) ^ (z * p2)`` modulo the table's size."""
 
 
 def make_hash_grid_layout(
-    num_levels: int, features_per_level: int, log2_table_size: int, base_resolution: int, max_resolution: int
+    num_levels: int,
+    features_per_level: int,
+    log2_table_size: int,
+    base_resolution: int,
+    max_resolution: int,
+    interpolation: Interpolation = "linear",
 ) -> HashGridLayout:
     """The layout whose resolutions grow geometrically from ``base_resolution`` to ``max_resolution`` cells (eq. 2, 3).
 
@@ -19,7 +24,7 @@ def make_hash_grid_layout(
     offsets = [0]
     for resolution in resolutions:
         offsets.append(offsets[-1] + min((resolution + 1) ** 3, 1 << log2_table_size))
-    return HashGridLayout(resolutions, tuple(offsets), features_per_level)
+    return HashGridLayout(resolutions, tuple(offsets), features_per_level, interpolation)
 
 
 def is_dense(layout: HashGridLayout, level: int) -> bool:

@@ -22,11 +22,11 @@ RASTERIZE_CHUNK = 1 << 22
 def hash_grid(
     points: Float[Tensor, "sample 3"], table: Float[Tensor, "entry feature"], layout: HashGridLayout
 ) -> Float[Tensor, "sample width"]:
-    """Trilinear features of points (clamped to [0, 1]), level by level; differentiable by the table."""
+    """Features of points (clamped to [0, 1]), level by level; differentiable by the table."""
     features = []
     for level in range(layout.num_levels):
         index, fraction = _cell_corners(points.detach(), layout, level)
-        weight = _along_axes(fraction).prod(-1)
+        weight = _along_axes(_blend(fraction, layout)).prod(-1)
         features.append((table[index] * weight[..., None]).sum(1))
     return torch.cat(features, dim=-1)
 
@@ -40,8 +40,9 @@ def hash_grid_jacobian(
     sign = 2 * _corner_bits(points.device).to(points.dtype) - 1
     for level, resolution in enumerate(layout.resolutions):
         index, fraction = _cell_corners(points.detach(), layout, level)
-        x, y, z = _along_axes(fraction).unbind(-1)
-        slope = sign * torch.stack((y * z, x * z, x * y), dim=-1) * (free * resolution)[:, None]
+        x, y, z = _along_axes(_blend(fraction, layout)).unbind(-1)
+        steepness = free * resolution * _blend_slope(fraction, layout)
+        slope = sign * torch.stack((y * z, x * z, x * y), dim=-1) * steepness[:, None]
         corner_features = table[index]
         features.append((corner_features * (x * y * z)[..., None]).sum(1))
         jacobians.append(torch.einsum("ncf,ncd->ndf", corner_features, slope))
@@ -54,9 +55,18 @@ def _corner_bits(device: torch.device) -> Int[Tensor, "8 3"]:
 
 
 def _along_axes(fraction: Float[Tensor, "sample 3"]) -> Float[Tensor, "sample 8 3"]:
-    """Linear weight of each corner of the cell along each axis; their product is the trilinear weight."""
+    """Weight of each corner of the cell along each axis; their product is the corner's weight."""
     upper = _corner_bits(fraction.device).bool()
     return torch.where(upper, fraction[:, None], 1 - fraction[:, None])
+
+
+def _blend(fraction: Float[Tensor, "sample 3"], layout: HashGridLayout) -> Float[Tensor, "sample 3"]:
+    """Weight of the upper corners at these places in a cell (tiny-cuda-nn's formula for smoothstep)."""
+    return fraction**2 * (3 - 2 * fraction) if layout.interpolation == "smoothstep" else fraction
+
+
+def _blend_slope(fraction: Float[Tensor, "sample 3"], layout: HashGridLayout) -> Float[Tensor, "sample 3"]:
+    return 6 * fraction * (1 - fraction) if layout.interpolation == "smoothstep" else torch.ones_like(fraction)
 
 
 def _cell_corners(

@@ -81,7 +81,7 @@ def _encoding(layout: HashGridLayout) -> nn.Module:
             "n_features_per_level": layout.features_per_level,
             "log2_hashmap_size": (layout.offsets[level + 1] - layout.offsets[level] - 1).bit_length(),
             "base_resolution": resolution + 1,
-            "interpolation": "Linear",
+            "interpolation": layout.interpolation.capitalize(),
         }
         for level, resolution in enumerate(layout.resolutions)
     ]

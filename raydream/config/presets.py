@@ -107,7 +107,7 @@ def sd21(steps: int = 25_000) -> RunConfig:
     stage = StageConfig(
         num_steps=steps,
         scene=NerfConfig(
-            grid=HashGridConfig(num_levels=16, log2_table_size=19, max_resolution=2048),
+            grid=HashGridConfig(num_levels=16, log2_table_size=19, max_resolution=2048, interpolation="smoothstep"),
             samples_per_diagonal=512,
             occupancy_resolution=64,
             density_noise=1.0,

@@ -27,7 +27,12 @@ class RadianceField(nn.Module):
         grid = config.grid
         self._config, self._backend = config, backend
         self.layout = make_hash_grid_layout(
-            grid.num_levels, FEATURES_PER_LEVEL, grid.log2_table_size, grid.base_resolution, grid.max_resolution
+            grid.num_levels,
+            FEATURES_PER_LEVEL,
+            grid.log2_table_size,
+            grid.base_resolution,
+            grid.max_resolution,
+            grid.interpolation,
         )
         shape = (self.layout.num_entries, FEATURES_PER_LEVEL)
         self.table = nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) * 1e-4)
@@ -63,7 +68,7 @@ class RadianceField(nn.Module):
     ) -> tuple[Float[Tensor, " sample"], Float[Tensor, "sample 3"], Float[Tensor, "sample 3"]]:
         """Density, albedo and the unit normal ``-grad density / |grad density|``, differentiable to first order.
 
-        A trilinear grid's derivative is linear in its table, so one pass forward replaces a second one backward.
+        The grid's derivative is linear in its table, so one pass forward replaces a second one backward.
         """
         output, gradient = self._backend.field_gradient(
             self._unit(points), self.table, self.layout, self.hidden, self.head

@@ -31,6 +31,10 @@ def test_interpreted_kernels_are_the_reference(found: dict[str, Any]) -> None:
     assert found["sums"]["torch.float64"] < 1e-7  # measured 8e-10: the series for small optical depths ends at float32
 
 
+def test_an_interpreted_smooth_grid_is_the_reference(found: dict[str, Any]) -> None:
+    assert 0 < found["smooth"] < 1e-12  # measured 8e-16
+
+
 def test_packed_samples_and_fragments_are_the_reference_bit_by_bit(found: dict[str, Any]) -> None:
     march, prune, rasterize = (found["packed"][name] for name in ("march", "prune", "rasterize"))
     assert march[0] > march[1] > march[2] == 0  # and where there is nothing, nothing is found

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from backend_cases import LAYOUT, random_points, random_rays, random_triangles
+from backend_cases import LAYOUT, SMOOTH, random_points, random_rays, random_triangles
 
 from raydream.backend import cuda
+from raydream.types import HashGridLayout
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,7 +50,9 @@ class CompilingDriver:
 
 @pytest.fixture
 def launched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What has been compiled since, by the kernel and the type of the gradient or of the winners that it looks for."""
+    """What has been compiled since, by the kernel, the type of the gradient or of the winners that it looks for, and
+    whether the grid is smooth.
+    """
     from triton.runtime import driver
 
     compiled: dict[str, Any] = {}
@@ -58,7 +61,8 @@ def launched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         function = cuda.find_kernel(kernel)
         names = dict(zip(function.arg_names, arguments))
         made = function.run(*arguments, grid=grid, warmup=True, enable_fp_fusion=cuda.may_fuse(kernel))
-        compiled[f"{kernel} {getattr(names.get('grad_table'), 'dtype', names.get('WINNERS', ''))}"] = made
+        kind = getattr(names.get("grad_table"), "dtype", names.get("WINNERS", ""))
+        compiled[f"{kernel} {kind}{' smooth' * names.get('SMOOTH', 0)}"] = made
         if kernel.endswith("_count"):  # nothing was counted: one for each ray
             names["kept_counts" if "kept_counts" in names else "counts"].fill_(1)
 
@@ -68,7 +72,9 @@ def launched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     return compiled
 
 
-def launch_everything(dtype: torch.dtype, num_points: int = 300, deterministic: bool = False) -> None:
+def launch_everything(
+    dtype: torch.dtype, num_points: int = 300, deterministic: bool = False, layout: HashGridLayout = LAYOUT
+) -> None:
     """All kernels once."""
     backend, generator = cuda.CudaBackend(deterministic), torch.Generator().manual_seed(0)
     rays, clip, faces = random_rays(generator, 30, dtype), *random_triangles(generator, dtype)
@@ -77,10 +83,10 @@ def launch_everything(dtype: torch.dtype, num_points: int = 300, deterministic: 
     samples = backend.prune(torch.ones(30, dtype=dtype), samples, torch.tensor(0.01), 1e-4)
     backend.rasterize(clip, faces, 20, 20)
     points = random_points(generator, num_points, dtype)
-    shapes = ((LAYOUT.num_entries, 2), (8, LAYOUT.num_features), (4, 8))
+    shapes = ((layout.num_entries, 2), (8, layout.num_features), (4, 8))
     table, hidden, head = (torch.rand(shape, dtype=dtype, requires_grad=True) for shape in shapes)
-    backend.field(points, table, LAYOUT, hidden, head).sum().backward()
-    torch.cat(backend.field_gradient(points, table, LAYOUT, hidden, head), dim=1).sum().backward()
+    backend.field(points, table, layout, hidden, head).sum().backward()
+    torch.cat(backend.field_gradient(points, table, layout, hidden, head), dim=1).sum().backward()
     density, values = (torch.rand(shape, dtype=dtype, requires_grad=True) for shape in ((30,), (30, 4)))
     backend.composite(density, values, samples)[0].sum().backward()
 
@@ -92,8 +98,10 @@ def test_kernels_fit_into_registers(launched: dict[str, Any], tmp_path: Path) ->
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     for deterministic in (False, True):
         launch_everything(torch.float32, deterministic=deterministic)
+    launch_everything(torch.float32, layout=SMOOTH)
     assert {name.split()[0] for name in launched} == KERNELS
-    assert len(launched) == len(KERNELS) + 3  # gradients in integers too, and the winners of the depth test
+    # gradients in integers too, the winners of the depth test, and all four of the grid's where it is smooth
+    assert len(launched) == len(KERNELS) + 2 + 1 + 4
     for name, kernel in launched.items():
         (tmp_path / "kernel.cubin").write_bytes(kernel.asm["cubin"])
         told = subprocess.run(
@@ -109,10 +117,12 @@ def test_what_runs_ask_of_the_compiler(launched: dict[str, Any]) -> None:
     for num_points in (300, 304, 301):
         launch_everything(torch.float32, num_points)
     launch_everything(torch.float32, 300, deterministic=True)
+    launch_everything(torch.float32, 300, layout=SMOOTH)
     caches = {name: cuda.find_kernel(name).device_caches[1][0] for name in KERNELS}
     several = {name: len(kernels) for name, kernels in caches.items() if len(kernels) > 1}
-    # nothing is compiled anew for another number of samples
-    assert several == {"encode_backward": 2, "encode_jacobian_backward": 2, "depth_test": 2}
+    # nothing is compiled anew for another number of samples; the grid's for a smooth one
+    forward, backward = {"encode": 2, "encode_jacobian": 2}, {"encode_backward": 3, "encode_jacobian_backward": 3}
+    assert several == {**forward, **backward, "depth_test": 2}
 
     # floats are added two at a time: both features of an entry, at each corner of a cell
     added = {name: re.findall(r"\.global[\w.]*\.add\.([\w.]+)", kernel.asm["ptx"]) for name, kernel in launched.items()}

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from backend_cases import LAYOUT, random_samples, worst_difference
+from backend_cases import LAYOUT, SMOOTH, random_samples, worst_difference
 from named_packages import PUBLISHED, installed, nerfacc_extension, stand_ins
 from package_cases import REFERENCE, features_difference, field_difference, march_difference, raster_difference
 from small_scenes import CPU, NO_LOSSES, SHADING, SMALL, make_cameras
@@ -79,6 +79,10 @@ def test_tinycudann_encodes_as_the_reference_does(
     layout = make_hash_grid_layout(levels, features, log2_table_size, coarsest, finest)
     # where a point lies in one of 200 cells, to float32
     assert features_difference(backend, "cpu", layout) < 1e-4  # type: ignore[arg-type]
+
+
+def test_tinycudann_blends_smoothly_where_it_is_asked_to(packages: SimpleNamespace) -> None:
+    assert features_difference(over_reference("tinycudann"), "cpu", SMOOTH) < 1e-4  # type: ignore[arg-type]
 
 
 def test_tinycudann_network_is_the_reference_in_half_precision(packages: SimpleNamespace) -> None:

@@ -5,7 +5,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from backend_cases import LAYOUT, hash_grid_jacobian, random_rays, random_triangles, summed_kernels, worst_difference
+from backend_cases import (
+    LAYOUT,
+    SMOOTH,
+    hash_grid_jacobian,
+    random_rays,
+    random_triangles,
+    summed_kernels,
+    worst_difference,
+)
 
 from raydream.backend import load_backend
 from raydream.camera import camera_rays, orbit_cameras
@@ -26,7 +34,8 @@ def test_auto_is_cuda() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-7)])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_compiled_kernels_are_the_reference(dtype: torch.dtype, tolerance: float, deterministic: bool) -> None:
-    assert worst_difference(load_backend("cuda", "cuda", deterministic), dtype, "cuda") < tolerance
+    for layout in (LAYOUT, SMOOTH):
+        assert worst_difference(load_backend("cuda", "cuda", deterministic), dtype, "cuda", layout) < tolerance
 
 
 def test_equal_inputs_give_equal_bits() -> None:

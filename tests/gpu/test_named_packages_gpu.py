@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from backend_cases import worst_difference
+from backend_cases import LAYOUT, SMOOTH, worst_difference
 from package_cases import features_difference, field_difference, march_difference, raster_difference
 
 from raydream.backend import load_backend
@@ -25,7 +25,8 @@ def test_all_kernels_are_the_reference(package: str) -> None:
 
 
 def test_tinycudann_encodes_as_the_reference_does() -> None:
-    assert features_difference(loaded("tinycudann"), "cuda") < 1e-4  # type: ignore[arg-type]
+    for layout in (LAYOUT, SMOOTH):
+        assert features_difference(loaded("tinycudann"), "cuda", layout) < 1e-4  # type: ignore[arg-type]
 
 
 def test_tinycudann_network_is_the_reference_in_half_precision() -> None:

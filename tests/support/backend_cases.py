@@ -1,6 +1,6 @@
 """Inputs on which backends are compared: random, but with every special case that the kernels have to decide."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from raydream.types import Backend, HashGridLayout, Rays, RaySamples
 
 # Dense and hashed levels, and a width that is no power of two.
 LAYOUT = make_hash_grid_layout(5, 2, 10, 4, 40)
+SMOOTH = replace(LAYOUT, interpolation="smoothstep")
 
 
 def random_points(generator: torch.Generator, num: int, dtype: torch.dtype) -> Tensor:
@@ -80,7 +81,7 @@ def hash_grid_jacobian(
     return output.roll(layout.num_features - 1, dims=1), torch.stack(slopes, dim=-1)
 
 
-def summed_kernels(backend: Backend, dtype: torch.dtype, device: str) -> list[Tensor]:
+def summed_kernels(backend: Backend, dtype: torch.dtype, device: str, layout: HashGridLayout = LAYOUT) -> list[Tensor]:
     """Values and gradients of hash grid, field and compositing, all of size about 1, from fixed inputs."""
     generator = torch.Generator().manual_seed(5)
     counts = [3, 0, 40, 1] * 12
@@ -88,12 +89,12 @@ def summed_kernels(backend: Backend, dtype: torch.dtype, device: str) -> list[Te
     samples = RaySamples(*(getattr(samples, part.name).to(device) for part in fields(samples)))
     points = random_points(generator, 300, dtype).to(device)
     table, values = (
-        torch.randn(LAYOUT.num_entries, 2, generator=generator),
+        torch.randn(layout.num_entries, 2, generator=generator),
         torch.randn(sum(counts), 5, generator=generator),
     )
     density = 3 * torch.rand(sum(counts), generator=generator)
     table, values, density = (x.to(device, dtype).requires_grad_() for x in (table, values, density))
-    hidden = (torch.randn(8, LAYOUT.num_features, generator=generator) / 4).to(device, dtype).requires_grad_()
+    hidden = (torch.randn(8, layout.num_features, generator=generator) / 4).to(device, dtype).requires_grad_()
     head = (torch.randn(4, 8, generator=generator) / 4).to(device, dtype).requires_grad_()
 
     def weighted(*outputs: Tensor) -> Tensor:
@@ -101,25 +102,25 @@ def summed_kernels(backend: Backend, dtype: torch.dtype, device: str) -> list[Te
         parts = [(torch.randn(s, generator=generator).to(o) * o).sum() for s, o in zip(shapes, outputs)]
         return sum(parts[1:], parts[0])
 
-    encoded = hash_grid(backend, points, table, LAYOUT)
-    both = hash_grid_jacobian(backend, points, table, LAYOUT)
-    field = backend.field_gradient(points, table, LAYOUT, hidden, head)
+    encoded = hash_grid(backend, points, table, layout)
+    both = hash_grid_jacobian(backend, points, table, layout)
+    field = backend.field_gradient(points, table, layout, hidden, head)
     composited = backend.composite(density, values, samples)
     return [
         encoded,
         *torch.autograd.grad(weighted(encoded), table),
         both[0],
-        both[1] / LAYOUT.resolutions[-1],
+        both[1] / layout.resolutions[-1],
         *(grad / 1000 for grad in torch.autograd.grad(weighted(*both), table)),
         field[0],
-        field[1] / LAYOUT.resolutions[-1],
+        field[1] / layout.resolutions[-1],
         *(grad / 1000 for grad in torch.autograd.grad(weighted(*field), (table, hidden, head))),
         *composited,
         *torch.autograd.grad(weighted(*composited), (density, values)),
     ]
 
 
-def worst_difference(backend: Backend, dtype: torch.dtype, device: str) -> float:
+def worst_difference(backend: Backend, dtype: torch.dtype, device: str, layout: HashGridLayout = LAYOUT) -> float:
     """Between a backend's ``summed_kernels`` and the reference's."""
-    found, expected = summed_kernels(backend, dtype, device), summed_kernels(ReferenceBackend(), dtype, device)
+    found, expected = (summed_kernels(kernels, dtype, device, layout) for kernels in (backend, ReferenceBackend()))
     return max(float((a - b).detach().abs().max()) for a, b in zip(found, expected))

@@ -20,7 +20,8 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from backend_cases import LAYOUT, random_points, random_rays, random_triangles, worst_difference
+from backend_cases import LAYOUT, SMOOTH, random_points, random_rays, random_triangles, worst_difference
+from package_cases import relative
 from pretend_device import DEVICE, PretendTensor, Tally, pretend_device
 from small_runs import small_config
 from small_scenes import CPU, make_cameras
@@ -85,6 +86,22 @@ def gradient() -> dict[str, Any]:
     for name in ("floats", "integers"):
         found[name] = float((grads[name] - grads["truth"]).abs().max())
     return found | {"strides": strides}
+
+
+def smooth() -> float:
+    """How far a smooth field, its slope and their gradients are from the reference, relative to the largest of each."""
+    draws, dtype = torch.Generator().manual_seed(2), torch.float64
+    points = random_points(draws, 300, dtype)
+    shapes = (SMOOTH.num_entries, 2), (8, SMOOTH.num_features), (4, 8)
+    table, *rest = weights = [torch.randn(s, generator=draws, dtype=dtype, requires_grad=True) for s in shapes]
+
+    def everything(backend: Backend) -> list[torch.Tensor]:
+        plain = backend.field(points, table, SMOOTH, *rest)
+        both = backend.field_gradient(points, table, SMOOTH, *rest)
+        results = [plain, *both, *torch.autograd.grad(plain.square().sum(), weights)]
+        return results + list(torch.autograd.grad(both[0].sum() + both[1].square().sum(), weights))
+
+    return relative(everything(CudaBackend()), everything(ReferenceBackend()))
 
 
 def packed() -> dict[str, list[int]]:
@@ -176,7 +193,7 @@ def modes() -> dict[str, Any]:
     return told | {"same": torch.equal(means.held, expected), "shown": shown}
 
 
-CHECKS = (sums, gradient, packed, step, modes)
+CHECKS = (sums, gradient, smooth, packed, step, modes)
 
 if __name__ == "__main__":
     for name, width in WIDE.items():

@@ -70,12 +70,8 @@ class Encoding(Module):
         self.grids = encoding_config["nested"]
         for grid in self.grids:
             assert set(grid) <= _GRID_KEYS
-            assert (grid["otype"], grid["type"], grid["interpolation"], grid["n_levels"]) == (
-                "Grid",
-                "Hash",
-                "Linear",
-                1,
-            )
+            assert (grid["otype"], grid["type"], grid["n_levels"]) == ("Grid", "Hash", 1)
+            assert grid["interpolation"] in ("Linear", "Smoothstep")
             assert grid["n_features_per_level"] in (1, 2, 4, 8)
         assert n_input_dims == sum(grid["n_dims_to_encode"] for grid in self.grids)
         super().__init__(sum(grid_length(grid) * grid["n_features_per_level"] for grid in self.grids))
@@ -99,6 +95,8 @@ def look_up(grid: dict[str, Any], params: Tensor, points: Tensor) -> Tensor:
     place = points * (resolution - 1) + 0.5
     lower = place.floor()
     fraction, total = place - lower, torch.zeros(len(points), entries.shape[1])
+    if grid["interpolation"] == "Smoothstep":
+        fraction = fraction * fraction * (3 - 2 * fraction)
     for corner in range(8):
         bits = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2])
         weight = torch.where(bits.bool(), fraction, 1 - fraction).prod(1)
