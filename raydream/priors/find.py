@@ -7,6 +7,8 @@ Imports no torch and no library but the standard one at the top, so that a front
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,24 +93,19 @@ def resolve_prior(source: str, allow_download: bool = False) -> Path:
         raise ValueError(
             f"prior: {source!r} is neither a folder nor a known name (embedded, {', '.join(ALIASES)}); {_REMEDY}"
         )
-    reasons: list[str] = []
-    for repository in repositories:
-        cached = _find_cached(repository)
-        if cached is None:
-            continue
-        try:
-            check_prior(cached)
-            return cached
-        except ValueError as error:  # an interrupted download, perhaps: a mirror's copy may be whole
-            reasons.append(str(error).removeprefix("prior: "))
-    if allow_download:
-        folder = _download(repositories, reasons)
-        check_prior(folder)
-        return folder
-    found = f" ({'; '.join(reasons)})" if reasons else ""
+    found, reasons = _find_whole(repositories)
+    if found is None and allow_download:
+        with _downloading(repositories[0]):  # whoever waited for another process finds what that one has brought
+            found, reasons = _find_whole(repositories)
+            if found is None:
+                found = _download(repositories, reasons)
+                check_prior(found)
+    if found is not None:
+        return found
+    why = f" ({'; '.join(reasons)})" if reasons else ""
     mirrors = f" (mirrors: {', '.join(repositories[1:])})" if repositories[1:] else ""
     fetch = f"fetch it with `hf download {repositories[0]}`{mirrors} or set prior.allow_download=true"
-    raise ValueError(f"prior: {source!r} is not on this machine{found}; {fetch}, or {_REMEDY}")
+    raise ValueError(f"prior: {source!r} is not on this machine{why}; {fetch}, or {_REMEDY}")
 
 
 def check_prior(folder: Path) -> None:
@@ -263,11 +260,38 @@ def _check_files(folder: Path) -> None:
             raise ValueError(f"prior: {error}") from error
 
 
+def _find_whole(repositories: tuple[str, ...]) -> tuple[Path | None, list[str]]:
+    """The first copy in the cache that can be used, and why those before it cannot."""
+    reasons: list[str] = []
+    for repository in repositories:
+        cached = _find_cached(repository)
+        if cached is None:
+            continue
+        try:
+            check_prior(cached)
+            return cached, reasons
+        except ValueError as error:  # an interrupted download, perhaps: a mirror's copy may be whole
+            reasons.append(str(error).removeprefix("prior: "))
+    return None, reasons
+
+
 def _find_cached(repository: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, "model_index.json")
     return Path(found).parent if isinstance(found, str) else None
+
+
+@contextmanager
+def _downloading(repository: str) -> Iterator[None]:
+    """Held by one process at a time of all that share a cache: those of a node, or of all where it is a shared disk."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import WeakFileLock
+
+    locks = Path(constants.HF_HUB_CACHE) / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(locks / f"raydream--{repository.replace('/', '--')}.lock"):
+        yield
 
 
 def _download(repositories: tuple[str, ...], reasons: list[str]) -> Path:

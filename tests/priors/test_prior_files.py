@@ -1,10 +1,12 @@
 """Finding a prior: the right folder, or an error about ``prior`` before anything heavy loads."""
 
 import json
+import multiprocessing
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,35 @@ def test_a_download_tries_the_mirrors_in_turn(hub_cache: Path, good: Path, monke
     monkeypatch.setattr(huggingface_hub, "snapshot_download", second_one_answers)
     assert find.resolve_prior("sd21-base", allow_download=True) == good
     assert asked == list(find.ALIASES["sd21-base"][:2])
+
+
+def test_processes_of_a_node_download_once(
+    hub_cache: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a particle and the score model that start together: the second waits, and finds what the first brought."""
+    downloads = tmp_path / "downloads"
+
+    def slowly(repository: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        with downloads.open("a") as file:
+            file.write("x")
+        time.sleep(0.5)
+        return str(put_into_cache(hub_cache, repository, good))
+
+    def ask() -> None:
+        ready.wait(30)
+        found.put(find.resolve_prior("sd21-base", allow_download=True))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", slowly)
+    context = multiprocessing.get_context("fork")
+    ready, found = context.Barrier(2), context.Queue()
+    actors = [context.Process(target=ask) for _ in range(2)]
+    for actor in actors:
+        actor.start()
+    folders = {found.get(timeout=60) for _ in actors}
+    for actor in actors:
+        actor.join()
+    assert len(folders) == 1
+    assert downloads.read_text() == "x"
 
 
 def test_a_failed_download_tells_every_reason(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
