@@ -18,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from raydream.cli import parse
 from raydream.cluster.placement import NODE_TYPES, Cluster, node_types
+from raydream.console import gpu
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "serve" / "kuberay"
@@ -83,6 +84,15 @@ def test_spot_machines_have_a_substitute_at_full_price() -> None:
     assert spot["node_config"].pop("InstanceMarketOptions") == {"MarketType": "spot"}
     assert spot.pop("priority") > full.pop("priority")
     assert spot == full, "they differ in nothing but the price, so the autoscaler may take either"
+
+
+@pytest.mark.parametrize("page", ["cluster.yaml", "docs/cluster.md"])
+def test_who_sets_nodes_up_reads_of_drivers_what_the_doctor_says(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").replace("# ", "").split())
+    newest, oldest = gpu._LEAST_DRIVER["13"], gpu._LEAST_DRIVER["12"]
+    assert f"NVIDIA driver of {newest} or newer" in text
+    assert re.search(rf"of {oldest} to {newest - 1}.*whl/{gpu._OLDER_WHEEL}", text)
+    assert "nvidia-cuda-mps-control -d" in text
 
 
 def test_runs_are_told_which_nodes_could_be_started() -> None:
