@@ -38,6 +38,10 @@ _MAX_EMBEDDED_VIDEO_BYTES = 2_000_000
 _MAX_HISTORY = 12
 _GRID_GAP_PX = 4
 _NOT_CURVES = frozenset({"step", "time_s"})
+_LOSS_NOTE = (
+    "loss/rgb is half the squared length of the guidance's gradient, not an objective that falls: in a healthy VSD run "
+    "it climbs, because the sharper the pictures are, the more there is to pull on. loss/fit is a loss."
+)
 _SCRIPT = (
     "if(!matchMedia('(prefers-reduced-motion: reduce)').matches)"
     "document.querySelectorAll('video').forEach(v=>v.play().catch(()=>{}))"
@@ -182,11 +186,12 @@ def _curves(rows: Iterable[Mapping[str, Scalar]]) -> str:
                 group, _, name = key.partition("/")
                 point = (float(cast(int, row["step"])), float(value))
                 groups.setdefault(group, {}).setdefault(name or group, []).append(point)
-    charts = (
+    charts = "".join(
         line_chart(group.replace("_", " "), series, f"chart-{number}")
         for number, (group, series) in enumerate(groups.items())
     )
-    return f'<div class="charts">{"".join(charts)}</div>' if groups else ""
+    note = f"<p>{_LOSS_NOTE}</p>" if charts and "rgb" in groups.get("loss", {}) else ""
+    return f'<div class="charts">{charts}</div>{note}' if groups else ""
 
 
 def _times(facts: ReportFacts) -> str:
