@@ -1,12 +1,12 @@
 """From the words on the command line to a checked ``RunConfig``. No torch: ``--dry-run`` answers at once."""
 
 import argparse
-import difflib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydream.config import strict_json
+from raydream.config.checks import near, one_of
 from raydream.config.cluster import OutputConfig
 from raydream.config.names import LEARNING_METHODS, METHOD_NAMES
 from raydream.config.paths import with_absolute_folders
@@ -48,7 +48,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, help="number of particles: different assets from one prompt (default 8)")
     parser.add_argument(
         "--method",
-        choices=METHOD_NAMES,
+        type=one_of(*METHOD_NAMES),
+        metavar="|".join(METHOD_NAMES),
         help=f"{', '.join(LEARNING_METHODS)} learns a reference score, the others do not",
     )
     presets = ", ".join(PRESETS)
@@ -61,7 +62,13 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="everything random follows from it (default 0)")
     parser.add_argument("--out", help="the run folder: a new path or a URI such as s3://bucket/run")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run folder, from its last checkpoint")
-    parser.add_argument("--runtime", choices=["ray", "local"], help="ray: actors in processes; local: all in this one")
+    runtimes = ("ray", "local")
+    parser.add_argument(
+        "--runtime",
+        type=one_of(*runtimes),
+        metavar="|".join(runtimes),
+        help="ray: actors in processes; local: all in this one",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting by its dotted name (repeatable)"
     )
@@ -95,8 +102,7 @@ def _parse_words(parser: argparse.ArgumentParser, words: Sequence[str] | None) -
     if unknown:
         flag = unknown[0].partition("=")[0]
         flags = ["--" + name.replace("_", "-") for name in vars(args)]
-        near = difflib.get_close_matches(flag, flags, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see --help"
+        hint = near(flag, flags) or "see --help"
         raise ValueError(f"{flag}: unknown flag; {hint}" if flag.startswith("-") else f"{flag!r}: belongs to no flag")
     return args
 

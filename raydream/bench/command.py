@@ -10,6 +10,7 @@ from rich.console import Console
 
 from raydream.bench.particle_step import StepComparison, StepSetting, compare_steps
 from raydream.bench.report import show, to_json
+from raydream.config.checks import one_of
 
 # What an actor gets at its start (see ``ray_runtime.actor_environment``); the allocator reads it only then.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
@@ -48,11 +49,20 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
 def _parser(description: str) -> argparse.ArgumentParser:
     """The flags of the benchmark."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--parts", nargs="+", choices=["step", "run"], default=["step", "run"], help="what to measure")
+    parts, runtimes = ("step", "run"), ("ray", "local")
+    parser.add_argument(
+        "--parts", nargs="+", type=one_of(*parts), default=parts, metavar="|".join(parts), help="what to measure"
+    )
     parser.add_argument("--rounds", type=int, default=12, help="steps on each backend in each setting (default 12)")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of particles of the runs")
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each run (default 20)")
-    parser.add_argument("--runtime", choices=["ray", "local"], default="ray", help="local: all in this process")
+    parser.add_argument(
+        "--runtime",
+        type=one_of(*runtimes),
+        default="ray",
+        metavar="|".join(runtimes),
+        help="local: all in this process",
+    )
     parser.add_argument("--quick", action="store_true", help="everything in little, to see that it works")
     parser.add_argument("--out", help="a JSON file for the figures")
     return parser

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from raydream.config.branches import BranchConfig, GeometricPriorConfig, LearnerConfig, geometric_branch
+from raydream.config.checks import near
 from raydream.config.cluster import ClusterConfig, OutputConfig
 from raydream.config.prior import PriorConfig
 from raydream.config.run import RunConfig, StageConfig
@@ -158,7 +159,8 @@ PRESETS: dict[str, Callable[..., RunConfig]] = {
 def make_preset(name: str, steps: int | None) -> RunConfig:
     """The named preset; ``ValueError`` naming ``preset`` for an unknown one."""
     if name not in PRESETS:
-        raise ValueError(f"preset: unknown {name!r}; choose one of {', '.join(PRESETS)}")
+        hint = near(name, PRESETS) or f"choose one of {', '.join(PRESETS)}"
+        raise ValueError(f"preset: unknown {name!r}; {hint}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps: must be at least 1, got {steps}")
     return PRESETS[name]() if steps is None else PRESETS[name](steps)

@@ -1,7 +1,6 @@
 """Configs as strict JSON and as typed ``--set a.b=value`` overrides: nothing unknown, nothing silently converted."""
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -9,6 +8,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
+from raydream.config.checks import near
 from raydream.config.former import what_became_of
 from raydream.schedule import Constant, Linear, Polyline, Schedule, Steps
 
@@ -62,7 +62,10 @@ def from_json(expected: Any, value: Any, path: str = "") -> Any:
     if origin is typing.Literal:
         choices = typing.get_args(expected)
         if value not in choices:
-            raise ValueError(f"{path}: must be one of {', '.join(map(repr, choices))}, got {value!r}")
+            hint = near(str(value), map(str, choices))
+            raise ValueError(
+                f"{path}: must be one of {', '.join(map(repr, choices))}, got {value!r}{hint and f'; {hint}'}"
+            )
         return value
     if origin is tuple:
         return _tuple(typing.get_args(expected), value, path)
@@ -162,10 +165,10 @@ def _scalar(expected: Any, value: Any, path: str) -> Any:
 
 
 def _unknown(path: str, key: str, known: list[str]) -> typing.NoReturn:
-    near, became = difflib.get_close_matches(key, known, n=1), what_became_of(path)
+    became = what_became_of(path)
     if became is not None:
         raise ValueError(f"{path}: no setting of this release; {became}")
-    hint = f"did you mean {near[0]!r}?" if near else f"known fields are {', '.join(known)}"
+    hint = near(key, known) or f"known fields are {', '.join(known)}"
     raise ValueError(f"{path}: unknown field; {hint}")
 
 

@@ -1,11 +1,11 @@
 """``raydream COMMAND``, also as ``python -m raydream.console``: what the files in ``jobs/`` do, and ``doctor``."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from raydream import __version__
+from raydream.config.checks import near
 
 COMMANDS = {
     "run": "Text to n different 3D assets: n NeRF particles under one shared score model (VSD).",
@@ -38,8 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"raydream {__version__}")
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        hint = near(name, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
         print(f"error: {name!r} is no command; {hint}", file=sys.stderr)
         return _BAD_INPUT
     sys.argv = [f"raydream {name}", *rest]  # what argparse calls a program

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from raydream.config import strict_json
+from raydream.config.checks import one_of
 from raydream.config.train import StageSettings
 from raydream.store.faults import StorageError
 
@@ -54,7 +55,7 @@ def make_parser(description: str, config: type, out: str, place: str = "folder")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, e.g. seed=1")
     parser.add_argument("--minutes", type=float, help="length of the whole training instead of a number of steps")
     parser.add_argument("--workers", type=int, default=1, help="processes of one Ray Train run")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", type=one_of("auto", "cpu", "cuda"), default="auto", metavar="auto|cpu|cuda")
     parser.add_argument(
         "--no-ray", action="store_true", help="train in this process without Ray, or as one of torchrun's"
     )

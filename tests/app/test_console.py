@@ -74,7 +74,7 @@ def test_help_comes_without_anything_heavy() -> None:
 
 def test_a_wrong_name_is_told_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evalute"]) == 2
-    assert "did you mean evaluate?" in capsys.readouterr().err
+    assert "did you mean 'evaluate'?" in capsys.readouterr().err
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("raydream ")
 

@@ -12,6 +12,7 @@ import torch
 
 from raydream.config import strict_json
 from raydream.config.agp import AgpConfig
+from raydream.config.checks import one_of
 from raydream.diffusion import layout
 from raydream.priors import find
 from raydream.priors.agp import AgpDenoiser, check_same_prior
@@ -55,7 +56,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--prior", help="folder, alias or owner/name of the text-to-image prior to start from")
     parser.add_argument("--deepspeed", metavar="FILE|0|1|2|3", help="ZeRO by a DeepSpeed config or its stage")
-    parser.add_argument("--data", choices=("auto", "memory", "stream"), default="auto", help="stream: by Ray Data")
+    ways = ("auto", "memory", "stream")
+    parser.add_argument(
+        "--data", type=one_of(*ways), default="auto", metavar="|".join(ways), help="stream: by Ray Data"
+    )
     parser.add_argument("--benchmark", action="store_true", help="time the job's steps against the bare model's")
     parser.add_argument("--plan", action="store_true", help="print memory by ZeRO stage and the cost of a large run")
     return parser
