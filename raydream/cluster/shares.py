@@ -56,6 +56,7 @@ def _side_by_side(
         part = (_GPU - b * round(_GPU * score)) // a
     else:  # just so much that no node has room for one more than its GPUs have
         part = _GPU * max(gpus) // (a * max(gpus) + 1) + 1
+        part += int(part / _GPU * _GPU) < part  # Ray cuts off: to it 0.3334 is 3,333 parts, of which three fit on a GPU
     rest = (_GPU - a * part) // b if score is None else round(_GPU * score)
     if particle is None and score is None and rest < 1:  # more on a GPU than Ray can tell apart so
         part = rest = _GPU // (a + b)

@@ -5,18 +5,23 @@ import math
 import shutil
 import tempfile
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster as RayCluster
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydream.cluster.placement import Cluster, Nodes, plan_bundles, reserve
-from raydream.cluster.shares import cpu_share, gpu_shares
+from raydream.cluster.shares import _can_be_placed, cpu_share, gpu_shares
 from raydream.config.cluster import ClusterConfig
 from raydream.config.presets import make_preset
 from raydream.config.run import RunConfig, cluster_config
@@ -25,9 +30,11 @@ from raydream.config.strict_json import apply_overrides
 LAYOUTS = ([1], [2], [4], [8], [9], [16], [4, 4], [8, 8, 8], [1] * 8, [1] * 9, [1, 3], [2, 4, 8])
 
 
-def most_of(share: float, gpus: int, unit: float = 1e-4) -> int:
-    """How many actors a node with so many GPUs takes by their sum, which is how Ray chooses it."""
-    return int((gpus + unit / 2) / share)
+def most_of(share: float, gpus: int) -> int:
+    """How many actors a node with so many GPUs takes by their sum, which is how Ray chooses it. It counts in whole
+    ten-thousandths and cuts off what a float is short of one: to it 0.3334 is 3,333 of them.
+    """
+    return int(gpus * 10_000) // int(share * 10_000)
 
 
 # --- by reckoning -----------------------------------------------------------------------------------------------------
@@ -96,33 +103,34 @@ def test_what_is_quick_on_cores_takes_no_gpu_by_itself(settings: list[str], take
 
 made_up = pytest.mark.skipif(torch.cuda.is_available(), reason="the cluster's GPUs are made up")
 Nodeful = Callable[[Sequence[int]], Cluster]
+NODES, SIZE = "abcd", 16  # each node has so many GPUs and cores, and a resource that is its name
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodeful]:
-    """Makes a cluster whose nodes have so many made-up GPUs free, by taking all others away."""
+    """Makes a cluster whose nodes have so many made-up GPUs free, by taking all others away, and other nodes whole."""
     temporary = tempfile.mkdtemp(prefix="rd-")  # short: paths of sockets have to fit into 107 characters
     ray.shutdown()  # whatever tests before these left running in this process
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_TMPDIR", temporary)
-    all_gpus = {"a": 9, "b": 4, "c": 4}
-    options = {"num_cpus": 16, "object_store_memory": 80 * 2**20}
-    head = {"include_dashboard": False, **options}
-    cluster = RayCluster(initialize_head=True, head_node_args={"num_gpus": 9, "resources": {"a": 1}, **head})
-    for name in ("b", "c"):
-        cluster.add_node(num_gpus=all_gpus[name], resources={name: 1}, **options)
+    options = {"num_cpus": SIZE, "num_gpus": SIZE, "object_store_memory": 80 * 2**20}
+    head = {"include_dashboard": False, "resources": {NODES[0]: 1}, **options}
+    cluster = RayCluster(initialize_head=True, head_node_args=head)
+    for name in NODES[1:]:
+        cluster.add_node(resources={name: 1}, **options)
     ray.init(address=cluster.address, log_to_driver=False)
     taken: list[PlacementGroup] = []
 
     def leave_free(gpus: Sequence[int]) -> Cluster:
         free_all()
-        left = dict(zip(("abc" if len(gpus) == 1 else "bca"), gpus))
-        bundles = [{name: 1e-3, "GPU": float(count - left.get(name, 0))} for name, count in all_gpus.items()]
-        bundles = [bundle for bundle in bundles if bundle["GPU"]]
-        if bundles:
-            taken.append(placement_group(bundles))
-            assert taken[-1].wait(60)
-        return Cluster([Nodes({"CPU": 16.0, "GPU": float(left.get(name, 0))}) for name in all_gpus])
+        bundles = [
+            {name: 1e-3, "GPU": float(SIZE - free), "CPU": 0.0 if used else float(SIZE)}
+            for name, (used, free) in zip(NODES, [(True, count) for count in gpus] + [(False, 0)] * len(NODES))
+        ]
+        bundles = [{what: amount for what, amount in bundle.items() if amount} for bundle in bundles]
+        taken.append(placement_group(bundles))
+        assert taken[-1].wait(60)
+        return Cluster([Nodes({"CPU": float(SIZE), "GPU": float(count)}) for count in gpus])
 
     def free_all() -> None:
         while taken:
@@ -175,3 +183,58 @@ def test_each_particle_has_a_gpu_of_its_own_and_the_score_models_stand_beside_th
     assert len(set(found[:8])) == 8
     assert set(found[8:]) <= set(found[:8])
     assert max(Counter(found[8:]).values()) == 1
+
+
+def spread(num_gpus: int, num_nodes: int) -> list[int]:
+    return [num_gpus // num_nodes + (node < num_gpus % num_nodes) for node in range(num_nodes)]
+
+
+@made_up
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_gpus", [0, 1, 2, 3, 4, 8, 9, 16])
+def test_ray_takes_1_to_16_particles_to_gpus_that_can_hold_them(nodes: Nodeful, num_gpus: int, num_nodes: int) -> None:
+    """All of it: what is planned gets its places, on nodes whose single GPUs have room for all that stands there."""
+    gpus = spread(num_gpus, num_nodes)
+    cluster = nodes(gpus)
+    counts = {
+        node["NodeID"]: count for node in ray.nodes() for name, count in zip(NODES, gpus) if name in node["Resources"]
+    }
+    for n in range(1, 17):
+        bundles, group = placed(n, 1, cluster)
+        held = defaultdict(list)
+        for index, node in placement_group_table(group)["bundles_to_node_id"].items():
+            held[node].append(bundles[index].get("GPU", 0.0))
+        remove_placement_group(group)
+        assert sum(map(len, held.values())) == n + 1
+        assert all("GPU" in bundle for bundle in bundles) == (num_gpus > 0), "GPUs are used where there are any"
+        for node, shares in held.items():
+            assert _can_be_placed(sorted(shares, reverse=True), [counts[node]]), (n, gpus, shares)
+
+
+@made_up
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "gpus"), [(1, [1]), (9, [2, 1, 1]), (8, [3, 2, 2, 2])], ids=str)
+def test_actors_are_started_on_gpus_as_planned(nodes: Nodeful, n: int, gpus: list[int]) -> None:
+    bundles, group = placed(n, 1, nodes(gpus))
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def place(self) -> tuple[str, str]:
+            return ray.get_runtime_context().get_node_id(), ray.get_runtime_context().get_accelerator_ids()["GPU"][0]
+
+    where = [PlacementGroupSchedulingStrategy(group, i) for i in range(len(bundles))]
+    actors = [
+        Actor.options(num_gpus=bundle["GPU"], scheduling_strategy=strategy).remote()
+        for bundle, strategy in zip(bundles, where)
+    ]
+    found = ray.get([actor.place.remote() for actor in actors])
+    remove_placement_group(group)
+    load: Counter[tuple[str, str]] = Counter()
+    for place, bundle in zip(found, bundles):
+        load[place] += round(1e4 * bundle["GPU"])
+    assert max(load.values()) <= 1e4
+    assert max(Counter(found[:n]).values()) == math.ceil(n / sum(gpus))
+    assert len(load) == min(n + 1, sum(gpus)), "no GPU is left idle"

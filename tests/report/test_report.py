@@ -215,6 +215,7 @@ def test_the_page_shows_the_run(tmp_path):
         "2.13.0",
         "3 min 20 s",
         "750 ms",
+        "loss/rgb is half the squared length",
     ):
         assert text in page.text
     links = [link["href"] for link in page.all("a")]
@@ -299,6 +300,7 @@ def test_a_run_that_was_stopped_at_once_has_a_page(tmp_path):
     assert page.text.count("no mesh was exported") == 2
     assert page.text.count("no picture") == 2
     assert "Curves" not in page.text
+    assert "loss/rgb" not in page.text
 
 
 def test_a_damaged_picture_leaves_the_page_whole(tmp_path):
