@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from raydream.diffusion import conditioned_unet
 from raydream.diffusion.conditioned_unet import ADAPTER
 from raydream.diffusion.denoiser import DiffusersDenoiser
+from raydream.diffusion.half_copies import HalfCopies
 from raydream.diffusion.layout import PredictionType
 from raydream.types import Condition, Latents
 
@@ -25,10 +26,11 @@ class LoraDenoiser:
     Between calls the UNet *is* the frozen model, bit for bit: the updates and the camera are attached only inside this
     class's own passes. So a backward pass may run at any time after ``predict``, but two threads must not use one UNet
     at once. At the start it equals the frozen model, since the last layer of each part is zero. What is trained is kept
-    in float32 and drawn on the CPU from ``seed``, so it starts the same on every device.
+    in float32 and drawn on the CPU from ``seed``, so it starts the same on every device. Where ``halved``, as by
+    default on all devices but a CPU, a UNet in half precision computes with ``HalfCopies`` of its updates.
     """
 
-    def __init__(self, frozen: DiffusersDenoiser, rank: int, seed: int) -> None:
+    def __init__(self, frozen: DiffusersDenoiser, rank: int, seed: int, halved: bool | None = None) -> None:
         unet = frozen.unet
         self._camera = conditioned_unet.make_camera(unet, MATRIX_WIDTH)
         conditioned_unet.add_updates(unet, rank, TARGETS)
@@ -36,6 +38,9 @@ class LoraDenoiser:
         self._layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
         self._trainable = self._collect()
         conditioned_unet.initialise(self._trainable, self._camera, seed)
+        halved = unet.device.type != "cpu" if halved is None else halved
+        updates = [module for name, module in unet.named_modules() if name.endswith(f".{ADAPTER}")]
+        self._copies = HalfCopies(updates if halved and unet.dtype != torch.float32 else [], unet.dtype)
         self._attach(False)
 
     @property
@@ -69,7 +74,8 @@ class LoraDenoiser:
     def _attached(self) -> Iterator[None]:
         self._attach(True)
         try:
-            yield
+            with self._copies.placed():
+                yield
         finally:
             self._attach(False)
 
