@@ -145,7 +145,8 @@ def sd21(steps: int = 25_000) -> RunConfig:
 def diffusers(steps: int = 3000) -> RunConfig:
     """Any Stable Diffusion class folder given by ``--prior``, at that prior's own image size."""
     stage = replace(sd21(steps).stages[0], learner=LearnerConfig())
-    return RunConfig("a red chair", "diffusers", prior=PriorConfig("diffusers", sample_posterior=True), stages=(stage,))
+    prior = PriorConfig("diffusers", dtype="auto", sample_posterior=True)
+    return RunConfig("a red chair", "diffusers", prior=prior, stages=(stage,))
 
 
 PRESETS: dict[str, Callable[..., RunConfig]] = {

@@ -32,7 +32,8 @@ class PriorConfig:
     """The frozen text-to-image model: ``kind`` "diffusers" (``source`` is an alias or a folder) or "exhibit".
 
     ``image_px`` is the size of a render when it becomes a latent, 0 for the prior's own. ``sample_posterior`` draws the
-    latent from the VAE's posterior, not its mean. ``dtype`` "auto": UNets in bfloat16 where that is fast, else float32.
+    latent from the VAE's posterior, not its mean. ``dtype`` "auto" is bfloat16 or else float16 where a GPU is fast at
+    it, for UNets also bfloat16 where a CPU is, else float32.
     """
 
     kind: PriorKindName = "exhibit"

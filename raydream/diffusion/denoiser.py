@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raydream.diffusion import layout
 from raydream.diffusion.guidance import alphas_cumprod, eps_from_v
+from raydream.precision import memory_format, tf32
 from raydream.types import Condition, Latents
 
 _MAX_PLAIN_SIDE = 32
@@ -62,7 +63,7 @@ class DiffusersDenoiser:
             torch.nn.Module.to(unet, dtype)  # diffusers' own warns of weights, of which there are none
         else:
             unet = load_unet(folder, dtype)
-        unet.to(device)  # type: ignore[arg-type]
+        unet.to(device, memory_format=memory_format(dtype, device))  # type: ignore[arg-type]
         return cls(unet, layout.scheduler_config(folder))
 
     def eps(self, z_t: Latents, t: Int[Tensor, " view"], cond: Condition) -> Latents:
@@ -78,7 +79,8 @@ class DiffusersDenoiser:
     ) -> Latents:
         """The UNet's answer in its own parametrisation; ``extra`` is for a module in its class embedding slot."""
         dtype = self.unet.dtype
-        answer = self.call(z_t.to(dtype), t, text.to(dtype), class_labels=extra, return_dict=False)[0]
+        with tf32():
+            answer = self.call(z_t.to(dtype), t, text.to(dtype), class_labels=extra, return_dict=False)[0]
         return answer.to(z_t.dtype)
 
     def to_eps(self, answer: Latents, z_t: Latents, t: Int[Tensor, " view"]) -> Latents:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raydream.diffusion import layout
 from raydream.diffusion.latent import resize
+from raydream.precision import memory_format
 from raydream.types import Render
 
 
@@ -44,7 +45,8 @@ class VaeCodec:
                 torch_dtype=dtype,
                 local_files_only=True,
             )
-        return cls(vae.to(device), size_px or layout.native_image_px(folder), sample_posterior)
+        vae.to(device, memory_format=memory_format(dtype, device))
+        return cls(vae, size_px or layout.native_image_px(folder), sample_posterior)
 
     def encode(self, render: Render, generator: torch.Generator) -> Float[Tensor, "view latent lh lw"]:
         """The latent of ``render.rgb``; ``generator`` is drawn from only if the posterior is sampled."""

@@ -23,6 +23,7 @@ from torch.nn import Parameter
 from raydream.diffusion import conditioned_unet, layout
 from raydream.diffusion.conditioned_unet import ADAPTER
 from raydream.diffusion.denoiser import DiffusersDenoiser, load_unet
+from raydream.precision import memory_format
 from raydream.priors import find
 from raydream.priors.find import AGP_FACTS, AGP_WEIGHTS, AgpFacts
 from raydream.store.tensors import odd_names
@@ -68,6 +69,7 @@ class AgpDenoiser:
             if isinstance(module, BaseTunerLayer):
                 module.merge()
         nn.Module.to(unet, device=device, dtype=dtype)  # its own warns about no modules
+        nn.Module.to(unet, memory_format=memory_format(dtype, device))  # type: ignore[call-overload]
         denoiser.model = DiffusersDenoiser(unet, scheduler)
         return denoiser
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from raydream.config.branches import BranchConfig, LearnerConfig
 from raydream.config.prior import PriorConfig
 from raydream.config.run import RunConfig
+from raydream.device import own_device
 from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.prompts import bank_prompts, check_lengths
 from raydream.diffusion.text import TextBank, encode_prompts
 from raydream.diffusion.weight_files import file_stamps
-from raydream.precision import has_fast_bfloat16
+from raydream.precision import fast_dtype
 from raydream.priors.cache import CODECS, DENOISERS, LEARNERS, TEXTS, PartCache
 from raydream.priors.find import check_image_px, check_learner_prior, check_prompt, known_nouns, resolve_prior
 from raydream.priors.protocol import LearnedReference, Texts
@@ -57,7 +58,7 @@ class DiffusersPrior:
         from raydream.diffusion.vae import VaeCodec  # importing diffusers takes seconds
 
         prior, folder = self.config, self._folder
-        dtype = torch.float32 if prior.dtype == "auto" else _DTYPES[prior.dtype]
+        dtype = vae_dtype(prior, device)
         return CODECS.get(
             (folder, file_stamps(folder), prior.image_px, prior.sample_posterior, dtype, device),
             lambda: VaeCodec.load(folder, prior.image_px, prior.sample_posterior, dtype, device),
@@ -109,7 +110,13 @@ def text_bank(
 
 
 def unet_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
-    """The torch dtype of a frozen UNet on a device."""
+    """The torch dtype of a frozen UNet on a device; on the meta device, as it would be here."""
     if prior.dtype == "auto":
-        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+        return fast_dtype(own_device() if device.type == "meta" else device)
     return _DTYPES[prior.dtype]
+
+
+def vae_dtype(prior: PriorConfig, device: torch.device) -> torch.dtype:
+    """The same of a VAE, which stays in float32 on a CPU: there it takes little of a step."""
+    on_cpu = device.type == "cpu" or (device.type == "meta" and own_device().type == "cpu")
+    return torch.float32 if prior.dtype == "auto" and on_cpu else unet_dtype(prior, device)
