@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from raydream.config import strict_json
+from raydream.config.cluster import GPU_ALLOCATOR
 from raydream.config.run import PREVIOUS, RunConfig, cluster_config
 from raydream.store.run_folder import RunFolder
 
@@ -41,6 +42,8 @@ def check_run(config: RunConfig) -> RunConfig:
     """The run with whatever its priors take from elsewhere named outright; ``ValueError`` naming the field for what
     cannot be had or does not fit together.
     """
+    for name, value in GPU_ALLOCATOR.items():
+        os.environ.setdefault(name, value)  # for particles in this process
     from raydream.priors.geometric import check_priors  # torch only for what is to be run
 
     for start in {stage.start for stage in config.stages} - {"", PREVIOUS}:

@@ -24,7 +24,7 @@ from raydream.cluster.gpus import Need, plan_in_words
 from raydream.cluster.placement import Cluster, Key, plan_bundles, reserve
 from raydream.cluster.runtime import BUILD, Actor, ActorFailed, Place, Reference
 from raydream.cluster.turns import turn_on_gpu
-from raydream.config.cluster import ClusterConfig
+from raydream.config.cluster import GPU_ALLOCATOR, ClusterConfig
 from raydream.config.kernels import need_cuda
 from raydream.device import own_device
 
@@ -293,7 +293,9 @@ def _plan(config: ClusterConfig, num_particles: int, cluster: Cluster) -> dict[K
 def actor_environment(resources: dict[str, float]) -> dict[str, str]:
     """Environment of one actor: threads, allocator, and no GPU in sight where none was asked for."""
     environment = _ACTOR_ENVIRONMENT | _ALLOCATOR
-    if not resources.get("GPU"):
+    if resources.get("GPU"):
+        environment = environment | {name: os.environ.get(name, value) for name, value in GPU_ALLOCATOR.items()}
+    else:
         environment = environment | {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves all GPUs visible to an actor without one
     numba_cache = os.environ.get("NUMBA_CACHE_DIR")
     return environment | ({"NUMBA_CACHE_DIR": numba_cache} if numba_cache else {})

@@ -41,6 +41,7 @@ class ScoreConfig:
     backend: str
     wire_dtype: str
     views_at_once: int = 0
+    graphs: bool = True
 
 
 def particle_config(run: RunConfig, stage: int, index: int) -> ParticleConfig:
@@ -57,5 +58,5 @@ def score_config(run: RunConfig, stage: int, replica: int) -> ScoreConfig:
     settings, first, cluster = run.stages[stage], run.first_step(stage), run.cluster
     return ScoreConfig(
         replica, run.n, run.seed, run.prompt, run.negative_prompt, settings.branches, settings.learner, first,
-        run.prior, cluster.kernels, cluster.wire_dtype, cluster.views_at_once,
+        run.prior, cluster.kernels, cluster.wire_dtype, cluster.views_at_once, cluster.graphs,
     )  # fmt: skip

@@ -6,6 +6,9 @@ from typing import Literal
 from raydream.config.checks import require, require_not_negative, require_positive
 from raydream.config.kernels import kernel_packages
 
+# What torch (since 2.9 by this name) reads before it first takes a GPU's memory. Renders differ in size from step to
+# step; segments that grow leave no gaps between them.
+GPU_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 _FEWER_VIEWS = (8, 4, 2, 1)
 
 
@@ -35,7 +38,8 @@ class ClusterConfig:
 
     ``kernels``: "auto" are "ours" for each actor's device, or plain torch ("reference") where they are not installed;
     "numba" and "cuda" are ours by name. "tinycudann", "nerfacc" and "nvdiffrast", several joined by "+", replace ours
-    on an NVIDIA GPU as far as they go. All of them take up each other's checkpoints.
+    on an NVIDIA GPU as far as they go. All of them take up each other's checkpoints. ``graphs``: on a GPU the score
+    model's passes are recorded as CUDA graphs, one for each shape.
 
     ``views_at_once``: the score model answers and learns from so many views at a time, which changes its results by
     rounding. ``renders`` are "kept" with their graphs until their gradients are there, or made "again" then, the same
@@ -46,6 +50,7 @@ class ClusterConfig:
     runtime: Literal["ray", "local"] = "ray"
     kernels: str = "auto"
     deterministic: bool = False
+    graphs: bool = True
     gpus_per_particle: float = -1.0
     gpus_per_score: float = -1.0
     cpus_per_particle: float = -1.0

@@ -5,13 +5,14 @@ Replicas hold the same learned model: each takes a share of the particles, and t
 update.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from raydream.backend import load_backend
@@ -19,10 +20,12 @@ from raydream.config.actors import ScoreConfig
 from raydream.config.names import RenderKind
 from raydream.device import describe, own_device
 from raydream.diffusion import guidance
+from raydream.diffusion.graphs import CudaRecorder, Graphed, GraphedDenoiser, Record
 from raydream.distill.branches import Branch, condition
 from raydream.distill.finite import NonFinite, all_finite
 from raydream.distill.messages import LATENTS, Message, from_wire, num_views, to_wire, unpack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
+from raydream.precision import tf32
 from raydream.priors.geometric import load_agp
 from raydream.priors.kinds import prior_kind
 from raydream.priors.protocol import LearnedReference
@@ -31,7 +34,7 @@ from raydream.seeds import generator
 from raydream.stopwatch import Stopwatch
 from raydream.store.run_folder import FileDigest
 from raydream.store.tensors import odd_names
-from raydream.types import Latents, Views
+from raydream.types import Condition, Denoiser, Latents, Views
 
 Figures = dict[str, float]
 # Of a loss whose gradients pass through float16, where most of a LoRA's would be 0: without it the median tensor's
@@ -51,8 +54,14 @@ class Score:
     """
 
     def __init__(
-        self, config: ScoreConfig, device: torch.device, branches: Sequence[Branch], learner: LearnedReference | None
+        self,
+        config: ScoreConfig,
+        device: torch.device,
+        branches: Sequence[Branch],
+        learner: LearnedReference | None,
+        record: Record | None = None,
     ) -> None:
+        """With ``record`` all passes of the models are recorded once and then repeated (``Graphed``)."""
         self.config, self.device, self.step = config, device, config.first_step
         self.branches = {branch.config.render: branch for branch in branches}
         self.learner = learner
@@ -66,6 +75,20 @@ class Score:
         )
         self.loss_scale = HALF_LOSS_SCALE if is_half else 1.0
         self._non_finite = NonFinite()
+        self._reference: Denoiser | None = learner
+        self._pull: Callable[..., tuple[Tensor, ...]] | None = None
+        if learner is not None:
+            self._pull = partial(loss_and_gradients, learner, list(self.learned.values()))
+        if record is not None:
+            self._record_all(record)
+
+    def _record_all(self, record: Record) -> None:
+        for render, branch in self.branches.items():
+            graphed = GraphedDenoiser(f"the {render} prior's pass", branch.denoiser, record)
+            self.branches[render] = replace(branch, denoiser=graphed)
+        if self.learner is not None and self._pull is not None:
+            self._reference = GraphedDenoiser("the learned reference's pass", self.learner, record)
+            self._pull = Graphed("the learned reference's fit", self._pull, record)
 
     def hardware(self) -> str:
         """What it computes on, and with whose kernels where its prior has any use for them."""
@@ -187,9 +210,9 @@ class Score:
 
     def _learned_eps(self, views: Views, z_t: Latents, t: Int[Tensor, " view"]) -> Latents:
         """The learned reference's noise; it is told the prompt without view words (ProlificDreamer)."""
-        assert self.learner is not None
+        assert self._reference is not None
         text = self.branches["rgb"].texts.prompt_embeddings(views.num_views)
-        return self.learner.eps(z_t, t, condition(views, text))
+        return self._reference.eps(z_t, t, condition(views, text))
 
     def _fit_gradients(
         self,
@@ -202,6 +225,7 @@ class Score:
         """Loss and gradient of one update, as this replica's share of the mean over the views of *all* particles."""
         learner, branch = self.learner, self.branches["rgb"]
         assert learner is not None
+        assert self._pull is not None
         copies = self.config.learner.timesteps_per_view
         repeated = [m for m in messages for _ in range(copies)]
         views = unpack_views(repeated, step, self.device)
@@ -214,23 +238,19 @@ class Score:
         ])  # fmt: skip
         weight = (keep >= self.config.learner.camera_dropout).float().to(self.device)
         total_views = self.config.num_particles * copies * num_views(messages[0])
+        numbers = [torch.full((), float(number), device=self.device) for number in (total_views, self.loss_scale)]
         losses: list[Tensor] = []
-        summed: dict[str, Tensor] = {}
+        summed: list[Tensor] = []
         for part, at, drawn, told in self._parts(views, t, noise, weight):
             abar = branch.alphas_cumprod[at]
             z_t = guidance.add_noise(part.latents, drawn, abar)
             cond = condition(part, branch.texts.prompt_embeddings(part.num_views), told)
             target = guidance.lora_target(learner.prediction_type, part.latents, drawn, abar)
-            error = (learner.predict(z_t, at, cond) - target).square().flatten(1).mean(1)
-            loss = error.sum() / total_views
-            gradients = torch.autograd.grad(loss * self.loss_scale, list(self.learned.values()), allow_unused=True)
-            for name, gradient in zip(self.learned, gradients):
-                if gradient is not None:
-                    share = gradient / self.loss_scale
-                    summed[name] = summed[name] + share if name in summed else share
-            losses.append(loss.detach())
-        filled = {name: summed[name] if name in summed else torch.zeros_like(p) for name, p in self.learned.items()}
-        return float(torch.stack(losses).sum()), filled
+            fields = cond.text, cond.c2w, cond.fov_y_deg, cond.camera_weight
+            loss, *gradients = self._pull(*numbers, target, z_t, at, *fields)
+            summed = list(torch._foreach_add(summed, gradients)) if summed else gradients
+            losses.append(loss)
+        return float(torch.stack(losses).sum()), dict(zip(self.learned, summed))
 
     def _parts(self, views: Views, *of_views: Tensor) -> Iterator[tuple[Any, ...]]:
         """So many views at a time as the budget says, each time with what belongs to them: all times alike where that
@@ -286,6 +306,27 @@ class Score:
         return torch.cat(ts).to(self.device), torch.cat(noises).to(self.device)
 
 
+def loss_and_gradients(
+    learner: LearnedReference,
+    parameters: Sequence[torch.nn.Parameter],
+    total_views: Float[Tensor, ""],
+    loss_scale: Float[Tensor, ""],
+    target: Latents,
+    z_t: Latents,
+    t: Int[Tensor, " view"],
+    *cond: Tensor,
+) -> tuple[Tensor, ...]:
+    """These views' share of the mean loss over ``total_views``, and its gradient by each parameter; no number in it is
+    the host's, so that all of it can be recorded.
+    """
+    error = (learner.predict(z_t, t, Condition(*cond)) - target).square().flatten(1).mean(1)
+    loss = error.sum() / total_views
+    with tf32():
+        gradients = torch.autograd.grad(loss * loss_scale, parameters, allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g / loss_scale for p, g in zip(parameters, gradients)]
+    return loss.detach(), *filled
+
+
 def import_score() -> None:
     """Nothing: a process that is sent this function has imported all that a score model needs."""
 
@@ -304,7 +345,13 @@ def make_score(config: ScoreConfig) -> Score:
             parts = denoiser, kind.texts(config.prompt, config.negative_prompt, branch, config.backend, device), alphas
             learner = kind.learner(denoiser, config.learner, init) if branch.learns else None
         branches.append(Branch(branch, *parts))
-    return Score(config, device, branches, learner)
+    return Score(config, device, branches, learner, _recorder(config, device))
+
+
+def _recorder(config: ScoreConfig, device: torch.device) -> Record | None:
+    """An exact score has no UNet whose launches would count."""
+    is_recorded = config.graphs and device.type == "cuda" and config.prior.mixture is None
+    return CudaRecorder() if is_recorded else None
 
 
 def _t_range(t_min: Schedule, t_max: Schedule, step: int) -> tuple[int, int]:

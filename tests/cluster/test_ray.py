@@ -92,6 +92,14 @@ def test_an_actor_without_a_gpu_sees_none() -> None:
     assert actor_environment({"GPU": 1.0})["OMP_NUM_THREADS"] == "1"
 
 
+def test_memory_of_a_gpu_grows_unless_the_driver_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    assert actor_environment({"GPU": 0.5})["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_ALLOC_CONF" not in actor_environment({"CPU": 1.0})
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    assert actor_environment({"GPU": 1.0})["PYTORCH_ALLOC_CONF"] == "backend:native"
+
+
 def test_a_gpu_that_torch_does_not_see_is_an_error_at_once(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An actor that was given one computes on no core instead, whatever the driver's machine sees."""
     monkeypatch.setattr(

@@ -84,8 +84,9 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
     "diffusion": [
         ("raydream.diffusion.weight_files", ""),
         ("raydream.diffusion.conditioned_unet", "diffusers peft torch"),
-        ("raydream.diffusion.analytic raydream.diffusion.latent", "jaxtyping torch"),
-        ("raydream.diffusion.tally", "torch"),
+        ("raydream.diffusion.analytic raydream.diffusion.graphs", "jaxtyping torch"),
+        ("raydream.diffusion.latent", "jaxtyping torch"),
+        ("raydream.diffusion.half_copies raydream.diffusion.tally", "torch"),
         ("raydream.diffusion.layout", ""),
         ("raydream.diffusion.prompts", "transformers"),
         ("raydream.diffusion.vae", "diffusers jaxtyping torch"),
