@@ -1,7 +1,8 @@
 """The learned reference of VSD: a camera-conditioned LoRA on top of the frozen UNet, without a second copy of it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -26,21 +27,22 @@ class LoraDenoiser:
     Between calls the UNet *is* the frozen model, bit for bit: the updates and the camera are attached only inside this
     class's own passes. So a backward pass may run at any time after ``predict``, but two threads must not use one UNet
     at once. At the start it equals the frozen model, since the last layer of each part is zero. What is trained is kept
-    in float32 and drawn on the CPU from ``seed``, so it starts the same on every device. Where ``halved``, as by
-    default on all devices but a CPU, a UNet in half precision computes with ``HalfCopies`` of its updates.
+    in float32 and drawn on the CPU from ``seed``, so it starts the same on every device. Where ``hastened``,
+    as by default on all devices but a CPU, passes without gradients add the updates to the weights instead of to the
+    activations, and a UNet in half precision computes with ``HalfCopies`` of them.
     """
 
-    def __init__(self, frozen: DiffusersDenoiser, rank: int, seed: int, halved: bool | None = None) -> None:
+    def __init__(self, frozen: DiffusersDenoiser, rank: int, seed: int, hastened: bool | None = None) -> None:
         unet = frozen.unet
         self._camera = conditioned_unet.make_camera(unet, MATRIX_WIDTH)
         conditioned_unet.add_updates(unet, rank, TARGETS)
         self.frozen = frozen
-        self._layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers: list[Any] = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
         self._trainable = self._collect()
         conditioned_unet.initialise(self._trainable, self._camera, seed)
-        halved = unet.device.type != "cpu" if halved is None else halved
+        self._hastened = unet.device.type != "cpu" if hastened is None else hastened
         updates = [module for name, module in unet.named_modules() if name.endswith(f".{ADAPTER}")]
-        self._copies = HalfCopies(updates if halved and unet.dtype != torch.float32 else [], unet.dtype)
+        self._copies = HalfCopies(updates if self._hastened and unet.dtype != torch.float32 else [], unet.dtype)
         self._attach(False)
 
     @property
@@ -72,18 +74,34 @@ class LoraDenoiser:
 
     @contextmanager
     def _attached(self) -> Iterator[None]:
-        self._attach(True)
-        try:
-            with self._copies.placed():
-                yield
-        finally:
-            self._attach(False)
+        merged = self._hastened and not torch.is_grad_enabled()
+        with ExitStack() as stack:
+            stack.callback(self._attach, False)
+            self._attach(True, updates=not merged)
+            stack.enter_context(self._copies.placed())
+            if merged:
+                stack.enter_context(self._merged())
+            yield
 
-    def _attach(self, attached: bool) -> None:
+    @contextmanager
+    def _merged(self) -> Iterator[None]:
+        """Inside, each layer's weight is the sum of it and its update."""
+        places = [layer.get_base_layer()._parameters for layer in self._layers]
+        weights = [place["weight"] for place in places]
+        try:
+            for place, weight, layer in zip(places, weights, self._layers):
+                down, up, scale = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], layer.scaling[ADAPTER]
+                place["weight"] = torch.addmm(weight, up.weight, down.weight, alpha=scale)
+            yield
+        finally:
+            for place, weight in zip(places, weights):
+                place["weight"] = weight
+
+    def _attach(self, attached: bool, updates: bool = True) -> None:
         # peft's public switch also freezes what it disables, so that a backward yet to come would lose its gradients,
         # and takes 20 ms at Stable Diffusion's size; the flag alone is what its layers look at
         for layer in self._layers:
-            layer._disable_adapters = not attached
+            layer._disable_adapters = not (attached and updates)
         self.frozen.unet.class_embedding = self._camera if attached else None  # type: ignore[assignment]
 
     def _collect(self) -> dict[str, Parameter]:

@@ -1,6 +1,7 @@
-"""A LoRA that computes in half precision and is learned in float32."""
+"""A LoRA as on a GPU: computed with in half precision, learned in float32, merged into the weights to answer."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,41 @@ def test_only_the_camera_is_multiplied_in_float32(prior: Path, dtype: torch.dtyp
     found = []
     for halved in (False, True):
         learner = new_lora(prior, dtype, halved)
-        with _Products() as products, torch.no_grad():
+        with _Products() as products:
             learner.predict(Z_T, TIMES, CONDITION)
         found.append(products.by_dtype)
     whole, half = found
     assert half[torch.float32] == 2, "the camera's two layers"
     assert whole[torch.float32] == 2 + len([name for name in learner.trainable() if ".lora_" in name])
     assert half.total() == whole.total()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_without_gradients_it_is_the_frozen_model_with_other_weights(prior: Path, dtype: torch.dtype) -> None:
+    """It answers as well as it would by activations, and leaves nothing behind."""
+    exact, learner = new_lora(prior, torch.float32, False), new_lora(prior, dtype, True)
+    frozen = learner.frozen
+    with torch.no_grad():
+        for each in (exact, learner):
+            for name, value in each.trainable().items():
+                if ".lora_B." in name:
+                    value.mul_(20)  # far beyond rounding
+        truth = exact.eps(Z_T, TIMES, CONDITION) - exact.frozen.eps(Z_T, TIMES, CONDITION)
+        with _Products() as asked:
+            plain = frozen.eps(Z_T, TIMES, CONDITION)
+        with _Products() as products:
+            merged = learner.eps(Z_T, TIMES, CONDITION) - plain
+    added = learner.eps(Z_T, TIMES, CONDITION).detach() - plain
+    layers = len([name for name in learner.trainable() if ".lora_A." in name])
+    assert products.by_dtype.total() == asked.by_dtype.total() + layers + 2, "one sum a layer, and the camera"
+    cosine = torch.nn.functional.cosine_similarity
+    ours, theirs = (float(cosine(truth.flatten(), each.flatten(), dim=0)) for each in (merged, added))
+    assert 1 - ours < max(2 * (1 - theirs), 1e-5)
+    assert float(merged.norm() / truth.norm()) == pytest.approx(1, abs=0.02)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError):
+            learner.eps(Z_T, TIMES, replace(CONDITION, text=TEXT[..., :-1]))
+        assert torch.equal(frozen.eps(Z_T, TIMES, CONDITION), plain)
 
 
 @HALVES
@@ -115,7 +144,7 @@ def test_an_update_below_the_half_s_resolution_is_kept(prior: Path, dtype: torch
 
 def test_a_checkpoint_of_either_kind_goes_on_as_the_other(prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def new(halved: bool) -> Score:
-        monkeypatch.setattr(lora, "LoraDenoiser", partial(LoraDenoiser, halved=halved))
+        monkeypatch.setattr(lora, "LoraDenoiser", partial(LoraDenoiser, hastened=halved))
         return new_score(prior, dtype="float16")
 
     for first, second in ((False, True), (True, False)):

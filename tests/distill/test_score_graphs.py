@@ -31,7 +31,7 @@ def test_steps_are_the_same_to_the_bit(
     tmp_path: Path, prediction: str, dtype: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Over steps, a checkpoint that is gone back to, another loss scale and other numbers of views."""
-    monkeypatch.setattr(lora, "LoraDenoiser", partial(LoraDenoiser, halved=True))
+    monkeypatch.setattr(lora, "LoraDenoiser", partial(LoraDenoiser, hastened=True))
     prior = make_tiny_prior(tmp_path / "prior", prediction)
     plain, graphed = new_score(prior, dtype=dtype), recorded(new_score(prior, dtype=dtype))
     runs = []
