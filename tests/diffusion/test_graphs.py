@@ -1,14 +1,17 @@
 """Recorded functions say what they say themselves, to the bit: by a tape in the place of a CUDA graph."""
 
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
 
 import pytest
 import tape
 import torch
 from torch import Tensor
 
-from raydream.diffusion.graphs import Graphed
+from raydream.diffusion.graphs import CudaRecorder, Graphed
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -93,3 +96,56 @@ def test_a_wait_cannot_be_recorded_and_is_told(
     assert len(told) == 1, "once"
     assert told[0].startswith("the planted pass is not recorded as a CUDA graph and runs launch by launch: ")
     assert len(work) == 1 + 3, "and runs"
+
+
+def test_a_recording_on_a_gpu_follows_torch_s_own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm up on a side stream that waits for and is waited for, then record once into the one pool. The calls are held
+    to torch's own signatures; torch itself needs a GPU to make any of them.
+    """
+    told: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            told.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def entered(name: str) -> Iterator[None]:
+        told.append(f"into {name}")
+        yield
+        told.append(f"out of {name}")
+
+    def graph(*args: object, **kwargs: object) -> AbstractContextManager[None]:
+        call = inspect.signature(graph_class.__init__).bind(None, *args, **kwargs).arguments
+        assert (call["pool"], call["capture_error_mode"]) == ("pool", "thread_local")
+        return entered("graph")
+
+    graph_class = torch.cuda.graph
+    made = SimpleNamespace(replay=lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: entered(stream.name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+
+    def work() -> tuple[Tensor, ...]:
+        told.append("work")
+        return (torch.ones(2),)
+
+    repeat, results = CudaRecorder()(work)
+    assert told == [
+        "side waits for main",
+        "into side",
+        *["work"] * 3,
+        "out of side",
+        "main waits for side",
+        "into graph",
+        "work",
+        "out of graph",
+    ]
+    assert repeat is made.replay
+    assert torch.equal(results[0], torch.ones(2))
+    assert {"replay"} <= set(vars(torch.cuda.graphs.CUDAGraph))

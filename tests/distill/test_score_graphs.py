@@ -6,13 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tape
+import torch
 from tiny_prior import make_tiny_prior
 from tiny_score import new_score, views_of
 
+from raydream.config import strict_json
+from raydream.config.actors import score_config
+from raydream.config.presets import make_preset
 from raydream.diffusion import lora
 from raydream.diffusion.lora import LoraDenoiser
+from raydream.distill import score as score_module
 from raydream.distill.messages import Message
-from raydream.distill.score import Score
+from raydream.distill.score import Score, _recorder
 
 
 def recorded(score: Score) -> Score:
@@ -57,3 +62,13 @@ def test_steps_are_the_same_to_the_bit(
     denoisers = graphed._reference, graphed.branches["rgb"].denoiser
     passes = [graphed._pull, *(vars(each)["_eps"] for each in denoisers)]
     assert [len(vars(each)["_recorded"]) for each in passes] == [2, 2, 2], "one for each number of views"
+
+
+def test_passes_are_recorded_on_a_gpu_beside_a_unet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_module, "CudaRecorder", lambda: tape.record)
+    cuda = torch.device("cuda")
+    sd, exact = (score_config(make_preset(preset, 10), 0, 0) for preset in ("sd21", "exhibit"))
+    off = strict_json.apply_overrides(make_preset("sd21", 10), ["cluster.graphs=false"])
+    assert _recorder(sd, cuda) is tape.record
+    for config, device in ((sd, torch.device("cpu")), (exact, cuda), (score_config(off, 0, 0), cuda)):
+        assert _recorder(config, device) is None
