@@ -71,7 +71,8 @@ def test_operations_are_those_of_the_real_score_model(tmp_path: Path) -> None:
     assert reckoned.step_flops == pytest.approx(counter.get_total_flops(), rel=0.25)
     split = score_costs(score_config(run_on(folder, 6), 0, 0), 12, [0, 6, 1])
     twice = split[0]
-    assert twice.step_flops == pytest.approx(2 * reckoned.step_flops)
+    updates = 1e-3  # which are added to the weights once, however many views there are
+    assert twice.step_flops == pytest.approx(2 * reckoned.step_flops, rel=updates)
     assert twice.held_bytes == reckoned.held_bytes
     assert twice.peak_bytes == pytest.approx(2 * reckoned.peak_bytes, rel=0.1)
     score_of_three = score_config(run_on(folder, 3), 0, 0)
