@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raydream.camera import ViewBin, view_bins, wrap_degrees
 from raydream.config.branches import BranchConfig
+from raydream.device import send
 from raydream.diffusion import layout
 from raydream.diffusion.prompts import VIEW_WORDS, bank_prompts, load_tokenizer, max_tokens
 from raydream.types import PerView
@@ -129,7 +130,8 @@ class TextBank:
             negatives.append(torch.stack([self._side(side) for side in pushed]))
             weights.append(list(pushed.values()))
         positive = torch.stack(positives)
-        return PerpNegTexts(positive, torch.stack(negatives, dim=1), positive.new_tensor(weights).T.contiguous())
+        pushes = send(torch.tensor(weights, dtype=positive.dtype).T.contiguous(), positive.device)
+        return PerpNegTexts(positive, torch.stack(negatives, dim=1), pushes)
 
     def _side(self, side: ViewBin) -> Float[Tensor, "token width"]:
         return self.embedding(self._prompt + VIEW_WORDS[side])

@@ -1,7 +1,7 @@
 """``Branch``: one source of gradient on one kind of render, whatever it is asked of and by whatever method."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -29,6 +29,7 @@ class Branch:
     denoiser: Denoiser
     texts: Texts
     alphas_cumprod: Float[Tensor, " t"]
+    _heard: dict[int, Tensor] = field(default_factory=dict)  # what each particle's text has beside the words, as drawn
 
     def text(
         self, views: Views, seed: int, particles: Sequence[int], sizes: Sequence[int]
@@ -38,16 +39,16 @@ class Branch:
         """
         text = self.texts.view_embeddings(views.azimuth_deg, views.elevation_deg)
         settings, plain = self.config.geometric_prior, self.texts.prompt_embeddings(1)
-        scale = settings.text_noise * float(plain.std()) if self.config.render == "ccm" else 0.0
-        if not scale:
+        if self.config.render != "ccm" or not settings.text_noise:
             return text
 
         def own(index: int) -> Float[Tensor, "1 token width"]:
-            if index == 0:
-                return torch.zeros_like(plain)
-            noise = torch.randn(plain.shape, generator=generator(seed, _TEXT_NOISE, index, 0)).to(plain)
-            noise[:, 0] = 0  # the start token is the same in every prompt, and no other value of it was ever seen
-            return scale * noise
+            if index not in self._heard:
+                noise = torch.randn(plain.shape, generator=generator(seed, _TEXT_NOISE, index, 0))
+                noise[:, 0] = 0  # the start token is the same in every prompt, and no other value of it was ever seen
+                scale = settings.text_noise * float(plain.std()) if index else 0.0
+                self._heard[index] = scale * noise.to(plain)
+            return self._heard[index]
 
         return text + torch.cat([own(index).expand(size, -1, -1) for index, size in zip(particles, sizes)])
 

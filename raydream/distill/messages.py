@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raydream.types import Latents, Views
+from raydream.device import send
+from raydream.types import Views
 
 Message = dict[str, np.ndarray]
 LATENTS = "latents/"  # and the kind of render
-_CAMERAS = ("c2w", "fov_y_deg", "azimuth_deg", "elevation_deg")
+_SEEN, _ANGLES = ("c2w", "fov_y_deg"), ("azimuth_deg", "elevation_deg")
 
 
 def pack_views(views: Mapping[str, Views], step: int, wire_dtype: str) -> Message:
@@ -19,7 +20,7 @@ def pack_views(views: Mapping[str, Views], step: int, wire_dtype: str) -> Messag
     precision, cameras stay float32.
     """
     anyone = next(iter(views.values()))
-    cameras = {name: getattr(anyone, name).detach().cpu().numpy() for name in _CAMERAS}
+    cameras = {name: getattr(anyone, name).detach().cpu().numpy() for name in (*_SEEN, *_ANGLES)}
     latents = {f"{LATENTS}{render}": to_wire(seen.latents, wire_dtype) for render, seen in views.items()}
     return latents | cameras | {"step": np.array(step)}
 
@@ -28,8 +29,8 @@ def unpack_views(
     messages: Sequence[Mapping[str, np.ndarray]], step: int, device: torch.device, render: str = "rgb"
 ) -> Views:
     """All views of one kind of render of a step as one batch, in the order of the messages (arrays from Ray are
-    read-only: they are copied). Raises ``RuntimeError`` where a message is of another step: guidance on stale views is
-    worse than none.
+    read-only: they are copied). Angles stay with the host, which chooses words by them. Raises ``RuntimeError`` where a
+    message is of another step: guidance on stale views is worse than none.
     """
     stale = sorted({int(message["step"]) for message in messages} - {step})
     if stale:
@@ -37,9 +38,10 @@ def unpack_views(
 
     def batch(name: str) -> Tensor:
         stacked = np.concatenate([message[name] for message in messages])
-        return torch.from_numpy(stacked.astype(np.float32)).to(device)
+        return torch.from_numpy(stacked.astype(np.float32))
 
-    return Views(batch(f"{LATENTS}{render}"), *(batch(name) for name in _CAMERAS))
+    seen = (send(batch(name), device) for name in (f"{LATENTS}{render}", *_SEEN))
+    return Views(*seen, *(batch(name) for name in _ANGLES))
 
 
 def num_views(message: Message) -> int:
@@ -47,7 +49,7 @@ def num_views(message: Message) -> int:
     return len(message["c2w"])
 
 
-def to_wire(tensor: Latents, wire_dtype: str) -> np.ndarray:
+def to_wire(tensor: Float[Tensor, "..."], wire_dtype: str) -> np.ndarray:
     """A tensor as an array of the wire's precision, owning its memory."""
     return tensor.detach().cpu().numpy().astype(wire_dtype)
 
@@ -59,4 +61,4 @@ def read_figures(figures: Mapping[str, Float[Tensor, ""]]) -> dict[str, float]:
 
 def from_wire(array: np.ndarray, device: torch.device) -> Float[Tensor, "..."]:
     """An array from the wire as a float32 tensor with memory of its own."""
-    return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
+    return send(torch.from_numpy(np.array(array, dtype=np.float32)), device)

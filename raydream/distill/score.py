@@ -18,12 +18,12 @@ from torch import Tensor
 from raydream.backend import load_backend
 from raydream.config.actors import ScoreConfig
 from raydream.config.names import RenderKind
-from raydream.device import describe, own_device
+from raydream.device import describe, own_device, send
 from raydream.diffusion import guidance
 from raydream.diffusion.graphs import CudaRecorder, Graphed, GraphedDenoiser, Record
 from raydream.distill.branches import Branch, condition
 from raydream.distill.finite import NonFinite, all_finite
-from raydream.distill.messages import LATENTS, Message, from_wire, num_views, to_wire, unpack_views
+from raydream.distill.messages import LATENTS, Message, num_views, to_wire, unpack_views
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.precision import tf32
 from raydream.priors.geometric import load_agp
@@ -41,7 +41,7 @@ Figures = dict[str, float]
 # cosine to the float32 gradient is .897 at Stable Diffusion 2.1's size, with it 1.0.
 HALF_LOSS_SCALE = 2.0**16
 _HALF_ADAM_EPS = 1e-15  # there gradients of lora_A are about 1e-7, beside which Adam's usual 1e-8 counts; threestudio's
-_FILE, _LEARNED, _GRADIENT, _LOSS = "score.safetensors", "learned/", "gradient/", "loss"
+_FILE, _LEARNED, _SHARE = "score.safetensors", "learned/", "share"
 _STREAMS: dict[RenderKind, str] = {
     "rgb": "guide",
     "ccm": "guide_maps",
@@ -110,7 +110,8 @@ class Score:
         views = unpack_views(messages, step, self.device, render)
         here, sizes = step - self.config.first_step, [num_views(message) for message in messages]
         t_range = _t_range(branch.config.t_min, branch.config.t_max, here)
-        t, noise = self._draw(_STREAMS[render], step, particles, messages, *t_range, render, branch.config.shared_t)
+        times, noise = self._draw(_STREAMS[render], step, particles, messages, *t_range, render, branch.config.shared_t)
+        t = send(times, self.device)
         text = branch.text(views, self.config.seed, particles, sizes)
         gradient = torch.cat([
             branch.gradient(here, part, told, at, drawn, partial(self._learned_eps, part))
@@ -118,12 +119,14 @@ class Score:
         ])  # fmt: skip
         finite = gradient.isfinite().flatten(1).all(1)
         kept = torch.where(finite[:, None, None, None], gradient, 0.0)
-        gradients = [to_wire(part, self.config.wire_dtype) for part in kept.split(sizes)]
-        figures = watch.figures("guide") | ({"guide/t": float(t.float().mean())} if render == "rgb" else {})
-        finite_here = finite.cpu()  # one wait for the device, whatever is asked of it
-        for particle, part in zip(particles, finite_here.split(sizes)):
+        # one copy and one wait for all that is asked of the device
+        answer = torch.cat([kept.flatten(1), finite[:, None].to(kept)], dim=1).cpu()
+        rows, marks = answer[:, :-1].view(gradient.shape), answer[:, -1]
+        gradients = [to_wire(part, self.config.wire_dtype) for part in rows.split(sizes)]
+        figures = watch.figures("guide") | ({"guide/t": float(times.float().mean())} if render == "rgb" else {})
+        for particle, part in zip(particles, marks.split(sizes)):
             self._non_finite.note(f"the {render} gradient of particle {particle}", step, bool(part.all()))
-        num_zeroed = int((~finite_here).sum())
+        num_zeroed = int((marks == 0).sum())
         return [*gradients, figures | ({"non_finite/views": num_zeroed} if num_zeroed else {})]
 
     def fit(self, step: int, particles: Sequence[int], *messages: Message) -> Figures:
@@ -137,34 +140,36 @@ class Score:
             skipped |= self._update(step, gradients)
             losses.append(loss)
         self.step = step + 1
-        return {"loss/fit": float(np.mean(losses))} | skipped | watch.figures("fit")
+        return {"loss/fit": float(np.mean(torch.stack(losses).tolist()))} | skipped | watch.figures("fit")
 
     def warm_up(self, step: int, particles: Sequence[int], *messages: Message) -> Figures:
         """Extra updates on a stage's first views, before any particle moves: the reference learns where they start."""
-        loss = 0.0
+        loss = torch.zeros(())
         for round_index in range(self.config.learner.warm_up_fits if self.learned else 0):
             loss, gradients = self._fit_gradients(step, round_index, particles, messages, is_warm_up=True)
             self._update(step, gradients)
-        return {"loss/fit": loss}
+        return {"loss/fit": float(loss)}
 
     def fit_gradients(self, step: int, round_index: int, particles: Sequence[int], *messages: Message) -> Message:
-        """This replica's share of the loss and the gradient of one update; ``fit_update`` sums over replicas."""
+        """This replica's share of the gradient of one update and, last in the same array, of the loss; ``fit_update``
+        sums over replicas.
+        """
         loss, gradients = self._fit_gradients(step, round_index, particles, messages)
-        share = {f"{_GRADIENT}{name}": gradient.cpu().numpy() for name, gradient in gradients.items()}
-        return share | {_LOSS: np.array(loss, dtype=np.float32)}
+        share = torch.cat([part.flatten() for part in (*gradients.values(), loss)])
+        return {_SHARE: to_wire(share, "float32")}
 
     def fit_update(self, step: int, is_last_round: bool, *shares: Message) -> Figures:
         """One update with the sum of all replicas' shares, taken in their order: the same in every replica."""
         if step != self.step or not self.learned:
             return {}
-        gradients = {
-            name: torch.stack([from_wire(share[f"{_GRADIENT}{name}"], self.device) for share in shares]).sum(0)
-            for name in self.learned
-        }
+        together = np.stack([share[_SHARE] for share in shares])
+        total = send(torch.from_numpy(together), self.device).sum(0)
+        *parts, _ = total.split([*map(Tensor.numel, self.learned.values()), 1])
+        gradients = {name: part.view_as(own) for (name, own), part in zip(self.learned.items(), parts)}
         skipped = self._update(step, gradients)
         if is_last_round:
             self.step = step + 1
-        return {"loss/fit": float(sum(share[_LOSS] for share in shares))} | skipped
+        return {"loss/fit": float(sum(together[:, -1]))} | skipped
 
     def snapshot(self) -> Message:
         """Everything that a later step depends on, as arrays; the frozen prior is not in it."""
@@ -221,7 +226,7 @@ class Score:
         particles: Sequence[int],
         messages: Sequence[Message],
         is_warm_up: bool = False,
-    ) -> tuple[float, dict[str, Tensor]]:
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Loss and gradient of one update, as this replica's share of the mean over the views of *all* particles."""
         learner, branch = self.learner, self.branches["rgb"]
         assert learner is not None
@@ -231,12 +236,13 @@ class Score:
         views = unpack_views(repeated, step, self.device)
         owners = [p * copies + k for p in particles for k in range(copies)]
         purpose, drawn_for = f"fit{round_index}", -1 - step if is_warm_up else step
-        t, noise = self._draw(purpose, drawn_for, owners, repeated, 0, 999)
+        times, noise = self._draw(purpose, drawn_for, owners, repeated, 0, 999)
+        t = send(times, self.device)
         keep = torch.cat([
             torch.rand(num_views(m), generator=generator(self.config.seed, f"{purpose}/camera", owner, drawn_for))
             for owner, m in zip(owners, repeated)
         ])  # fmt: skip
-        weight = (keep >= self.config.learner.camera_dropout).float().to(self.device)
+        weight = send((keep >= self.config.learner.camera_dropout).float(), self.device)
         total_views = self.config.num_particles * copies * num_views(messages[0])
         numbers = [torch.full((), float(number), device=self.device) for number in (total_views, self.loss_scale)]
         losses: list[Tensor] = []
@@ -250,7 +256,7 @@ class Score:
             loss, *gradients = self._pull(*numbers, target, z_t, at, *fields)
             summed = list(torch._foreach_add(summed, gradients)) if summed else gradients
             losses.append(loss)
-        return float(torch.stack(losses).sum()), dict(zip(self.learned, summed))
+        return torch.stack(losses).sum(), dict(zip(self.learned, summed))
 
     def _parts(self, views: Views, *of_views: Tensor) -> Iterator[tuple[Any, ...]]:
         """So many views at a time as the budget says, each time with what belongs to them: all times alike where that
@@ -293,7 +299,7 @@ class Score:
         render: str = "rgb",
         shared_t: bool = False,
     ) -> tuple[Int[Tensor, " view"], Latents]:
-        """Timestep and noise for each view, from a stream of each particle's own."""
+        """Timestep, still with the host, and noise for each view, from a stream of each particle's own."""
         ts, noises = [], []
         for owner, message in zip(owners, messages):
             draws, shape = generator(self.config.seed, purpose, owner, step), message[f"{LATENTS}{render}"].shape
@@ -303,7 +309,7 @@ class Score:
                 t = guidance.draw_timesteps(1, t_min, t_max, shared).expand(len(t))
             ts.append(t)
             noises.append(torch.randn(shape, generator=draws))
-        return torch.cat(ts).to(self.device), torch.cat(noises).to(self.device)
+        return torch.cat(ts), send(torch.cat(noises), self.device)
 
 
 def loss_and_gradients(

@@ -97,7 +97,7 @@ def wrong_camera_everywhere(patch: Patch) -> None:
     wrong_camera_in_guide(patch)
     right, unpack = Score._fit_gradients, score_module.unpack_views
 
-    def fit_gradients(score: Score, *args: object) -> tuple[float, dict[str, Tensor]]:
+    def fit_gradients(score: Score, *args: object) -> tuple[Tensor, dict[str, Tensor]]:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(score_module, "unpack_views", lambda *given: with_neighbours_camera(unpack(*given)))
             return right(score, *args)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -62,7 +63,24 @@ def test_every_round_of_a_step_has_its_own_noise(epsilon: Path) -> None:
     score = new_score(epsilon)
     first, again, second = (score.fit_gradients(0, i, range(3), *views_of(0)) for i in (0, 0, 1))
     assert_same(first, again)
-    assert first["loss"] != second["loss"]
+    assert first["share"][-1] != second["share"][-1]  # the loss
+
+
+def test_shares_are_summed_as_one_array_in_their_order(epsilon: Path) -> None:
+    """The same bits as tensor by tensor: each parameter's gradients added one after the other."""
+    score = new_score(epsilon)
+    draws = np.random.default_rng(0)
+    sizes = {name: value.shape for name, value in score.learned.items()}
+    shares = [{"share": draws.standard_normal(sum(map(np.prod, sizes.values())) + 1, np.float32)} for _ in range(5)]
+    given: dict[str, torch.Tensor] = {}
+    with patch.object(score, "_update", lambda step, gradients: given.update(gradients) or {}):
+        figures = score.fit_update(0, True, *shares)
+    begin = 0
+    for name, shape in sizes.items():
+        parts = [torch.from_numpy(share["share"][begin : begin + shape.numel()]).view(shape) for share in shares]
+        assert torch.equal(given[name], torch.stack(parts).sum(0)), name
+        begin += shape.numel()
+    assert figures == {"loss/fit": float(sum(share["share"][-1] for share in shares))}
 
 
 def assert_same(first: Message, second: Message) -> None:
