@@ -5,6 +5,7 @@ nothing. Every random draw depends on (seed, purpose, particle, step), so that a
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from raydream.coordinates import Box, encode_ccm
 from raydream.device import describe, own_device
 from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
 from raydream.diffusion.layout import latent_px
-from raydream.distill.artefacts import ExportFigures, export_particle
 from raydream.distill.finite import NonFinite, all_finite
 from raydream.distill.messages import Message, from_wire, pack_views, read_figures
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
@@ -29,8 +29,11 @@ from raydream.scene.kinds import make_scene
 from raydream.scene.protocol import Scene
 from raydream.seeds import generator
 from raydream.stopwatch import Stopwatch
-from raydream.store.run_folder import FileDigest
 from raydream.types import Cameras, Latents, Render, Views
+
+if TYPE_CHECKING:
+    from raydream.distill.artefacts import ExportFigures
+    from raydream.store.run_folder import FileDigest
 
 _SCENE, _FINITE = "scene/", "finite"
 
@@ -171,8 +174,10 @@ class Particle:
         picture = torch.cat([color.clamp(0, 1), render.opacity.clamp(0, 1)], dim=-1)
         return (picture * 255).round().to(torch.uint8).cpu().numpy()
 
-    def export(self, uri: str) -> ExportFigures:
+    def export(self, uri: str) -> "ExportFigures":
         """Writes this particle's mesh, film and picture into the run folder."""
+        from raydream.distill.artefacts import export_particle  # packages that a step does not need
+
         stage = self.config.stage
         shaded = stage.shading.albedo_steps < stage.num_steps  # else whatever light there is, is in the albedo
         unlit = {"auto": not shaded, "lit": False, "unlit": True}[self.config.output.material]
@@ -196,7 +201,7 @@ class Particle:
         self.gradient_scale = float(arrays["gradient_scale"])
         return self.step
 
-    def save(self, uri: str, step: int) -> dict[str, FileDigest]:
+    def save(self, uri: str, step: int) -> "dict[str, FileDigest]":
         """Writes this particle's file of a checkpoint and says what is in it."""
         assert step == self.step, f"asked to save step {step} at step {self.step}"
         return save_snapshot(uri, step, self._file, self.snapshot())

@@ -8,7 +8,7 @@ update.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,9 +32,11 @@ from raydream.priors.protocol import LearnedReference
 from raydream.schedule import Schedule
 from raydream.seeds import generator
 from raydream.stopwatch import Stopwatch
-from raydream.store.run_folder import FileDigest
 from raydream.store.tensors import odd_names
 from raydream.types import Condition, Denoiser, Latents, Views
+
+if TYPE_CHECKING:
+    from raydream.store.run_folder import FileDigest
 
 Figures = dict[str, float]
 # Of a loss whose gradients pass through float16, where most of a LoRA's would be 0: without it the median tensor's
@@ -189,7 +191,7 @@ class Score:
         self.step = int(arrays["step"])
         return self.step
 
-    def save(self, uri: str, step: int) -> dict[str, FileDigest]:
+    def save(self, uri: str, step: int) -> "dict[str, FileDigest]":
         """Writes the learned reference's file of a checkpoint; all replicas hold the same, so one of them writes."""
         assert step == self.step or not self.learned, f"asked to save step {step} at step {self.step}"
         return save_snapshot(uri, step, _FILE, self.snapshot())

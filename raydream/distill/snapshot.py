@@ -1,12 +1,15 @@
 """What a checkpoint holds: an actor's state as flat arrays in safetensors files, with nothing pickled."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from raydream.store import tensors
-from raydream.store.run_folder import FileDigest, RunFolder
+
+if TYPE_CHECKING:
+    from raydream.store.run_folder import FileDigest
 
 _PREFIX = "adam/"
 
@@ -35,12 +38,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, np.
             optimizer.state[parameter][name] = value.to(parameter.device) if name != "step" or fused else value
 
 
-def save_snapshot(uri: str, step: int, name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, FileDigest]:
+def save_snapshot(uri: str, step: int, name: str, arrays: Mapping[str, np.ndarray]) -> "dict[str, FileDigest]":
     """Writes one actor's file of a checkpoint in the making; the driver commits all of them together."""
+    from raydream.store.run_folder import RunFolder  # pyarrow, which a step does not need
+
     data = tensors.pack(arrays, {"step": step})
     return {name: RunFolder.open(uri).write_checkpoint_file(step, name, data)}
 
 
 def load_snapshot(uri: str, step: int, name: str) -> dict[str, np.ndarray]:
     """Reads it back, verified against the manifest."""
+    from raydream.store.run_folder import RunFolder
+
     return tensors.unpack(RunFolder.open(uri).read_checkpoint_file(step, name))[0]

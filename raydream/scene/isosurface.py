@@ -4,12 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import fast_simplification
 import numpy as np
 import torch
-import trimesh
 from jaxtyping import Bool, Float, Int
-from skimage.measure import marching_cubes
 from torch import Tensor
 
 from raydream.types import Mesh
@@ -171,6 +168,8 @@ def _march(grid: _Grid, level: float) -> tuple[Float[np.ndarray, "vertex 3"], In
     Density may jump from 0 to 1000 between neighbours; interpolated as it is, the surface would cling to the empty one
     and show the grid as stairs. The bounded field puts it in the middle. The empty rim closes what touches the box.
     """
+    from skimage.measure import marching_cubes  # a step measures a box at most, and needs no package for it
+
     solid = np.pad(1 - np.exp2(-grid.density / level), 1)
     vertices, faces, _, _ = marching_cubes(solid, 0.5, gradient_direction="ascent", allow_degenerate=False)
     return grid.lower + grid.spacing * (vertices.astype(np.float64) - 1), faces.astype(np.int64)
@@ -183,6 +182,8 @@ def _drop_unwanted_pieces(
 
     Every piece is closed, so a cavity is one whose signed volume is negative: its faces look inwards.
     """
+    import trimesh
+
     edges = np.concatenate([faces[:, :2], faces[:, 1:]])
     piece = trimesh.graph.connected_component_labels(edges, node_count=len(vertices))[faces[:, 0]]
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
@@ -196,6 +197,8 @@ def _decimate(
 ) -> tuple[Float[np.ndarray, "kept_vertex 3"], Int[np.ndarray, "kept_face 3"]]:
     if len(faces) <= max_faces:
         return vertices, faces
+    import fast_simplification
+
     return fast_simplification.simplify(vertices, faces, target_count=max_faces)
 
 

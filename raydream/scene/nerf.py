@@ -15,13 +15,13 @@ from raydream.camera import camera_rays, cameras_to
 from raydream.config.cluster import OutputConfig
 from raydream.config.scene import LossConfig, NerfConfig, ShadingConfig
 from raydream.coordinates import Box, canonical_coordinates
+from raydream.device import send
 from raydream.scene import losses
 from raydream.scene.background import BackgroundNetwork
 from raydream.scene.field import RadianceField
 from raydream.scene.isosurface import extract_mesh, solid_box
 from raydream.scene.occupancy import OccupancyGrid
 from raydream.scene.protocol import Draws
-from raydream.scene.texture import bake_texture
 from raydream.seeds import generator_on
 from raydream.store.tensors import odd_names
 from raydream.types import Backend, Cameras, Mesh, Rays, RaySamples, Render, VolumeSamples
@@ -105,6 +105,7 @@ class NerfScene(nn.Module):
         self.field = RadianceField(config, backend, init)
         self.background = BackgroundNetwork(init) if config.background == "network" else None
         self.to(device)
+        self._grey = torch.tensor(GREY, device=device)
         self.step_size = 2 * config.radius * math.sqrt(3) / config.samples_per_diagonal
         self.occupancy = OccupancyGrid(config.occupancy_resolution, config.radius, device)
 
@@ -153,6 +154,8 @@ class NerfScene(nn.Module):
     @torch.no_grad()
     def surface(self, output: OutputConfig) -> Mesh:
         """Where the density crosses a level, with the colours that renders show there."""
+        from raydream.scene.texture import bake_texture  # packages that only an export needs
+
         mesh = extract_mesh(
             self._density_anywhere,
             output.mesh_resolution,
@@ -295,10 +298,11 @@ class NerfScene(nn.Module):
         white (DreamFusion, appendix A.1).
         """
         view = samples.ray_index // (cameras.height_px * cameras.width_px)
-        to_light = F.normalize(look.light.to(self._device)[view] - points, dim=-1)
+        to_light = F.normalize(send(look.light, self._device)[view] - points, dim=-1)
         lambert = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
         lit = AMBIENT + DIFFUSE * lambert
-        mode = torch.tensor([SHADINGS.index(m) for m in look.shading], device=self._device)[view][:, None]
+        modes = torch.tensor([SHADINGS.index(m) for m in look.shading])
+        mode = send(modes, self._device)[view][:, None]
         return torch.where(mode == 0, albedo, torch.where(mode == 1, albedo * lit, lit.expand_as(albedo)))
 
     def _images(
@@ -321,12 +325,9 @@ class NerfScene(nn.Module):
 
     def _backdrop(self, rays: Rays, cameras: Cameras, look: Look) -> Float[Tensor, "view h w 3"]:
         shape = (cameras.num_views, cameras.height_px, cameras.width_px, 3)
-        if self.background is None:
-            own = torch.tensor(GREY, device=self._device).expand(shape)
-        else:
-            own = self.background(rays.directions).reshape(shape)
-        drawn = look.background.to(self._device)[:, None, None, :].expand(shape)
-        return torch.where(look.replace_background.to(self._device)[:, None, None, None], drawn, own)
+        own = self._grey.expand(shape) if self.background is None else self.background(rays.directions).reshape(shape)
+        drawn = send(look.background, self._device)[:, None, None, :].expand(shape)
+        return torch.where(send(look.replace_background, self._device)[:, None, None, None], drawn, own)
 
 
 def _along_rays(rays: Rays, samples: RaySamples, distance: Float[Tensor, " sample"]) -> Float[Tensor, "sample 3"]:
@@ -357,5 +358,5 @@ def _nearest(samples: RaySamples, distance: float) -> RaySamples:
 
 def _canonical(points: Float[Tensor, "sample 3"], box: Box) -> Float[Tensor, "sample 3"]:
     """Canonical coordinates in [0, 1]; what lies outside the box, such as thin fog, is seen on its faces."""
-    here = Box(box.minimum.to(points), box.maximum.to(points))
+    here = Box(*(send(corner.to(points.dtype), points.device) for corner in (box.minimum, box.maximum)))
     return canonical_coordinates(points, here).clamp(0, 1)
