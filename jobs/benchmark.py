@@ -2,6 +2,7 @@
 
 python jobs/benchmark.py --out benchmark.json
 python jobs/benchmark.py --parts step        needs neither Ray nor a prior; takes the GPU too where there is one
+python jobs/benchmark.py --parts launches   what a GPU would be asked to do, counted without one; needs triton
 python jobs/benchmark.py --parts run --n 8   on a machine without other work, else its wall times say little
 """
 

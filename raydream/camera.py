@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raydream.device import send
 from raydream.types import Cameras, Rays
 
 ViewBin = Literal["front", "side", "back", "overhead"]
@@ -141,10 +142,10 @@ def sample_uniform(
 def cameras_to(cameras: Cameras, device: torch.device) -> Cameras:
     """The cameras on a device: some hundred bytes, where their rays would be megabytes."""
     return Cameras(
-        cameras.c2w.to(device),
-        cameras.fov_y_deg.to(device),
-        cameras.azimuth_deg.to(device),
-        cameras.elevation_deg.to(device),
+        send(cameras.c2w, device),
+        send(cameras.fov_y_deg, device),
+        send(cameras.azimuth_deg, device),
+        send(cameras.elevation_deg, device),
         cameras.height_px,
         cameras.width_px,
     )

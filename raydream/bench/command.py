@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from raydream.bench.figures import CallCount
 from raydream.bench.particle_step import StepComparison, StepSetting, compare_steps
 from raydream.bench.report import show, to_json
 from raydream.config.checks import one_of
@@ -38,21 +39,27 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
     if "run" in args.parts:
         from raydream.bench.whole_run import sweep  # all that a run needs, which a box for kernels need not have
 
-        counts = (1, 2) if args.quick else tuple(args.n)
-        costs = sweep(counts, 4 if args.quick else args.steps, args.runtime, QUICK_RUN if args.quick else ())
-    show(console, comparisons, costs)
+        numbers = (1, 2) if args.quick else tuple(args.n)
+        costs = sweep(numbers, 4 if args.quick else args.steps, args.runtime, QUICK_RUN if args.quick else ())
+    counts: list[CallCount] = []
+    if "launches" in args.parts:
+        from raydream.bench.launches import count_elsewhere  # which takes triton, diffusers and a prior
+
+        counts = [row for preset in args.presets for row in count_elsewhere(preset)]
+    show(console, comparisons, costs, counts)
     if args.out:
-        Path(args.out).write_text(to_json(comparisons, costs), encoding="utf-8")
+        Path(args.out).write_text(to_json(comparisons, costs, counts), encoding="utf-8")
     return 0
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
     """The flags of the benchmark."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parts, runtimes = ("step", "run"), ("ray", "local")
+    parts, runtimes = ("step", "run", "launches"), ("ray", "local")
     parser.add_argument(
-        "--parts", nargs="+", type=one_of(*parts), default=parts, metavar="|".join(parts), help="what to measure"
+        "--parts", nargs="+", type=one_of(*parts), default=parts[:2], metavar="|".join(parts), help="what to measure"
     )
+    parser.add_argument("--presets", nargs="+", default=["sd21", "embedded", "exhibit"], help="whose launches to count")
     parser.add_argument("--rounds", type=int, default=12, help="steps on each backend in each setting (default 12)")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of particles of the runs")
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each run (default 20)")

@@ -46,3 +46,20 @@ class RunCost:
         """The share of the CPU seconds outside render, score and optimiser; None where not all parts are known."""
         known = all(name in self.parts_cpu_s for name in COUNTED)
         return 1 - sum(self.parts_cpu_s.values()) / self.cpu_s if known else None
+
+
+@dataclass(frozen=True)
+class CallCount:
+    """What one call of a step asked of a device. ``wire_waits`` are those for the answer that the call is there for,
+    ``waits`` all others, by whom they were asked for in ``askers``.
+    """
+
+    preset: str
+    call: str
+    launches: int
+    waits: int
+    wire_waits: int
+    copies: int
+    to_device_bytes: int
+    to_host_bytes: int
+    askers: dict[str, int]

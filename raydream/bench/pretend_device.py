@@ -1,18 +1,22 @@
 """A made-up accelerator: what a GPU would be asked to do, counted on a machine that has none.
 
 Its tensors say that they are on ``DEVICE`` and hold CPU numbers. As on a GPU they do not mix with tensors of the host,
-and whatever makes the host wait for results is noted, with the function of raydream that asked for it.
+and whatever makes the host wait for results is noted, with the function of raydream that asked for it: a copy to the
+host, a size that only the device knows, and a copy to the device that is not ``non_blocking`` while there is work that
+nobody has waited for.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -26,6 +30,7 @@ VIEWS = {
     *("view", "_unsafe_view", "_reshape_alias", "reshape", "permute", "transpose", "t", "expand", "select", "slice"),
     *("unsqueeze", "squeeze", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind", "chunk"),
     *("unfold", "lift_fresh", "diagonal", "empty", "new_empty", "empty_like", "new_empty_strided", "empty_strided"),
+    *("is_same_size", "view_as_real", "expand_as", "_local_scalar_dense"),
 }
 
 
@@ -37,10 +42,22 @@ class Tally:
     waits: Counter[str] = field(default_factory=Counter)
     to_device_bytes: Counter[str] = field(default_factory=Counter)
     to_host_bytes: Counter[str] = field(default_factory=Counter)
+    to_device: Counter[str] = field(default_factory=Counter)
+    to_host: Counter[str] = field(default_factory=Counter)
+    is_busy: bool = False  # with work that nobody has waited for
 
     def clear(self) -> None:
-        for counter in (self.launches, self.waits, self.to_device_bytes, self.to_host_bytes):
-            counter.clear()
+        for part in fields(self):
+            if part.name != "is_busy":
+                getattr(self, part.name).clear()
+
+    def launch(self, name: str) -> None:
+        self.launches[name] += 1
+        self.is_busy = True
+
+    def wait(self) -> None:
+        self.waits[_asker()] += 1
+        self.is_busy = False
 
 
 class PretendTensor(torch.Tensor):
@@ -77,7 +94,7 @@ class _Counting(TorchDispatchMode):
         self.tally = tally
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = func._schema.name.removeprefix("aten::"), dict(kwargs or {})
+        name, kwargs, crosses = func._schema.name.removeprefix("aten::"), dict(kwargs or {}), False
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         ours = any(isinstance(tensor, PretendTensor) for tensor in tensors)
         to_device = ours
@@ -86,11 +103,15 @@ class _Counting(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         if name in ("_to_copy", "copy_"):
             source = args[-1] if name == "copy_" else args[0]
-            self._copy(source, isinstance(args[0], PretendTensor) if name == "copy_" else to_device)
+            to_there = isinstance(args[0], PretendTensor) if name == "copy_" else to_device
+            crosses = isinstance(source, PretendTensor) != to_there
+            if crosses:
+                blocks = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+                self._copy(source, to_there, blocks)
         elif ours:
             strangers = [t for t in tensors if not isinstance(t, PretendTensor) and t.dim() > 0]
             assert not strangers, f"{func} on tensors of the device and of the host, in {_asker()}"
-        if ours or to_device:
+        if (ours or to_device) and not crosses:
             self._count(name, args)
         wrapped = {
             id(t.held): t for t in tensors if isinstance(t, PretendTensor)
@@ -105,22 +126,45 @@ class _Counting(TorchDispatchMode):
             isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1]
         )
         if masked or name in WAITS or name == "_local_scalar_dense":
-            self.tally.waits[_asker()] += 1
-        if name not in VIEWS and name != "_local_scalar_dense":
-            self.tally.launches[name] += 1
+            self.tally.wait()
+        if name not in VIEWS:
+            self.tally.launch(name)
 
-    def _copy(self, source: torch.Tensor, to_device: bool) -> None:
-        if isinstance(source, PretendTensor) == to_device:
-            return
-        copied = self.tally.to_device_bytes if to_device else self.tally.to_host_bytes
-        copied[_asker()] += source.nbytes
-        if not to_device:
-            self.tally.waits[_asker()] += 1
+    def _copy(self, source: torch.Tensor, to_device: bool, blocks: bool) -> None:
+        tally, asker = self.tally, _asker()
+        copies, num_bytes = (
+            (tally.to_device, tally.to_device_bytes) if to_device else (tally.to_host, tally.to_host_bytes)
+        )
+        copies[asker] += 1
+        num_bytes[asker] += source.nbytes
+        if not to_device or (blocks and tally.is_busy):
+            tally.wait()
+
+
+class _Attention(torch.autograd.Function):
+    """One kernel each way, as a GPU has it; torch would take it apart on a device that it does not know."""
+
+    @staticmethod
+    def forward(ctx: Any, tally: Tally, attend: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.tally, ctx.attend = tally, attend
+        tally.launch("attention")
+        return PretendTensor(attend(*map(_held, tensors)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        ctx.tally.launch("attention_backward")
+        with torch.enable_grad():
+            inputs = [_held(tensor).detach().requires_grad_() for tensor in ctx.saved_tensors]
+            answer = ctx.attend(*inputs)
+        return None, None, *map(PretendTensor, torch.autograd.grad(answer, inputs, *map(_held, gradients)))
 
 
 @contextmanager
-def pretend_device() -> Iterator[Tally]:
-    """Inside, ``DEVICE`` computes. Triton's kernels are interpreted: ``TRITON_INTERPRET=1`` must have been set."""
+def pretend_device(skipped: frozenset[str] = frozenset()) -> Iterator[Tally]:
+    """Inside, ``DEVICE`` computes. Triton's kernels are interpreted: ``TRITON_INTERPRET=1`` must have been set. Kernels
+    that are ``skipped`` count and compute nothing.
+    """
     tally, plain, launch = Tally(), torch.tensor, cuda.launch
 
     def tensor(data: Any, *, dtype: Any = None, device: Any = None) -> torch.Tensor:
@@ -128,15 +172,28 @@ def pretend_device() -> Iterator[Tally]:
         return made if device is None else made.to(device)
 
     def counted(kernel: str, grid: tuple[int, ...], *arguments: object) -> None:
-        tally.launches[kernel] += 1
-        launch(kernel, grid, *map(_held, arguments))
+        tally.launch(kernel)
+        if kernel not in skipped:
+            launch(kernel, grid, *map(_held, arguments))
+
+    attend = F.scaled_dot_product_attention
+
+    def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **settings: Any) -> torch.Tensor:
+        if not isinstance(query, PretendTensor):
+            return attend(query, key, value, attn_mask, **settings)
+        masked = partial(attend, attn_mask=_held(attn_mask), **settings)
+        return _Attention.apply(tally, masked, query, key, value)
 
     # Torch asks these without dispatching them; the device's generators and optimiser are the CPU's.
     supported = optimizer._get_fused_kernels_supported_devices()  # type: ignore[attr-defined]
-    replaced: list[tuple[object, str, Callable[..., Any]]] = [
+    loops = optimizer._get_foreach_kernels_supported_devices()
+    replaced: list[tuple[object, str, Any]] = [
         (torch, "tensor", tensor),
         (torch, "Generator", _Generator),
         (optimizer, "_get_fused_kernels_supported_devices", lambda: [*supported, DEVICE.type]),
+        (optimizer, "_get_foreach_kernels_supported_devices", lambda: [*loops, DEVICE.type]),
+        (optimizer, "_foreach_supported_types", [*optimizer._foreach_supported_types, PretendTensor]),
+        (F, "scaled_dot_product_attention", attention),
         (cuda, "launch", counted),
     ]
     with ExitStack() as stack:
@@ -159,7 +216,7 @@ def _asker() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith("raydream."):
+        if module.startswith("raydream.") and module != __name__:
             return f"{module.removeprefix('raydream.')}.{frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return "?"

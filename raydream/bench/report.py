@@ -7,7 +7,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from raydream.bench.figures import RunCost
+from raydream.bench.figures import CallCount, RunCost
 from raydream.bench.particle_step import STEP_PARTS, StepComparison
 
 TARGET_SPEEDUP, TARGET_OUTSIDE = 10.0, 0.10
@@ -75,17 +75,39 @@ def verdicts(comparisons: Sequence[StepComparison], costs: Sequence[RunCost]) ->
     return lines
 
 
-def show(console: Console, comparisons: Sequence[StepComparison], costs: Sequence[RunCost]) -> None:
+def show(
+    console: Console,
+    comparisons: Sequence[StepComparison],
+    costs: Sequence[RunCost],
+    counts: Sequence[CallCount] = (),
+) -> None:
     """Prints the tables and the verdicts."""
     if comparisons:
         console.print(step_table(comparisons))
     if costs:
         console.print(run_table(costs))
+    if counts:
+        console.print(launch_table(counts))
     for line in verdicts(comparisons, costs):
         console.print(line)
 
 
-def to_json(comparisons: Sequence[StepComparison], costs: Sequence[RunCost]) -> str:
+def launch_table(counts: Sequence[CallCount]) -> Table:
+    """One line for each call of a step of a preset."""
+    table = Table(title="What each call asks of a GPU, by a pretend device", title_justify="left")
+    columns = ("preset", "call", "launches", "waits", "for the wire", "copies", "bytes there", "bytes back")
+    for name in columns:
+        is_word = name in ("preset", "call")
+        table.add_column(name, justify="left" if is_word else "right", no_wrap=is_word)
+    for row in counts:
+        numbers = (row.launches, row.waits, row.wire_waits, row.copies, row.to_device_bytes, row.to_host_bytes)
+        table.add_row(row.preset, row.call, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def to_json(comparisons: Sequence[StepComparison], costs: Sequence[RunCost], counts: Sequence[CallCount] = ()) -> str:
     """All figures; seconds and shares."""
     runs = [asdict(cost) | {"cpu_outside": cost.cpu_outside} for cost in costs]
-    return json.dumps({"particle_step": [asdict(c) for c in comparisons], "whole_run": runs}, indent=1)
+    launches = [asdict(row) for row in counts]
+    steps = [asdict(c) for c in comparisons]
+    return json.dumps({"particle_step": steps, "whole_run": runs, "launches": launches}, indent=1)

@@ -7,6 +7,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
+from raydream.device import send
 from raydream.diffusion import layout
 from raydream.diffusion.latent import resize
 from raydream.precision import memory_format
@@ -55,7 +56,7 @@ class VaeCodec:
         latents = posterior.mean
         if self._sample_posterior:
             noise = torch.randn(latents.shape, generator=generator, device=generator.device)
-            latents = latents + posterior.std * noise.to(latents)
+            latents = latents + posterior.std * send(noise, latents.device).to(latents.dtype)
         return latents.to(pixels.dtype) * self._scaling_factor
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ class ExhibitModes:
     ) -> None:
         self.assets = [asset_to(normalise_asset(asset, object_radius), device) for asset in assets]
         self._supersample, self._backend = supersample, backend
+        self._light_direction = torch.tensor(LIGHT_DIRECTION, device=device)
 
     @classmethod
     def load(cls, prompt: str, config: ExhibitConfig, backend: Backend, device: torch.device) -> "ExhibitModes":
@@ -61,5 +62,5 @@ class ExhibitModes:
 
     def _light(self, views: AssetViews) -> Float[Tensor, "view h w 1"]:
         """Half-Lambert light that stands still in the world, so that all cameras agree on the colour of a point."""
-        cosine = (views.normal @ views.normal.new_tensor(LIGHT_DIRECTION))[..., None] / views.alpha.clamp_min(1e-4)
+        cosine = (views.normal @ self._light_direction)[..., None] / views.alpha.clamp_min(1e-4)
         return AMBIENT + (1 - AMBIENT) * (cosine.clamp(-1, 1) + 1) / 2

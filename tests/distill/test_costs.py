@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_prior import SD21_SCHEDULE, SD21_UNET, SD21_VAE, make_tiny_prior
+from tiny_prior import make_tiny_prior
 from tiny_score import new_score, views_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raydream.bench.sd21 import SD21_SCHEDULE, SD21_UNET, SD21_VAE
 from raydream.cluster.gpus import plan_in_words, plan_on_own_gpu
 from raydream.cluster.placement import Cluster, Key, Nodes, plan_bundles
 from raydream.config.actors import score_config

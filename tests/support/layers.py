@@ -185,11 +185,19 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.launch", ""),
     ],
     "bench": [
-        ("raydream.bench.figures", ""),
+        ("raydream.bench.figures raydream.bench.plan", ""),
+        ("raydream.bench.sd21", "diffusers torch"),
+        ("raydream.bench.pretend_device", "torch"),
+        ("raydream.bench.first_gpu", ""),
         ("raydream.bench.whole_run", "numpy psutil"),
-        ("raydream.bench.particle_step", "torch"),
+        ("raydream.bench.launches", "numpy torch"),
+        ("raydream.bench.particle_step raydream.bench.parts", "torch"),
+        ("raydream.bench.gpu_training", ""),
         ("raydream.bench.report", "rich"),
+        ("raydream.bench.gpu_basics raydream.bench.gpu_models", "torch"),
         ("raydream.bench.command", "rich torch"),
+        ("raydream.bench.gpu_steps", "torch"),
+        ("raydream.bench.gpu_child", "torch"),
     ],
     "jobs": [
         ("jobs.*", ""),
@@ -255,6 +263,7 @@ NO_TORCH = [
 ]
 
 MAY_CATCH_EVERYTHING = {
+    "raydream.bench.gpu_child.run_part": "a part that fails must not take the others with it",
     "raydream.store.faults.patiently": "other people's filesystems raise what their HTTP client does",
     "raydream.cluster.runtime.LocalRuntime._run": "what a process boundary would do",
     "raydream.cluster.ray_runtime.ActorProcess.call": "told in words: its class may not survive the way back",

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from raydream.bench.sd21 import SD21_SCHEDULE, SD21_UNET, SD21_VAE
 from raydream.diffusion.layout import PredictionType
 
 NUM_TOKENS = 64
@@ -57,22 +58,6 @@ def make_tiny_prior(
         )
     _save(folder, vae, text_encoder, tokenizer, unet, prediction_type)
     return folder
-
-
-SD21_UNET: dict[str, Any] = {  # Stable Diffusion 2.1's published configs, as far as shapes go
-    "sample_size": 64,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-}
-SD21_VAE: dict[str, Any] = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "scaling_factor": 0.18215,
-}
-SD21_SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def make_sd21_prior(folder: Path) -> Path:
