@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import subprocess
 import sys
@@ -73,14 +74,28 @@ def tests(bench: Bench, found: Found) -> None:
     if missing:
         found["skipped"] = f"no {' and no '.join(missing)} here"
         return
-    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", str(_TESTS)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=",
+        "-q",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        str(_TESTS),
+    ]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # whatever else is installed there
+    limit = bench.seconds or None
     done = subprocess.run(
-        command, cwd=_TESTS.parents[1], capture_output=True, text=True, check=False, timeout=bench.seconds or None
+        command, cwd=_TESTS.parents[1], env=environment, capture_output=True, text=True, check=False, timeout=limit
     )
     lines = done.stdout.strip().splitlines()
     found |= {"exit": done.returncode, "said": lines[-1] if lines else done.stderr[-500:]}
     if done.returncode not in (0, 5):  # 5: all were left out
         found["output"] = done.stdout[-4000:]
+        raise RuntimeError(f"pytest ended with code {done.returncode}")
 
 
 def kernels(bench: Bench, found: Found) -> None:
@@ -110,7 +125,8 @@ def _times(bench: Bench, backend: Backend, number: int) -> Found:
     values = torch.rand(number, 4, generator=draws, device=device, requires_grad=True)
     samples = _even_samples(number, device)
     side = max(1, int((number / 200) ** 0.5))
-    cameras = orbit_cameras(*(torch.tensor([x]) for x in (30.0, 15.0, 1.2, 60.0)), side, side)
+    azimuth, elevation, distance, fov = (torch.tensor([value]) for value in (30.0, 15.0, 1.2, 60.0))
+    cameras = orbit_cameras(azimuth, elevation, distance, fov, side, side)
     rays, cells = camera_rays(cameras), torch.ones(64, 64, 64, dtype=torch.bool, device=device)
     rays = type(rays)(rays.origins.to(device), rays.directions.to(device))
     jitter, least = torch.full((side * side,), 0.5, device=device), torch.tensor(0.01, device=device)

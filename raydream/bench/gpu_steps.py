@@ -50,7 +50,8 @@ def _calls(bench: Bench, model: Score, number: int) -> tuple[Callable[[], object
 
 def _message(bench: Bench, step: int) -> Message:
     size = bench.sizes.latent_px
-    cameras = orbit_cameras(*(torch.tensor([value]) for value in (30.0, 15.0, 1.2, 50.0)), 1, 1)
+    azimuth, elevation, distance, fov = (torch.tensor([value]) for value in (30.0, 15.0, 1.2, 50.0))
+    cameras = orbit_cameras(azimuth, elevation, distance, fov, 1, 1)
     where = (cameras.c2w, cameras.fov_y_deg, cameras.azimuth_deg, cameras.elevation_deg)
     return pack_views({"rgb": Views(torch.zeros(1, 4, size, size), *where)}, step, "float32")
 

@@ -40,7 +40,7 @@ def _words(bench: Bench, model: str, found: Found) -> list[str]:
     if model not in bench.views:
         found["skipped"] = f"no --{model}-views"
         return []
-    minutes = max(bench.seconds - _OVERHEAD_S, 1.0) / 60
+    minutes = (1.0 if bench.is_small else max(bench.seconds - _OVERHEAD_S, 1.0)) / 60
     words = ["--views", bench.views[model], "--out", str(Path(bench.out) / model), "--no-ray"]
     words += ["--device", bench.device.type, "--minutes", f"{minutes}"]
     return words + (["--config", bench.settings[model]] if model in bench.settings else [])

@@ -96,7 +96,7 @@ def count(preset: str, overrides: tuple[str, ...] = ()) -> list[CallCount]:
     """
     run = apply_overrides(make_preset(preset, None), [*_SMALL, *overrides])
     files = _Files(run) if preset != "sd21" and run.prior.kind == "diffusers" else None
-    with patch.multiple(cuda, **WIDE), pretend_device(_SKIPPED) as tally:
+    with patch.dict(vars(cuda), WIDE), pretend_device(_SKIPPED) as tally:
         return _Counted(preset, run, files, tally).steps()
 
 
