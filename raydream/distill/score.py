@@ -115,20 +115,18 @@ class Score:
         times, noise = self._draw(_STREAMS[render], step, particles, messages, *t_range, render, branch.config.shared_t)
         t = send(times, self.device)
         text = branch.text(views, self.config.seed, particles, sizes)
-        gradient = torch.cat([
+        pulls = [
             branch.gradient(here, part, told, at, drawn, partial(self._learned_eps, part))
             for part, told, at, drawn in self._parts(views, text, t, noise)
-        ])  # fmt: skip
+        ]
+        gradient = torch.cat(pulls).cpu()  # one copy and one wait for all that is asked of the device
         finite = gradient.isfinite().flatten(1).all(1)
         kept = torch.where(finite[:, None, None, None], gradient, 0.0)
-        # one copy and one wait for all that is asked of the device
-        answer = torch.cat([kept.flatten(1), finite[:, None].to(kept)], dim=1).cpu()
-        rows, marks = answer[:, :-1].view(gradient.shape), answer[:, -1]
-        gradients = [to_wire(part, self.config.wire_dtype) for part in rows.split(sizes)]
+        gradients = [to_wire(part, self.config.wire_dtype) for part in kept.split(sizes)]
         figures = watch.figures("guide") | ({"guide/t": float(times.float().mean())} if render == "rgb" else {})
-        for particle, part in zip(particles, marks.split(sizes)):
+        for particle, part in zip(particles, finite.split(sizes)):
             self._non_finite.note(f"the {render} gradient of particle {particle}", step, bool(part.all()))
-        num_zeroed = int((marks == 0).sum())
+        num_zeroed = int((~finite).sum())
         return [*gradients, figures | ({"non_finite/views": num_zeroed} if num_zeroed else {})]
 
     def fit(self, step: int, particles: Sequence[int], *messages: Message) -> Figures:

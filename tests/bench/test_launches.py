@@ -39,10 +39,10 @@ def test_replicas_copy_their_share_once_each_way(sd21: dict[str, CallCount]) -> 
 
 
 def test_guidance_comes_back_in_one_copy(sd21: dict[str, CallCount]) -> None:
-    """With the marks of what is not finite; there go latents, two kinds of cameras, timesteps and noise."""
+    """There go latents, two kinds of cameras, timesteps and noise."""
     latents = 4 * 4 * 16 * 16
     assert sd21["guide"].copies == 6
-    assert sd21["guide"].to_host_bytes == 2 * (latents + 4)
+    assert sd21["guide"].to_host_bytes == 2 * latents
 
 
 def test_a_unet_of_stable_diffusions_depth_is_counted_whole(sd21: dict[str, CallCount]) -> None:
