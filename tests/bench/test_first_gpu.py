@@ -21,7 +21,7 @@ from raydream.views.view_set import pack
 ROOT = Path(__file__).parents[2]
 AWAY = (
     "pyarrow", "trimesh", "xatlas", "skimage", "fast_simplification", "ray", "numba", "scipy", "imageio_ffmpeg", "rich",
-    "psutil", "sqlalchemy", "fastapi",
+    "deepspeed", "sqlalchemy", "fastapi",
 )  # fmt: skip
 SITE = f"""
 from importlib.machinery import PathFinder
@@ -39,13 +39,11 @@ def without_packages(folder: Path) -> dict[str, str]:
 
 
 def test_a_step_needs_no_package_of_exports_stores_and_clusters(tmp_path: Path) -> None:
-    code = "import raydream.distill.particle, raydream.distill.score, raydream.bench.gpu_child"
+    code = "import raydream.distill.particle, importlib.util as util; assert not util.find_spec('pyarrow')"
     done = subprocess.run(
         [sys.executable, "-c", code], env=without_packages(tmp_path), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    code = "import pyarrow"
-    assert subprocess.run([sys.executable, "-c", code], env=without_packages(tmp_path), check=False).returncode != 0
 
 
 @pytest.mark.slow
