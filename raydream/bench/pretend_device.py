@@ -178,11 +178,21 @@ def pretend_device(skipped: frozenset[str] = frozenset()) -> Iterator[Tally]:
 
     attend = F.scaled_dot_product_attention
 
-    def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **settings: Any) -> torch.Tensor:
-        if not isinstance(query, PretendTensor):
-            return attend(query, key, value, attn_mask, **settings)
+    def attention(  # as many arguments as attention has
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        settings = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         masked = partial(attend, attn_mask=_held(attn_mask), **settings)
-        return _Attention.apply(tally, masked, query, key, value)
+        if isinstance(query, PretendTensor):
+            return _Attention.apply(tally, masked, query, key, value)  # type: ignore[no-any-return]
+        return masked(query, key, value)
 
     # Torch asks these without dispatching them; the device's generators and optimiser are the CPU's.
     supported = optimizer._get_fused_kernels_supported_devices()  # type: ignore[attr-defined]

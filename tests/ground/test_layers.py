@@ -24,6 +24,8 @@ OTHER_PEOPLES_BASES = {
     "Protocol",
     "Exception",
     "nn.Module",
+    "torch.Generator",
+    "torch.Tensor",
     "torch.nn.Module",
     "torch.autograd.Function",
     "TorchDispatchMode",
