@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from raydream.config.checks import one_of
+
 PartName = Literal[
     "card", "rates", "tests", "kernels", "particle", "vae", "unet", "score", "gradients", "composition", "prior", "agp"
 ]
@@ -22,7 +24,9 @@ Line = dict[str, Any]
 def make_parser(description: str) -> argparse.ArgumentParser:
     """The flags of the script, which its processes have too."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which of them, in this order")
+    parser.add_argument(
+        "--parts", nargs="+", type=one_of(*PARTS), default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}"
+    )
     parser.add_argument("--minutes", type=float, default=WHOLE_MINUTES, help="of all parts together (default 10)")
     parser.add_argument("--out", default="outputs/first_gpu", help=f"folder for {LINES} and what is trained")
     parser.add_argument("--small", action="store_true", help="everything in little on the CPU, to see that it works")
