@@ -2,7 +2,6 @@
 true the LoRA's gradients are in half precision.
 """
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ from raydream.config.actors import particle_config
 from raydream.config.presets import make_preset
 from raydream.config.strict_json import apply_overrides
 from raydream.diffusion.denoiser import DiffusersDenoiser
+from raydream.diffusion.graphs import CudaRecorder, GraphedDenoiser
 from raydream.diffusion.latent import RgbaCodec
 from raydream.diffusion.lora import LoraDenoiser
 from raydream.distill.particle import Particle
@@ -150,11 +150,6 @@ def _as_graphs(
     if bench.device.type != "cuda":
         found["graphs"] = "skipped: recorded on a CUDA device only"
         return
-    if importlib.util.find_spec("raydream.diffusion.graphs") is None:
-        found["graphs"] = "skipped: this version has none"
-        return
-    from raydream.diffusion.graphs import CudaRecorder, GraphedDenoiser
-
     record = CudaRecorder()
     for name, model in models.items():
         for number in bench.sizes.batches:

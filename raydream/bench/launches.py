@@ -3,7 +3,8 @@
 ``python -m raydream.bench.launches PRESET`` prints JSON. In a process of its own with ``TRITON_INTERPRET=1``, since
 triton decides at its import whether it interprets. The layers are those of the preset's prior, so the launches are its
 own; a Stable Diffusion is a tenth as wide, and pictures are small before they are encoded, for a CPU's sake. Launches
-are calls of torch's operations and of our kernels; one may be a few kernels, and attention counts as one.
+are calls of torch's operations and of our kernels; one may be a few kernels, and attention counts as one. So does a
+CUDA graph; with ``cluster.graphs=false`` what is in them is counted.
 """
 
 import copy
@@ -31,6 +32,7 @@ from raydream.config.branches import BranchConfig
 from raydream.config.presets import make_preset
 from raydream.config.run import RunConfig
 from raydream.config.strict_json import apply_overrides
+from raydream.diffusion.graphs import Record
 from raydream.diffusion.latent import LatentCodec
 from raydream.diffusion.layout import latent_px
 from raydream.distill import score as score_module
@@ -95,9 +97,10 @@ def count(preset: str, overrides: tuple[str, ...] = ()) -> list[CallCount]:
     replicas do it.
     """
     run = apply_overrides(make_preset(preset, None), [*_SMALL, *overrides])
+    recorded = run.cluster.graphs and run.prior.mixture is None
     files = _Files(run) if preset != "sd21" and run.prior.kind == "diffusers" else None
     with patch.dict(vars(cuda), WIDE), pretend_device(_SKIPPED) as tally:
-        return _Counted(preset, run, files, tally).steps()
+        return _Counted(preset, run, files, tally, tally.record if recorded else None).steps()
 
 
 class _Files:
@@ -115,7 +118,7 @@ class _Files:
                 texts = kind.texts(config.prompt, config.negative_prompt, branch, config.backend, cpu)
             self.parts.append((branch, denoiser, texts))
 
-    def score(self, config: ScoreConfig) -> Score:
+    def score(self, config: ScoreConfig, record: Record | None) -> Score:
         """A score model of them on the device."""
         branches, learner = [], None
         for branch, denoiser, texts in self.parts:
@@ -129,23 +132,23 @@ class _Files:
             if branch.learns:
                 init = generator(config.seed, "learner", 0, 0)
                 learner = prior_kind(config.prior).learner(denoiser, config.learner, init)
-        return Score(config, DEVICE, branches, learner)
+        return Score(config, DEVICE, branches, learner, record)
 
 
 class _Counted:
     """A particle and a score model on the pretend device, and what their calls took."""
 
-    def __init__(self, preset: str, run: RunConfig, files: _Files | None, tally: Tally) -> None:
+    def __init__(self, preset: str, run: RunConfig, files: _Files | None, tally: Tally, record: Record | None) -> None:
         self._preset, self._tally, self._found = preset, tally, dict[str, CallCount]()
         particle, score = particle_config(run, 0, 0), score_config(run, 0, 0)
         codec: LatentCodec
         if files is not None:
             torch.nn.Module.to(files.codec.vae, device=DEVICE)  # type: ignore[attr-defined]
-            codec, self._score = files.codec, files.score(score)
+            codec, self._score = files.codec, files.score(score, record)
         elif preset == "sd21":
             sampled = run.prior.sample_posterior
             codec = sd21.random_codec(sd21.NARROW_VAE, _SD21_PX, sampled, torch.float32, DEVICE)
-            self._score = sd21.random_score(score, sd21.NARROW_UNET, torch.float32, DEVICE)
+            self._score = sd21.random_score(score, sd21.NARROW_UNET, torch.float32, DEVICE, record)
         else:
             codec, self._score = prior_kind(run.prior).codec(DEVICE), _exhibit_score(score)
         self._particle = _particle(particle, codec)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from raydream.backend import cuda
+from raydream.diffusion.graphs import Recording, Work
 
 DEVICE = torch.device("meta")
 # Operations of torch whose result has a size that only the device knows, or is a number of the host.
@@ -54,6 +55,26 @@ class Tally:
     def launch(self, name: str) -> None:
         self.launches[name] += 1
         self.is_busy = True
+
+    @contextmanager
+    def as_one(self, name: str) -> Iterator[None]:
+        """What is launched inside is one launch: that of a graph. It may wait for nothing."""
+        before, waits = self.launches.copy(), self.waits.total()
+        yield
+        assert self.waits.total() == waits, "a graph cannot wait for the device"
+        self.launches = before
+        self.launch(name)
+
+    def record(self, work: Work) -> Recording:
+        """Stands in for ``CudaRecorder``."""
+        results = work()
+
+        def repeat() -> None:
+            with self.as_one("graph"):
+                for place, result in zip(results, work()):
+                    place.copy_(result)
+
+        return repeat, results
 
     def wait(self) -> None:
         self.waits[_asker()] += 1

@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from raydream.config.actors import ScoreConfig
 from raydream.config.branches import BranchConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
+from raydream.diffusion.graphs import Record
 from raydream.diffusion.prompts import bank_prompts
 from raydream.diffusion.text import TextBank
 from raydream.diffusion.vae import VaeCodec
@@ -72,7 +73,13 @@ def random_texts(prompt: str, negative_prompt: str, branch: BranchConfig, width:
     return TextBank(embeddings, prompt, negative_prompt, branch)
 
 
-def random_score(config: ScoreConfig, unet: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Score:
+def random_score(
+    config: ScoreConfig,
+    unet: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    record: Record | None = None,
+) -> Score:
     """A score model with one branch, whose LoRA stands on a UNet of its own where the settings name another prior."""
     (branch,) = config.branches
     frozen = random_denoiser(unet, dtype, device)
@@ -82,4 +89,4 @@ def random_score(config: ScoreConfig, unet: Mapping[str, Any], dtype: torch.dtyp
         base = random_denoiser(unet, dtype, device) if config.learner.prior else frozen
         here = replace(config.learner, prior="")
         learner = prior_kind(config.prior).learner(base, here, generator(config.seed, "learner", 0, 0))
-    return Score(config, device, [Branch(branch, frozen, texts, frozen.alphas_cumprod)], learner)
+    return Score(config, device, [Branch(branch, frozen, texts, frozen.alphas_cumprod)], learner, record)

@@ -19,7 +19,7 @@ def calls(preset: str, *overrides: str) -> dict[str, CallCount]:
 
 @pytest.fixture(scope="module")
 def sd21() -> dict[str, CallCount]:
-    return calls("sd21")
+    return calls("sd21", "cluster.graphs=false")
 
 
 def test_an_actor_waits_twice_a_step_at_most_outside_the_wire(sd21: dict[str, CallCount]) -> None:
@@ -50,6 +50,14 @@ def test_a_unet_of_stable_diffusions_depth_is_counted_whole(sd21: dict[str, Call
     assert 1_900 < sd21["guide"].launches < 2_200
     assert 2_600 < sd21["fit"].launches < 3_300
     assert sd21["fit_update"].launches < 30  # the optimiser takes all parameters together
+
+
+def test_a_recorded_pass_is_one_launch(sd21: dict[str, CallCount]) -> None:
+    """As it will be on a GPU: what is left are draws, noise, sums and copies around three graphs."""
+    found = calls("sd21")
+    assert found["guide"].launches < 100 < sd21["guide"].launches
+    assert found["fit"].launches < 100 < sd21["fit"].launches
+    assert all(row.waits == sd21[name].waits for name, row in found.items())
 
 
 @pytest.mark.parametrize(
