@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -209,8 +208,9 @@ def pretend_device(skipped: frozenset[str] = frozenset()) -> Iterator[Tally]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        settings = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        masked = partial(attend, attn_mask=_held(attn_mask), **settings)
+        def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return attend(q, k, v, _held(attn_mask), dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
         if isinstance(query, PretendTensor):
             return _Attention.apply(tally, masked, query, key, value)  # type: ignore[no-any-return]
         return masked(query, key, value)
