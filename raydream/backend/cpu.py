@@ -79,7 +79,7 @@ class NumbaBackend:
         size = (clip.shape[0], height_px, width_px)
         face = torch.empty(size, dtype=torch.long)
         barycentric, depth = clip.new_empty(*size, 3), clip.new_empty(size)
-        cpu_raster.rasterize(_array(clip), _array(faces.long()), face.numpy(), barycentric.numpy(), depth.numpy())
+        cpu_raster.rasterize(_array(clip), _array(faces.int()), face.numpy(), barycentric.numpy(), depth.numpy())
         return Fragments(face, barycentric, depth)
 
 
