@@ -63,6 +63,20 @@ class Fragments:
 
 
 @dataclass(frozen=True)
+class MeshEdges:
+    """The edges of a mesh: two vertices each, the lower first; and the third corners of the faces that meet there.
+
+    Edge ``e`` owns ``opposite[starts[e] : starts[e] + counts[e]]``: one where the mesh ends, two inside, and more where
+    it is no manifold.
+    """
+
+    vertices: Int[Tensor, "edge 2"]
+    opposite: Int[Tensor, " corner"]
+    starts: Int[Tensor, " edge"]
+    counts: Int[Tensor, " edge"]
+
+
+@dataclass(frozen=True)
 class HashGridLayout:
     """Resolution and place in the table of each level of a multiresolution hash grid (Instant-NGP, section 3).
 
@@ -235,9 +249,34 @@ class Backend(Protocol):
     def rasterize(
         self, clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
     ) -> Fragments:
-        """The nearest face at each pixel centre, with perspective-correct barycentrics and depth ``w``. Not
-        differentiable.
+        """The nearest face at each pixel centre, with perspective-correct barycentrics and depth ``w``, both
+        differentiable by ``clip``.
 
-        Clip space is OpenGL's with row 0 at the top of the image; faces that cross ``w <= 0`` are left out.
+        Clip space is OpenGL's with row 0 at the top of the image; its z plays no part. Faces are seen from both sides;
+        those with a corner at ``w <= 0``, or at a place that is not finite, are left out.
+        """
+        ...
+
+    def interpolate(
+        self, values: Float[Tensor, "vertex channel"], faces: Int[Tensor, "face 3"], fragments: Fragments
+    ) -> Float[Tensor, "view h w channel"]:
+        """Values of the corners of the face at each pixel, 0 where there is none; differentiable by values and
+        barycentrics. ``faces`` may be others than those that were rasterised, of the same number: those of a texture.
+        """
+        ...
+
+    def antialias(
+        self,
+        image: Float[Tensor, "view h w channel"],
+        clip: Float[Tensor, "view vertex 4"],
+        edges: MeshEdges,
+        fragments: Fragments,
+    ) -> Float[Tensor, "view h w channel"]:
+        """The image, blended across the outlines of the mesh; differentiable by image and clip (Laine et al. 2020,
+        section 3.3, but driven by the mesh's edges, so that it holds for faces smaller than pixels too).
+
+        Where an edge with all its faces on one side passes between the centres of two neighbours, the nearer pixel
+        gives or loses as much as the face covers beyond or short of the border between them. Of several edges the
+        outermost counts. ``edges`` are those of the places: a seam of a texture must not cut them.
         """
         ...

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from raydream.backend import cpu_field, cpu_raster, cpu_render, reference
+from raydream.backend import cpu_field, cpu_mesh, cpu_raster, cpu_render, reference
 from raydream.backend.exercise import exercise
-from raydream.types import Fragments, HashGridLayout, Rays, RaySamples
+from raydream.types import Fragments, HashGridLayout, MeshEdges, Rays, RaySamples
 
 
 class NumbaBackend:
@@ -75,12 +75,24 @@ class NumbaBackend:
         self, clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
     ) -> Fragments:
         """The nearest face at each pixel centre; of equally near ones that of the lowest index."""
-        assert not faces.numel() or (faces.min() >= 0 and faces.max() < clip.shape[1]), "faces name missing vertices"
-        size = (clip.shape[0], height_px, width_px)
-        face = torch.empty(size, dtype=torch.long)
-        barycentric, depth = clip.new_empty(*size, 3), clip.new_empty(size)
-        cpu_raster.rasterize(_array(clip), _array(faces.int()), face.numpy(), barycentric.numpy(), depth.numpy())
-        return Fragments(face, barycentric, depth)
+        _check_faces(faces, clip.shape[1])
+        return Fragments(*_Rasterize.apply(clip, faces.int(), height_px, width_px))
+
+    def interpolate(
+        self, values: Float[Tensor, "vertex channel"], faces: Int[Tensor, "face 3"], fragments: Fragments
+    ) -> Float[Tensor, "view h w channel"]:
+        _check_faces(faces, len(values))
+        return _Interpolate.apply(values, fragments.barycentric, faces.int(), fragments.face)
+
+    def antialias(
+        self,
+        image: Float[Tensor, "view h w channel"],
+        clip: Float[Tensor, "view vertex 4"],
+        edges: MeshEdges,
+        fragments: Fragments,
+    ) -> Float[Tensor, "view h w channel"]:
+        assert image.shape[:3] == fragments.face.shape, "image and fragments do not match"
+        return _Antialias.apply(image, clip, edges, fragments)
 
 
 def warm_up() -> None:
@@ -135,6 +147,70 @@ class _Composite(torch.autograd.Function):
         return grad_density, grad_values, None
 
 
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, clip, faces, height_px, width_px):
+        size = (len(clip), height_px, width_px)
+        face = torch.empty(size, dtype=torch.long)
+        barycentric, depth = clip.new_empty(*size, 3), clip.new_empty(size)
+        cpu_raster.rasterize(_array(clip), faces.numpy(), face.numpy(), barycentric.numpy(), depth.numpy())
+        ctx.mark_non_differentiable(face)
+        ctx.save_for_backward(clip, faces, face, barycentric, depth)
+        return face, barycentric, depth
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _, *grads):
+        clip, *seen = ctx.saved_tensors
+        grad_clip = torch.empty_like(clip, memory_format=torch.contiguous_format)
+        cpu_mesh.rasterize_backward(*map(_array, (clip, *seen, *grads)), grad_clip.numpy())
+        return grad_clip, None, None, None
+
+
+class _Interpolate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, barycentric, faces, face):
+        image = values.new_empty(face.numel(), values.shape[1])
+        cpu_mesh.interpolate(*map(_array, (values, faces, face.flatten(), barycentric.view(-1, 3))), image.numpy())
+        ctx.save_for_backward(values, faces, face, barycentric)
+        return image.view(*face.shape, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_image):
+        values, faces, face, barycentric = ctx.saved_tensors
+        grad_values = torch.zeros_like(values, memory_format=torch.contiguous_format)
+        grad_barycentric = torch.empty_like(barycentric, memory_format=torch.contiguous_format)
+        inputs = values, faces, face.flatten(), barycentric.view(-1, 3), grad_image.reshape(face.numel(), -1)
+        cpu_mesh.interpolate_backward(*map(_array, inputs), grad_values.numpy(), grad_barycentric.view(-1, 3).numpy())
+        return grad_values, grad_barycentric, None, None
+
+
+class _Antialias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image, clip, edges, fragments):
+        parts = edges.vertices, edges.opposite, edges.starts, edges.counts, fragments.face, fragments.depth
+        ctx.outline = cpu_mesh.find_outline(*map(_array, (clip, *parts)))
+        blended = image.clone(memory_format=torch.contiguous_format)
+        channels = image.shape[3]
+        cpu_mesh.blend(_array(image).reshape(-1, channels), *ctx.outline, blended.view(-1, channels).numpy())
+        ctx.save_for_backward(image, clip, edges.vertices)
+        return blended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_blended):
+        image, clip, vertices = ctx.saved_tensors
+        _, height_px, width_px, channels = image.shape
+        grad_image = grad_blended.clone(memory_format=torch.contiguous_format)
+        grad_clip = torch.empty_like(clip, memory_format=torch.contiguous_format)
+        before, after = (_array(tensor).reshape(-1, channels) for tensor in (image, grad_blended))
+        outputs = grad_image.view(-1, channels).numpy(), grad_clip.numpy()
+        mesh = _array(clip), _array(vertices), height_px, width_px
+        cpu_mesh.blend_backward(before, *ctx.outline, *mesh, after, *outputs)
+        return grad_image, grad_clip, None, None
+
+
 @lru_cache
 def _constants(layout: HashGridLayout) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], bool]:
     """Resolutions, offsets, a tuple as long as the features of a level, and whether blends are smooth, as the hash grid
@@ -142,6 +218,10 @@ def _constants(layout: HashGridLayout) -> tuple[np.ndarray, np.ndarray, tuple[in
     """
     sizes = np.array(layout.resolutions), np.array(layout.offsets), (0,) * layout.features_per_level
     return *sizes, layout.interpolation == "smoothstep"
+
+
+def _check_faces(faces: Tensor, num_vertices: int) -> None:
+    assert not faces.numel() or (faces.min() >= 0 and faces.max() < num_vertices), "faces name missing vertices"
 
 
 def _check_table(table: Tensor, layout: HashGridLayout) -> None:

@@ -30,7 +30,7 @@ def rasterize(clip, faces, face, barycentric, depth):
     # one view's buffers stay in the cache; what is asked for is written once, in the end
     nearest, seen = np.empty(height * width + BLOCK, clip.dtype), np.empty(height * width + BLOCK, np.int32)
     for view in range(num_views):
-        _project(clip[view], width, height, places)
+        project(clip[view], width, height, places)
         _find_cells(places[0], width, cells[0])
         _find_cells(places[1], height, cells[1])
         nearest[:] = math.inf
@@ -44,7 +44,7 @@ def rasterize(clip, faces, face, barycentric, depth):
 
 @exact_kernel
 @no_type_check
-def _project(clip, width, height, places):
+def project(clip, width, height, places):
     """Pixel coordinates and ``w`` of vertices, row 0 at the top; ``w`` is 0 where they are not finite, which drops the
     face.
     """

@@ -30,6 +30,8 @@ class CudaBackend:
     """
 
     name = "cuda"
+    interpolate = staticmethod(reference.interpolate)
+    antialias = staticmethod(reference.antialias)
 
     def __init__(self, deterministic: bool = False) -> None:
         self._deterministic = deterministic
@@ -100,7 +102,7 @@ class CudaBackend:
         self, clip: Float[Tensor, "view vertex 4"], faces: Int[Tensor, "face 3"], height_px: int, width_px: int
     ) -> Fragments:
         """The nearest face at each pixel centre: the reference's, bit by bit. The host waits for nothing."""
-        corners, spans = reference.face_corners(clip.detach(), faces.long(), height_px, width_px)
+        corners, spans = reference.face_corners(clip, faces.long(), height_px, width_px)
         num_views, num_faces, num_pixels = len(clip), len(faces), height_px * width_px
         nearest = clip.new_full((num_views, num_pixels), math.inf)
         bits = nearest.view(torch.int32 if clip.dtype == torch.float32 else torch.int64)
@@ -108,7 +110,7 @@ class CudaBackend:
         splits = max(1, min(64, PROGRAMS_WANTED // max(num_views * num_faces, 1)))
         grid, sizes = (num_faces, num_views, splits), (num_faces, num_pixels, width_px, splits)
         for winners in (False, True):
-            launch("depth_test", grid, corners, spans.int(), bits, lowest, *sizes, winners, PIXELS_PER_PROGRAM)
+            launch("depth_test", grid, corners.detach(), spans.int(), bits, lowest, *sizes, winners, PIXELS_PER_PROGRAM)
         face = torch.where(lowest == num_faces, -1, lowest).long()
         return reference.make_fragments(corners, face.view(num_views, height_px, width_px))
 

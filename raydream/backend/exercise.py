@@ -2,6 +2,7 @@
 
 import torch
 
+from raydream.backend.edges import find_edges
 from raydream.backend.layout import make_hash_grid_layout
 from raydream.types import Backend, Rays
 
@@ -24,4 +25,8 @@ def exercise(backend: Backend, device: str) -> None:
     accumulated, opacity, weights = backend.composite(density, density[:, None].expand(-1, 4), samples)
     (accumulated.sum() + opacity.sum() + weights.sum()).backward()
     clip = torch.tensor([[[-1.0, -1.0, 0.0, 1.0], [3.0, -1.0, 0.0, 1.0], [-1.0, 3.0, 0.0, 1.0]]], device=device)
-    backend.rasterize(clip, torch.tensor([[0, 1, 2]], device=device), 4, 4)
+    faces = torch.tensor([[0, 1, 2]], device=device)
+    places, colors = clip.requires_grad_(), torch.ones(3, 3, device=device, requires_grad=True)
+    fragments = backend.rasterize(places, faces, 4, 4)
+    image = backend.interpolate(colors, faces, fragments)
+    backend.antialias(image, places, find_edges(faces), fragments).sum().backward()

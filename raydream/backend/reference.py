@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad, relu
 
 from raydream.backend.layout import HASH_PRIMES, is_dense
+from raydream.backend.reference_outline import antialias, project
 from raydream.types import Fragments, HashGridLayout, Rays, RaySamples
 
 RASTERIZE_CHUNK = 1 << 22
@@ -208,8 +209,8 @@ def rasterize(
 
     Faces are two-sided and own their edges; barycentrics and depth are 0 where there is no face.
     """
-    corners, spans = face_corners(clip.detach(), faces.long(), height_px, width_px)
-    face = [_nearest_faces(*view, height_px * width_px, width_px) for view in zip(corners, spans)]
+    corners, spans = face_corners(clip, faces.long(), height_px, width_px)
+    face = [_nearest_faces(*view, height_px * width_px, width_px) for view in zip(corners.detach(), spans)]
     return make_fragments(corners, torch.stack(face).view(-1, height_px, width_px))
 
 
@@ -219,14 +220,11 @@ def face_corners(
     """Pixel coordinates and ``w`` of each face's corners; and the first column and row of the pixel centres in its box,
     their numbers, and their product, 0 where the face is not seen.
     """
-    w = clip[..., 3]
-    x = (clip[..., 0] / w * 0.5 + 0.5) * width_px
-    y = (0.5 - clip[..., 1] / w * 0.5) * height_px
-    corners = torch.stack((x, y, w), dim=-1)[:, faces]
+    places, usable = project(clip, height_px, width_px)
+    corners = places[:, faces]
     left, num_columns = _pixel_span(corners[..., 0], width_px)
     top, num_rows = _pixel_span(corners[..., 1], height_px)
-    visible = (corners[..., 2] > 0).all(-1) & corners.isfinite().flatten(2).all(-1)
-    num_pixels = torch.where(visible, num_columns * num_rows, 0)
+    num_pixels = torch.where(usable[:, faces].all(-1), num_columns * num_rows, 0)
     return corners, torch.stack((left, top, num_columns, num_rows, num_pixels), dim=-1)
 
 
@@ -234,12 +232,15 @@ def make_fragments(corners: Float[Tensor, "view face 3 3"], face: Int[Tensor, "v
     """Barycentrics and depth of the faces that stand at pixels."""
     num_views, height_px, width_px = face.shape
     if not corners.shape[1]:
-        return Fragments(face, corners.new_zeros(*face.shape, 3), corners.new_zeros(face.shape))
+        nothing = corners.sum()  # with a gradient, if of nothing
+        return Fragments(face, nothing.expand(*face.shape, 3), nothing.expand(face.shape))
     view = torch.arange(num_views, device=face.device)[:, None]
     pixel = torch.arange(height_px * width_px, device=face.device).repeat(num_views)
-    there = corners[view, face.clamp(min=0).flatten(1)].flatten(0, 1)
-    barycentric, depth = _perspective_weights(there, pixel % width_px, pixel // width_px)
     empty = face < 0
+    there = corners[view, face.clamp(min=0).flatten(1)].flatten(0, 1)
+    anywhere = corners.new_tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])  # for gradients that are 0
+    there = torch.where(empty.view(-1, 1, 1), anywhere, there)
+    barycentric, depth = _perspective_weights(there, pixel % width_px, pixel // width_px)
     barycentric, depth = barycentric.view(*face.shape, 3), depth.view(face.shape)
     return Fragments(face, barycentric.masked_fill(empty[..., None], 0), depth.masked_fill(empty, 0))
 
@@ -301,6 +302,18 @@ def _perspective_weights(
     return weights, torch.where(inside, total / normalizer, math.inf)
 
 
+def interpolate(
+    values: Float[Tensor, "vertex channel"], faces: Int[Tensor, "face 3"], fragments: Fragments
+) -> Float[Tensor, "view h w channel"]:
+    """The sum of the corners' values by barycentrics, which are 0 where there is no face."""
+    if not len(faces):
+        return values[:0].sum().expand(*fragments.face.shape, values.shape[1])
+    there = fragments.face >= 0
+    corners = values[faces[fragments.face.clamp(min=0).long()].long()]
+    corners = torch.where(there[..., None, None], corners, 0)
+    return (fragments.barycentric[..., None] * corners).sum(-2)
+
+
 class ReferenceBackend:
     """The plain torch kernels as a ``Backend``, for every device and dtype."""
 
@@ -311,3 +324,5 @@ class ReferenceBackend:
     prune = staticmethod(prune)
     composite = staticmethod(composite)
     rasterize = staticmethod(rasterize)
+    interpolate = staticmethod(interpolate)
+    antialias = staticmethod(antialias)

@@ -26,7 +26,7 @@ class WithNerfacc:
         os.environ.setdefault("NVCC_APPEND_FLAGS", "-std=c++17")
         self.name, self._inner = f"nerfacc+{inner.name}", inner
         self.field, self.field_gradient, self.rasterize = inner.field, inner.field_gradient, inner.rasterize
-        self.prune = inner.prune
+        self.prune, self.interpolate, self.antialias = inner.prune, inner.interpolate, inner.antialias
 
     def march(
         self,

@@ -1,14 +1,15 @@
-"""nvdiffrast (0.4.0; its licence allows no commercial use) behind the protocol: its rasteriser.
+"""nvdiffrast (0.4.0; its licence allows no commercial use) behind the protocol: which face is seen at each pixel.
 
-Its interpolation and antialiasing have no place in the protocol: they are for meshes that are optimised.
-Imported where a run names the package; float32 on NVIDIA GPUs.
+Barycentrics, interpolation and antialiasing stay ours: its antialiasing follows edges of the faces that are seen at
+pixels, and loses the outline where faces are smaller than that. Imported where a run names the package; on NVIDIA GPUs.
 """
 
 import nvdiffrast.torch
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from raydream.backend import reference
 from raydream.types import Backend, Fragments
 
 _MAX_FACES = 2**24  # beyond which its float32 images hold bits in place of a face's number
@@ -23,6 +24,7 @@ class WithNvdiffrast:
         self.name = f"nvdiffrast+{inner.name}"
         self.field, self.field_gradient = inner.field, inner.field_gradient
         self.march, self.prune, self.composite = inner.march, inner.prune, inner.composite
+        self.interpolate, self.antialias = inner.interpolate, inner.antialias
         self._contexts: dict[torch.device, object] = {}
 
     def rasterize(
@@ -33,30 +35,31 @@ class WithNvdiffrast:
         if clip.device not in self._contexts:
             self._contexts[clip.device] = nvdiffrast.torch.RasterizeCudaContext(device=clip.device)
         context, size = self._contexts[clip.device], (height_px, width_px)
+        places, usable = reference.project(clip, *size)
         # one by one, for each view leaves out faces of its own
-        views = [_rasterize_view(context, vertices, faces.long(), size) for vertices in clip.detach().float()]
-        face, barycentric, depth = (torch.stack(images) for images in zip(*views, strict=True))
-        return Fragments(face, barycentric.to(clip.dtype), depth.to(clip.dtype))
+        views = zip(clip.detach().float(), usable)
+        face = torch.stack([_seen_faces(context, vertices, drawn, faces.long(), size) for vertices, drawn in views])
+        return reference.make_fragments(places[:, faces.long()], face)
 
 
-def _rasterize_view(
-    context: object, clip: Float[Tensor, "vertex 4"], faces: Int[Tensor, "face 3"], size: tuple[int, int]
-) -> tuple[Int[Tensor, "h w"], Float[Tensor, "h w 3"], Float[Tensor, "h w"]]:
-    usable = (clip[:, 3] > 0) & clip.isfinite().all(1)
+def _seen_faces(
+    context: object,
+    clip: Float[Tensor, "vertex 4"],
+    usable: Bool[Tensor, " vertex"],
+    faces: Int[Tensor, "face 3"],
+    size: tuple[int, int],
+) -> Int[Tensor, "h w"]:
     (drawn,) = usable[faces].all(1).nonzero(as_tuple=True)
-    face, barycentric = torch.full(size, -1, device=clip.device), clip.new_zeros(*size, 3)
+    face = torch.full(size, -1, device=clip.device)
     if not len(drawn):
-        return face, barycentric, clip.new_zeros(size)
+        return face
     image, _ = nvdiffrast.torch.rasterize(
         context, _positions(clip, usable)[None], faces[drawn].int(), size, grad_db=False
     )
     number = image[0, ..., 3].long() - 1
     hit = number >= 0
     face[hit] = drawn[number[hit]]
-    u, v = image[0, ..., 0][hit], image[0, ..., 1][hit]
-    barycentric[hit] = torch.stack((u, v, 1 - u - v), dim=-1)
-    corner_depth = clip[:, 3][faces[face.clamp(min=0)]]
-    return face, barycentric, (barycentric * corner_depth).sum(-1)
+    return face
 
 
 def _positions(clip: Float[Tensor, "vertex 4"], usable: Tensor) -> Float[Tensor, "vertex 4"]:

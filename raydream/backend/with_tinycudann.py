@@ -35,6 +35,7 @@ class WithTinyCudaNn:
         self.name, self._inner = f"tinycudann+{inner.name}", inner
         self.field_gradient, self.march, self.composite = inner.field_gradient, inner.march, inner.composite
         self.prune, self.rasterize = inner.prune, inner.rasterize
+        self.interpolate, self.antialias = inner.interpolate, inner.antialias
         self._encodings: dict[HashGridLayout, nn.Module] = {}
         self._networks: dict[tuple[int, int, int], nn.Module] = {}
 

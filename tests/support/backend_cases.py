@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from raydream.backend.edges import find_edges
 from raydream.backend.layout import make_hash_grid_layout
 from raydream.backend.reference import ReferenceBackend
 from raydream.types import Backend, HashGridLayout, Rays, RaySamples
@@ -60,6 +61,28 @@ def random_triangles(generator: torch.Generator, dtype: torch.dtype) -> tuple[Te
     clip[0, 56:, 3] = 0.1
     faces[20:22] = torch.tensor([[56, 57, 58], [56, 58, 59]])
     return clip, faces
+
+
+def mesh_results(backend: Backend, dtype: torch.dtype, device: str) -> list[Tensor]:
+    """Image, depth and all gradients of two bent sheets, one before the other, from two sides."""
+    generator, side = torch.Generator().manual_seed(4), torch.arange(13)
+    row, column = (part.flatten() for part in torch.meshgrid(side, side, indexing="ij"))
+    bumps = 0.1 * torch.rand(2, 169, generator=generator, dtype=torch.float64)
+    sheets = [torch.stack((column / 8 - 0.9 + k / 3, row / 9 - 0.8 + k / 5, bumps[k] + k), dim=1) for k in range(2)]
+    corner = row * 13 + column
+    (inner,) = ((row < 12) & (column < 12)).nonzero(as_tuple=True)
+    first = torch.stack((corner[inner], corner[inner] + 1, corner[inner] + 13), dim=1)
+    second = torch.stack((corner[inner] + 14, corner[inner] + 13, corner[inner] + 1), dim=1)
+    faces = torch.cat((first, second, first + 169, second + 169)).to(device)
+    x, y, z = torch.cat(sheets).unbind(1)
+    views = [torch.stack((x + z * turn, y, z, 2 + 0.3 * z - 0.2 * turn * x), dim=1) for turn in (-0.4, 0.5)]
+    clip = torch.stack(views).to(device, dtype).requires_grad_()
+    colors = torch.rand(338, 3, generator=generator).to(device, dtype).requires_grad_()
+    fragments = backend.rasterize(clip, faces, 37, 45)
+    image = torch.cat((backend.interpolate(colors, faces, fragments), fragments.depth[..., None]), dim=-1)
+    image = backend.antialias(image, clip, find_edges(faces), fragments)
+    weight = torch.randn(image.shape, generator=generator).to(device, dtype)
+    return [image.detach(), *torch.autograd.grad((image * weight).sum(), (clip, colors))]
 
 
 def hash_grid(backend: Backend, points: Tensor, table: Tensor, layout: HashGridLayout) -> Tensor:
