@@ -29,11 +29,13 @@ def rasterize_backward(clip, faces, face, barycentric, depth, grad_barycentric, 
                 index = face[view, row, column]
                 if index < 0:
                     continue
-                g0, g1, g2 = grad_barycentric[view, row, column]
+                g0, g1 = grad_barycentric[view, row, column, 0], grad_barycentric[view, row, column, 1]
+                g2 = grad_barycentric[view, row, column, 2]
                 slope = grad_depth[view, row, column]
                 if g0 == 0 and g1 == 0 and g2 == 0 and slope == 0:
                     continue
-                b0, b1, b2 = barycentric[view, row, column]
+                b0, b1 = barycentric[view, row, column, 0], barycentric[view, row, column, 1]
+                b2 = barycentric[view, row, column, 2]
                 a, b, c = np.uint64(faces[index, 0]), np.uint64(faces[index, 1]), np.uint64(faces[index, 2])
                 centre_x, centre_y = clip.dtype.type(column) + half, clip.dtype.type(row) + half
                 x0, y0, w0 = places[0, a] - centre_x, places[1, a] - centre_y, places[2, a]
@@ -77,10 +79,11 @@ def interpolate(values, faces, face, barycentric, image):
     for pixel in range(len(face)):
         index = face[pixel]
         if index < 0:
-            image[pixel] = 0
+            for k in range(values.shape[1]):
+                image[pixel, k] = 0
             continue
         a, b, c = np.uint64(faces[index, 0]), np.uint64(faces[index, 1]), np.uint64(faces[index, 2])
-        b0, b1, b2 = barycentric[pixel]
+        b0, b1, b2 = barycentric[pixel, 0], barycentric[pixel, 1], barycentric[pixel, 2]
         for k in range(values.shape[1]):
             image[pixel, k] = b0 * values[a, k] + b1 * values[b, k] + b2 * values[c, k]
 
@@ -95,7 +98,7 @@ def interpolate_backward(values, faces, face, barycentric, grad_image, grad_valu
             grad_barycentric[pixel] = 0
             continue
         a, b, c = np.uint64(faces[index, 0]), np.uint64(faces[index, 1]), np.uint64(faces[index, 2])
-        b0, b1, b2 = barycentric[pixel]
+        b0, b1, b2 = barycentric[pixel, 0], barycentric[pixel, 1], barycentric[pixel, 2]
         g0 = g1 = g2 = values.dtype.type(0)
         for k in range(values.shape[1]):
             grad = grad_image[pixel, k]
@@ -115,7 +118,8 @@ def find_outline(clip, edges, opposite, starts, counts, face, depth):
     num_views, num_vertices, _ = clip.shape
     _, height, width = face.shape
     places = np.empty((3, num_vertices), clip.dtype)
-    own = np.empty(height * width, clip.dtype)
+    own, chosen = np.empty(height * width, clip.dtype), np.empty(len(edges), np.int32)
+    sides = np.empty(len(edges), np.int8)
     found, gaps = np.empty((1024, 4), np.int64), np.empty(1024, clip.dtype)
     at, count = np.full(2 * height * width, -1, np.int32), 0
     for view in range(num_views):
@@ -124,12 +128,10 @@ def find_outline(clip, edges, opposite, starts, counts, face, depth):
             row, column = pixel // width, pixel % width
             own[pixel] = depth[view, row, column] if face[view, row, column] >= 0 else math.inf
         begin = count
-        for edge in range(len(edges)):
-            side = _side(places, edges, opposite, starts, counts, edge)
-            if side != 0:
-                found, gaps, count = _follow(
-                    places, edges, edge, side, own, width, height, at, found, gaps, count, view
-                )
+        for k in range(_find_one_sided(places, edges, opposite, starts, counts, chosen, sides)):
+            found, gaps, count = _follow(
+                places, edges, chosen[k], sides[k], own, width, height, at, found, gaps, count, view
+            )
         for k in range(begin, count):
             inside, outside = found[k, 0] % (height * width), found[k, 1] % (height * width)
             for down in range(2):
@@ -139,19 +141,25 @@ def find_outline(clip, edges, opposite, starts, counts, face, depth):
 
 @exact_kernel
 @no_type_check
-def _side(places, edges, opposite, starts, counts, edge):
-    """On which side of an edge all faces lie that are seen: 1, -1, or 0 if it is none."""
-    a, b = edges[edge, 0], edges[edge, 1]
-    if not (places[2, a] > 0 and places[2, b] > 0):
-        return 0
-    dx, dy = places[0, b] - places[0, a], places[1, b] - places[1, a]
-    least = most = 0
-    for k in range(starts[edge], starts[edge] + counts[edge]):
-        corner = opposite[k]
-        if places[2, corner] > 0:
-            area = dx * (places[1, corner] - places[1, a]) - dy * (places[0, corner] - places[0, a])
-            least, most = least if area >= 0 else -1, most if area <= 0 else 1
-    return least + most
+def _find_one_sided(places, edges, opposite, starts, counts, chosen, sides):
+    """The edges with all faces that are seen on one side, and on which: 1 or -1; how many they are."""
+    count = 0
+    for edge in range(len(edges)):
+        a, b = np.uint64(edges[edge, 0]), np.uint64(edges[edge, 1])
+        x, y = places[0, a], places[1, a]
+        dx, dy = places[0, b] - x, places[1, b] - y
+        least = most = 0
+        for k in range(starts[edge], starts[edge] + counts[edge]):
+            corner = np.uint64(opposite[np.uint64(k)])
+            area = dx * (places[1, corner] - y) - dy * (places[0, corner] - x)
+            seen = places[2, corner] > 0
+            least -= seen & (area < 0)
+            most += seen & (area > 0)
+        one_sided = (least == 0) != (most == 0)
+        drawn = (places[2, a] > 0) & (places[2, b] > 0) & one_sided
+        chosen[count], sides[count] = edge, 1 if most > 0 else -1
+        count += drawn
+    return count
 
 
 @exact_kernel

@@ -238,7 +238,8 @@ def make_fragments(corners: Float[Tensor, "view face 3 3"], face: Int[Tensor, "v
     pixel = torch.arange(height_px * width_px, device=face.device).repeat(num_views)
     empty = face < 0
     there = corners[view, face.clamp(min=0).flatten(1)].flatten(0, 1)
-    anywhere = corners.new_tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])  # for gradients that are 0
+    one = torch.eye(3, dtype=corners.dtype, device=corners.device)
+    anywhere = torch.stack((one[1], one[2], one.sum(0)), dim=1)  # a face whose gradients are 0, not NaN
     there = torch.where(empty.view(-1, 1, 1), anywhere, there)
     barycentric, depth = _perspective_weights(there, pixel % width_px, pixel // width_px)
     barycentric, depth = barycentric.view(*face.shape, 3), depth.view(face.shape)

@@ -19,12 +19,12 @@ def project(
     any, without a gradient.
     """
 
-    def places(clip: Tensor) -> Tensor:
-        x, y, _, w = clip.unbind(-1)
+    def places(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return torch.stack(((x / w * 0.5 + 0.5) * width_px, (0.5 - y / w * 0.5) * height_px, w), dim=-1)
 
-    usable = places(clip.detach()).isfinite().all(-1) & (clip[..., 3] > 0)
-    return places(torch.where(usable[..., None], clip, clip.new_tensor([0.0, 0.0, 0.0, 1.0]))), usable
+    x, y, _, w = clip.unbind(-1)
+    usable = places(x.detach(), y.detach(), w.detach()).isfinite().all(-1) & (w > 0)
+    return places(torch.where(usable, x, 0), torch.where(usable, y, 0), torch.where(usable, w, 1)), usable
 
 
 def antialias(

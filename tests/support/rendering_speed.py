@@ -16,13 +16,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import trimesh
 from render_jobs import library_records
 
 from raydream.assets.asset import Asset, normalise_asset
 from raydream.assets.libraries import AssetRecord
 from raydream.assets.load import load_record
 from raydream.backend import load_backend
-from raydream.camera import camera_rays, clip_from_world
+from raydream.backend.edges import find_edges
+from raydream.camera import camera_rays, clip_from_world, orbit_cameras
 from raydream.config.render import LibraryConfig, ViewConfig, make_recipe
 from raydream.types import Cameras
 from raydream.views.render import draw_cameras, render_record
@@ -69,9 +71,10 @@ def format_figures(figures: dict[str, dict[int, float]]) -> str:
 
 
 def installed_tools() -> dict[str, Tool]:
-    """Our rasteriser and those of embreex, moderngl and Open3D that this machine has."""
+    """Our rasteriser and those of embreex, Mitsuba, moderngl and Open3D that this machine has."""
     tools: dict[str, Tool] = {"raydream": _raydream}
-    for name, make in {"embreex": lambda: _embree, "open3d": lambda: _open3d, "moderngl": _moderngl}.items():
+    makers = {"embreex": lambda: _embree, "open3d": lambda: _open3d, "mitsuba": _mitsuba, "moderngl": _moderngl}
+    for name, make in makers.items():
         if importlib.util.find_spec(name) is not None:
             tools[name] = make()
     return tools
@@ -104,6 +107,58 @@ def _open3d(asset: Asset, cameras: Cameras) -> np.ndarray:
     face = found["primitive_ids"].numpy().astype(np.int64)
     face[face == scene.INVALID_ID] = -1
     return face.reshape(cameras.num_views, cameras.height_px, cameras.width_px)
+
+
+def _mitsuba() -> Tool:
+    """Embree's preliminary hits, many rays at once; needs LLVM's library (``DRJIT_LIBLLVM_PATH``)."""
+    import drjit
+    import mitsuba
+
+    mitsuba.set_variant("llvm_ad_rgb")
+    drjit.set_thread_count(1)
+
+    def draw(asset: Asset, cameras: Cameras) -> np.ndarray:
+        mesh = mitsuba.Mesh("asset", len(asset.vertices), asset.num_faces)
+        parameters = mitsuba.traverse(mesh)
+        parameters["vertex_positions"] = asset.vertices.numpy().ravel()
+        parameters["faces"] = asset.faces.numpy().astype(np.uint32).ravel()
+        parameters.update()
+        scene = mitsuba.load_dict({"type": "scene", "asset": mesh})
+        rays = camera_rays(cameras)
+        ends = (mitsuba.Vector3f(part.numpy().T.copy()) for part in (rays.origins, rays.directions))
+        found = scene.ray_intersect_preliminary(mitsuba.Ray3f(*ends), coherent=True)
+        drjit.eval(found.t, found.prim_uv, found.prim_index)
+        face = np.where(np.isfinite(found.t.numpy()), found.prim_index.numpy().astype(np.int64), -1)
+        return face.reshape(cameras.num_views, cameras.height_px, cameras.width_px)
+
+    return draw
+
+
+def mesh_step_ratios(cases: Sequence[tuple[int, int]], repeats: int) -> dict[tuple[int, int], float]:
+    """How many times the CPU time of our kernels plain torch takes, by subdivisions of a sphere and size in pixels: one
+    view is rasterised, interpolated and antialiased, and differentiated by places and colours.
+    """
+    ratios = {}
+    for subdivisions, image_px in cases:
+        sphere = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.8)
+        faces = torch.tensor(np.asarray(sphere.faces)).long()
+        edges, vertices = find_edges(faces), torch.tensor(np.asarray(sphere.vertices), dtype=torch.float32)
+        angle, distance, fov = torch.tensor([[30.0], [3.0], [45.0]])
+        projection = clip_from_world(orbit_cameras(angle, angle, distance, fov, image_px, image_px))
+        clip = torch.nn.functional.pad(vertices, (0, 1), value=1.0) @ projection.transpose(1, 2)
+        clip, colors = clip.requires_grad_(), vertices.abs().requires_grad_()
+        upstream = torch.rand(1, image_px, image_px, 3)
+        spent: dict[str, list[float]] = {"ours": [], "reference": []}
+        for _ in range(repeats + 1):  # the first compiles
+            for name, times in spent.items():
+                backend, begin = load_backend(name, "cpu"), time.thread_time()
+                fragments = backend.rasterize(clip, faces, image_px, image_px)
+                image = backend.antialias(backend.interpolate(colors, faces, fragments), clip, edges, fragments)
+                torch.autograd.grad(image, (clip, colors), upstream)
+                times.append(time.thread_time() - begin)
+        ours, reference = (sorted(times[1:])[repeats // 2] for times in spent.values())
+        ratios[subdivisions, image_px] = reference / ours
+    return ratios
 
 
 def _moderngl() -> Tool:
@@ -158,7 +213,9 @@ def main() -> None:
     records, _ = library_records(LibraryConfig(args.assets))
     sample = records[:: max(1, len(records) // args.count)]
     views = replace(make_recipe("prior").views, num_views=8, images=ViewConfig().images)
-    print(f"{len(sample)} assets, {views.num_views} views each\n\n{format_figures(measure(sample, views))}")
+    print(f"{len(sample)} assets, {views.num_views} views each\n\n{format_figures(measure(sample, views))}\n")
+    for (subdivisions, image_px), ratio in mesh_step_ratios([(3, 64), (5, 128), (5, 256), (6, 512)], 5).items():
+        print(f"mesh step, {20 * 4**subdivisions} faces, {image_px} px: {ratio:.1f} times as fast as plain torch")
 
 
 if __name__ == "__main__":

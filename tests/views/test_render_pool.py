@@ -17,7 +17,7 @@ from asset_cases import MINIPACK, needs_minipack
 from gltf_writer import GltfWriter
 from PIL import Image
 from render_jobs import BACKEND, ROOT, SMALL, all_rows, library_records, render_without_ray, small_job
-from rendering_speed import format_figures, measure
+from rendering_speed import format_figures, measure, mesh_step_ratios
 
 from raydream.assets.procedural import procedural_records
 from raydream.camera import camera_rays
@@ -276,6 +276,7 @@ def test_benchmark_measures_pictures_that_agree(monkeypatch):
     assert {"raydream", "rows"} <= set(figures)
     assert all(value > 0 for row in figures.values() for value in row.values())
     assert format_figures(figures).startswith("| views/s/core | 24 px | 32 px |\n|---|---|---|\n| raydream | ")
+    assert mesh_step_ratios([(1, 24)], 1)[1, 24] > 0
     nothing = lambda asset, cameras: np.full((3, cameras.height_px, cameras.width_px), -1)  # noqa: E731
     monkeypatch.setattr("rendering_speed._embree", nothing)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "embreex" or None)
