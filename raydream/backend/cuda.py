@@ -27,6 +27,9 @@ RAYS_PER_WALK, INTERVALS_PER_WALK = 4, 64  # of a program that counts or writes 
 class CudaBackend:
     """The Triton kernels. Its one sum without an order is the gradient of the hash grid: in floats, unless it is asked
     to be ``deterministic``; then in 64-bit integers, the same bits each time, which are twice as much to add.
+
+    Of meshes, faces are found by a kernel; interpolation, outlines and their gradients are plain torch, whose outlines
+    make the host wait.
     """
 
     name = "cuda"

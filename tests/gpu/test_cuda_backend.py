@@ -9,6 +9,7 @@ from backend_cases import (
     LAYOUT,
     SMOOTH,
     hash_grid_jacobian,
+    mesh_results,
     random_rays,
     random_triangles,
     summed_kernels,
@@ -36,6 +37,14 @@ def test_auto_is_cuda() -> None:
 def test_compiled_kernels_are_the_reference(dtype: torch.dtype, tolerance: float, deterministic: bool) -> None:
     for layout in (LAYOUT, SMOOTH):
         assert worst_difference(load_backend("cuda", "cuda", deterministic), dtype, "cuda", layout) < tolerance
+
+
+def test_meshes_are_those_of_the_cpu() -> None:
+    """Image and gradients of rasterising, interpolating and antialiasing, by other code on another machine."""
+    ours = mesh_results(load_backend("cuda", "cuda"), torch.float64, "cuda")
+    expected = mesh_results(load_backend("reference", "cpu"), torch.float64, "cpu")
+    for found, truth in zip(ours, expected, strict=True):
+        torch.testing.assert_close(found.cpu(), truth, rtol=0, atol=1e-9 * float(truth.abs().max()))
 
 
 def test_equal_inputs_give_equal_bits() -> None:
