@@ -8,8 +8,7 @@ from raydream.backend import load_backend
 from raydream.config.cluster import OutputConfig
 from raydream.scene.export import TurntableError, write_glb, write_png, write_turntable
 from raydream.scene.film import lit_pictures, mesh_asset
-from raydream.scene.isosurface import EmptyMeshError
-from raydream.scene.protocol import Scene
+from raydream.scene.protocol import EmptyMeshError, Scene
 from raydream.store.run_folder import MESH, PREVIEW, TURNTABLE, RunFolder, particle_file
 from raydream.types import Cameras, Mesh
 
@@ -48,7 +47,7 @@ def export_particle(
         if not unlit:
             look_at = _look_at_mesh(mesh, cameras_at)
     except EmptyMeshError as error:
-        stats = {"vertices": 0, "faces": 0, "note": f"{error}; output.mesh_threshold sets another"}
+        stats = {"vertices": 0, "faces": 0, "note": str(error)}
         if run.exists(particle_file(index, MESH)):
             return {"note": f"its earlier export was kept, as now it has {stats['note']}"}
     azimuths = [360 * frame / output.turntable_frames for frame in range(output.turntable_frames)]

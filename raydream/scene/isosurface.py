@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from raydream.scene.protocol import EmptyMeshError
 from raydream.types import Mesh
 
 CHUNK_SIZE = 65_536
@@ -20,16 +21,6 @@ SILHOUETTE_TOLERANCE = 0.01
 NUM_RUNGS = 256
 
 DensityFunction = Callable[[Tensor], Tensor]
-
-
-class EmptyMeshError(RuntimeError):
-    """The field has no surface at the threshold. ``threshold`` is None where the automatic one found no solid ray."""
-
-    def __init__(self, densest: float, threshold: float | None) -> None:
-        self.densest = densest
-        self.threshold = threshold
-        reason = "no ray through it reaches opacity 0.5" if threshold is None else f"the threshold is {threshold:.4g}"
-        super().__init__(f"no surface: the densest point of the field has density {densest:.4g}, {reason}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,9 @@ def _level(grid: _Grid, threshold: float | None) -> float:
     level = silhouette_threshold(grid.density, grid.spacing) if threshold is None else threshold
     densest = float(grid.density.max())
     if level is None or densest <= level:
-        raise EmptyMeshError(densest, level)
+        reason = "no ray through it reaches opacity 0.5" if level is None else f"the threshold is {level:.4g}"
+        what = f"no surface: the densest point of the field has density {densest:.4g}, {reason}"
+        raise EmptyMeshError(f"{what}; output.mesh_threshold sets another")
     return level
 
 

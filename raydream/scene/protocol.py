@@ -14,6 +14,10 @@ from raydream.types import Cameras, Mesh, Render
 Draws = Callable[[str, int], torch.Generator]  # by what is drawn and the stage's step: always the same numbers
 
 
+class EmptyMeshError(RuntimeError):
+    """There is no surface; the message says why, and what to change."""
+
+
 @runtime_checkable
 class Scene(Protocol):
     """What a particle optimises. ``step`` counts the steps of the stage; draws depend on it alone."""
