@@ -109,7 +109,7 @@ class Render:
 
     ``normal`` is a unit vector in world space weighted by opacity (zero where there is nothing); ``ccm`` the canonical
     coordinate in [0, 1]^3 weighted by opacity. Both are None where nobody asked for them, ``volume`` where no volume
-    was rendered.
+    was rendered, ``mesh`` where no surface was.
     """
 
     rgb: Float[Tensor, "view h w 3"]
@@ -119,6 +119,7 @@ class Render:
     normal: Float[Tensor, "view h w 3"] | None = None
     ccm: Float[Tensor, "view h w 3"] | None = None
     volume: "VolumeSamples | None" = None
+    mesh: "Mesh | None" = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from raydream.backend import load_backend
 from raydream.bench.figures import Spread, spread_of
 from raydream.camera import orbit_cameras
 from raydream.config.presets import exhibit
+from raydream.config.scene import NerfConfig
 from raydream.diffusion.latent import RgbaCodec
 from raydream.scene.nerf import NerfScene
 from raydream.seeds import generator
@@ -87,6 +88,7 @@ class Stepper:
 
     def __init__(self, setting: StepSetting, backend: str, device: torch.device) -> None:
         self._device, self._setting, stage = device, setting, exhibit().stages[0]
+        assert isinstance(stage.scene, NerfConfig)
         config = replace(stage.scene, samples_per_diagonal=setting.samples_per_diagonal, bfloat16=setting.bfloat16)
         kernels = load_backend(backend, device.type)
         self.scene = NerfScene(config, stage.shading, stage.losses, kernels, device, _draws)

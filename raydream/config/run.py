@@ -12,7 +12,7 @@ from raydream.config.cluster import ClusterConfig, OutputConfig
 from raydream.config.kernels import TINYCUDANN_WIDTHS, kernel_packages, need_cuda
 from raydream.config.names import MethodName
 from raydream.config.prior import PriorConfig
-from raydream.config.scene import CameraConfig, LossConfig, NerfConfig, ShadingConfig
+from raydream.config.scene import CameraConfig, LossConfig, NerfConfig, SceneConfig, ShadingConfig
 from raydream.schedule import Constant, Schedule, lowest
 
 MAX_PROMPT_CHARACTERS = 1000
@@ -32,7 +32,7 @@ class StageConfig:
     num_steps: int = 1000
     start: str = ""
     lr_scale: Schedule = Constant(1.0)
-    scene: NerfConfig = field(default_factory=NerfConfig)
+    scene: SceneConfig = field(default_factory=NerfConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     losses: LossConfig = field(default_factory=LossConfig)
@@ -46,6 +46,7 @@ class StageConfig:
         require(
             len(set(renders)) == len(renders), "branches", f"must be of different renders, got {', '.join(renders)}"
         )
+        self.losses.check_kind(self.scene.kind)
         for index, branch in enumerate(self.branches):
             require(lowest(branch.weight) >= 0, f"branches.{index}.weight", "must not be negative anywhere")
 

@@ -1,10 +1,10 @@
 """Settings of a scene: what a particle optimises, how it is lit and seen, what its regularisers weigh."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from raydream.config.checks import require, require_not_negative, require_positive, require_range, require_share
-from raydream.schedule import Constant, Schedule, lowest
+from raydream.schedule import Constant, Schedule, highest, lowest
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class NerfConfig:
     ``random_background_probability`` a view has a drawn colour, or grey, within ``random_background`` behind it.
     """
 
+    kind: Literal["nerf"] = "nerf"
     radius: float = 1.0
     grid: HashGridConfig = field(default_factory=HashGridConfig)
     hidden_width: int = 64
@@ -73,6 +74,51 @@ class NerfConfig:
         for name in ("min_alpha", "min_transmittance"):
             require(0 <= getattr(self, name) < 1, name, f"must lie in [0, 1), got {getattr(self, name)}")
         require_range(self.random_background, "random_background", 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The scene of a later stage: a surface by marching tetrahedra (DMTet) and a field of colours over space.
+
+    ``resolution`` counts the cells of the grid along each side of the object's box; published grids of N points in its
+    sense (128, 256) are about as fine as N / 2 here. Where the stage starts from nothing the surface is that of
+    ``shape``, a mesh file, or without one an ellipsoid of ``radii``. With both ``lr_values`` and ``lr_deformation`` at
+    0 the surface stays as it is and only colours learn. ``grid`` and ``hidden_width`` are those of the stage before,
+    whose colours are taken over; backgrounds are ``NerfConfig``'s.
+    """
+
+    kind: Literal["mesh"] = "mesh"
+    radius: float = 1.0
+    resolution: int = 64
+    shape: str = ""
+    radii: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    hidden_width: int = 64
+    random_background_probability: float = 0.5
+    random_background: tuple[float, float] = (0.0, 1.0)
+    random_background_grey: bool = False
+    bfloat16: Literal["auto", "on", "off"] = "auto"
+    lr_values: float = 5e-3
+    lr_deformation: float = 5e-3
+    lr_grid: float = 1e-2
+    lr_network: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_positive(self, "radius", "hidden_width")
+        require_not_negative(self, "lr_values", "lr_deformation", "lr_grid", "lr_network")
+        require_share(self, "random_background_probability")
+        require_range(self.random_background, "random_background", 0.0, 1.0)
+        require(4 <= self.resolution <= 512, "resolution", f"must be 4..512, got {self.resolution}")
+        ok = all(0 < radius < self.radius for radius in self.radii)
+        require(ok, "radii", f"must be positive and below radius={self.radius:g}, got {list(self.radii)}")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the surface stays as it is."""
+        return self.lr_values == self.lr_deformation == 0
+
+
+SceneConfig = NerfConfig | MeshConfig
 
 
 @dataclass(frozen=True)
@@ -113,7 +159,8 @@ class ShadingConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the regularisers; 0 switches one off. Orientation needs normals, which cost about a plain render.
+    """Weights of the regularisers; 0 switches one off. Orientation needs normals, which cost about a plain render; it
+    and ``z_variance`` are of volumes, ``normal_consistency`` and ``laplacian`` of meshes.
 
     ``round_trip`` holds a view to what the prior's VAE makes of it. An encoder takes colours that it never saw for
     colours that it knows, so that its gradient drives pixels to where no sample of the prior lies.
@@ -124,8 +171,19 @@ class LossConfig:
     orientation: Schedule = Constant(0.0)
     z_variance: Schedule = Constant(0.0)
     round_trip: Schedule = Constant(0.0)
+    normal_consistency: Schedule = Constant(0.0)
+    laplacian: Schedule = Constant(0.0)
 
     def __post_init__(self) -> None:
-        for name in ("sparsity", "opaqueness", "orientation", "z_variance", "round_trip"):
-            least = lowest(getattr(self, name))
-            require(least >= 0, name, f"must not be negative anywhere, got {least:g}")
+        for weight in fields(self):
+            least = lowest(getattr(self, weight.name))
+            require(least >= 0, weight.name, f"must not be negative anywhere, got {least:g}")
+
+    def check_kind(self, kind: Literal["nerf", "mesh"]) -> None:
+        """``ValueError`` naming the first one that such a scene has nothing for."""
+        strange = ("normal_consistency", "laplacian") if kind == "nerf" else ("orientation", "z_variance")
+        for name in strange:
+            ok = highest(getattr(self, name)) == 0
+            require(
+                ok, f"losses.{name}", f"must be 0 in a stage whose scene is a {kind}, which has no such regulariser"
+            )

@@ -56,6 +56,8 @@ def from_json(expected: Any, value: Any, path: str = "") -> Any:
     """Builds a value of the annotated type from JSON, naming the path of whatever does not fit."""
     if expected == Schedule:
         return _schedule(value, path)
+    if kinds := _kinds(expected):
+        expected = _of_kind(kinds, value.get("kind") if isinstance(value, dict) else None, path)
     if dataclasses.is_dataclass(expected) and isinstance(expected, type):
         return _dataclass(expected, value, path)
     origin = typing.get_origin(expected)
@@ -86,10 +88,13 @@ def apply_overrides(config: T, overrides: list[str]) -> T:
 
 
 def field_names(cls: Any, prefix: str = "") -> list[str]:
-    """The dotted names of all settings below a config class, for help and for suggestions."""
+    """The dotted names of all settings below a config class, for help and for suggestions; those of the usual kind
+    where there are several.
+    """
     names: list[str] = []
     for name, expected in _annotations(cls).items():
         inner = typing.get_args(expected)
+        expected = next(iter(_kinds(expected).values()), expected)
         if dataclasses.is_dataclass(expected) and expected not in _SCHEDULE_SET:
             names += field_names(expected, f"{prefix}{name}.")
         elif typing.get_origin(expected) is tuple and inner and dataclasses.is_dataclass(inner[0]):
@@ -97,6 +102,19 @@ def field_names(cls: Any, prefix: str = "") -> list[str]:
         else:
             names.append(prefix + name)
     return names
+
+
+@functools.cache
+def _kinds(expected: Any) -> dict[str, Any]:
+    """A choice of config classes by the name that each has in its field ``kind``, the usual one first; else empty."""
+    choices = typing.get_args(expected) if isinstance(expected, types.UnionType) and expected != Schedule else ()
+    return {typing.get_args(_annotations(cls)["kind"])[0]: cls for cls in choices}
+
+
+def _of_kind(kinds: dict[str, Any], kind: Any, path: str) -> Any:
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"{path}.kind: must be one of {', '.join(kinds)}, got {kind!r}")
+    return kinds[kind] if kind is not None else next(iter(kinds.values()))
 
 
 @functools.cache
@@ -197,8 +215,13 @@ def _replace(node: Any, changes: list[_Change], path: str) -> Any:
 
 
 def _changed(value: Any, expected: Any, changes: list[_Change], path: str) -> Any:
-    """One field's value: a change of the whole field drops those before it, of its parts those after it are kept."""
+    """One field's value: a change of the whole field drops those before it, of its parts those after it are kept. One
+    of its kind begins with the usual settings of that kind.
+    """
     parts: list[_Change] = []
+    kinds = _kinds(expected)
+    for change in [c for c in changes if kinds and c[0] == ["kind"] and c[1] != value.kind]:
+        value = _of_kind(kinds, change[1], path)()
     for change in changes:
         keys, text, whole = change
         if keys:

@@ -12,6 +12,7 @@ from raydream.config.actors import ParticleConfig, ScoreConfig, particle_config,
 from raydream.config.branches import BranchConfig
 from raydream.config.cluster import Budget
 from raydream.config.run import RunConfig, StageConfig
+from raydream.config.scene import NerfConfig
 from raydream.diffusion.denoiser import DiffusersDenoiser
 from raydream.diffusion.lora import LoraDenoiser
 from raydream.diffusion.prompts import bank_prompts
@@ -81,14 +82,15 @@ def particle_cost(config: ParticleConfig) -> Cost:
     cameras = step_cameras(config, config.first_step)
     small = scene.render(cameras, 0)
     pixels, view = cameras.height_px * cameras.width_px, cameras.num_views
-    seen = 0 if small.volume is None else len(small.volume.weights)
+    seen = int((small.opacity > 0).sum()) if small.volume is None else len(small.volume.weights)
     num_samples = seen * highest(stage.camera.image_px) ** 2 / pixels
     num_parameters = sum(value.numel() for value in scene.state().values() if value.is_floating_point())
     grid, width = stage.scene.grid, stage.scene.hidden_width
     encoded = grid.num_levels * FEATURES_PER_LEVEL
     # place, encoding, hidden layers of two networks, what is composed
     sample_bytes = 4 * (3 + encoded + 2 * width + 16)
-    tile = min(stage.scene.tile_samples or num_samples, num_samples)  # of the rest only places and answers are kept
+    tile_samples = stage.scene.tile_samples if isinstance(stage.scene, NerfConfig) else 0
+    tile = min(tile_samples or num_samples, num_samples)  # of the rest only places and answers are kept
     kept = tile * sample_bytes + (num_samples - tile) * 4 * (3 + 16)
     sample_flops = 3 * 2 * (2 * encoded * width + 4 * width)  # forward, and twice that backward
     codec = _encoding(config, view) if stage.branch("rgb") else Cost(0, 0, 0.0)

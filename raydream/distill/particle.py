@@ -15,7 +15,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from raydream.backend import load_backend
 from raydream.camera import orbit_cameras, sample_elevations, sample_uniform, stratified_azimuths
+from raydream.config import strict_json
 from raydream.config.actors import ParticleConfig
+from raydream.config.run import RunConfig
 from raydream.coordinates import Box, encode_ccm
 from raydream.device import describe, own_device
 from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
@@ -25,7 +27,7 @@ from raydream.distill.messages import Message, from_wire, pack_views, read_figur
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
 from raydream.priors.find import resolve_agp_prior
 from raydream.priors.kinds import prior_kind
-from raydream.scene.kinds import make_scene
+from raydream.scene.kinds import make_scene, take_over
 from raydream.scene.protocol import Scene
 from raydream.seeds import generator
 from raydream.stopwatch import Stopwatch
@@ -195,7 +197,8 @@ class Particle:
 
     def restore(self, arrays: Message) -> int:
         """Takes a snapshot's state and returns its step; a render in flight is forgotten."""
-        self._take_scene(arrays)
+        self.scene.load_state(_scene_state(arrays))
+        self.box = torch.from_numpy(np.array(arrays["box"]))
         restore_optimizer(self.optimizer, arrays)
         self.step, self._pending = int(arrays["step"]), None
         self.gradient_scale = float(arrays["gradient_scale"])
@@ -213,9 +216,20 @@ class Particle:
     def start_from(self, uri: str, step: int) -> None:
         """Begins with the scene of a checkpoint, of this run's stage before or of another run. The optimiser is new.
 
-        ``ValueError`` where it is a scene of another kind or of other sizes.
+        ``ValueError`` where this scene cannot go on from that kind, or from other sizes.
         """
-        self._take_scene(load_snapshot(uri, step, self._file))
+        arrays = load_snapshot(uri, step, self._file)
+
+        def before() -> Scene:
+            from raydream.store.run_folder import RunFolder  # nor does a step need this
+
+            run = strict_json.loads(RunConfig, RunFolder.open(uri).read_config())
+            backend = load_backend(self.config.backend, self.device.type, self.config.deterministic)
+            stage = run.stages[run.stage_at(step - 1)]
+            return make_scene(stage, backend, self.device, lambda purpose, at: generator(run.seed, purpose, 0, at))
+
+        take_over(self.scene, _scene_state(arrays), before)
+        self.box = torch.from_numpy(np.array(arrays["box"]))
 
     @property
     def _file(self) -> str:
@@ -224,11 +238,6 @@ class Particle:
     def _here(self, step: int) -> int:
         """The step as the stage counts."""
         return step - self.config.first_step
-
-    def _take_scene(self, arrays: Message) -> None:
-        state = {name.removeprefix(_SCENE): a for name, a in arrays.items() if name.startswith(_SCENE)}
-        self.scene.load_state({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
-        self.box = torch.from_numpy(np.array(arrays["box"]))
 
     def _round_trip(self, seen: Seen, here: int) -> dict[str, Float[Tensor, ""]]:
         weight = self.config.stage.losses.round_trip.at(here)
@@ -251,6 +260,12 @@ class Particle:
         middles = (elevation_deg, sum(camera.distance) / 2, sum(camera.fov_y_deg) / 2)
         elevation, distance, fov = (torch.full((len(azimuth_deg),), middle) for middle in middles)
         return orbit_cameras(torch.tensor(azimuth_deg), elevation, distance, fov, image_px, image_px)
+
+
+def _scene_state(arrays: Message) -> dict[str, Tensor]:
+    """The scene's part of a snapshot."""
+    state = {name.removeprefix(_SCENE): array for name, array in arrays.items() if name.startswith(_SCENE)}
+    return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
 
 
 def import_particle() -> None:

@@ -16,7 +16,8 @@ _BACKOFF_LIMIT_S = 60.0
 _DETERMINISTIC = frozenset(
     {"ValueError", "TypeError", "AssertionError", "AttributeError", "NameError", "KeyError", "IndexError"}
     | {"ImportError", "ModuleNotFoundError", "NotImplementedError", "TypeCheckError", "BeartypeCallHintParamViolation"}
-    | {"NoSpaceError", "FloatingPointError"}  # the latter after many steps in a row: no accident any more
+    # numbers that are not finite end a run after many steps in a row, a vanished surface stays away: no accidents
+    | {"NoSpaceError", "FloatingPointError", "EmptyMeshError"}
 )
 
 

@@ -54,10 +54,36 @@ def extract_mesh(
     coarse = _sample_grid(density_fn, -corner, corner, min(resolution, COARSE_RESOLUTION), radius, occupied)
     lower, upper = _tight_box(coarse, _level(coarse, threshold))
     grid = _sample_grid(density_fn, lower.clip(-radius), upper.clip(max=radius), resolution, radius, occupied)
-    vertices, faces = _march(grid, _level(grid, threshold))
+    return finish_mesh(*_march(grid, _level(grid, threshold)), max_faces)
+
+
+def finish_mesh(vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"], max_faces: int) -> Mesh:
+    """A closed surface without cavities and pieces with less than 1 % of the faces, of about ``max_faces`` at most."""
     faces = _drop_unwanted_pieces(vertices, faces)
     vertices, faces = _compact(*_decimate(*_compact(vertices, faces), max_faces))
     return Mesh(vertices=torch.from_numpy(vertices.astype(np.float32)), faces=torch.from_numpy(faces.astype(np.int64)))
+
+
+def solid_values(
+    density_fn: DensityFunction,
+    resolution: int,
+    radius: float = 1.0,
+    occupied: Bool[Tensor, "rx ry rz"] | None = None,
+) -> tuple[Float[Tensor, "x y z"], Float[Tensor, "2 3"]]:
+    """What marching tetrahedra start from: ``1 - 2^(1 - density / level)``, in [-1, 1] and 0 on the surface that
+    ``extract_mesh`` finds, at ``resolution`` points along each side of a cube around the object, and its two corners.
+
+    ProlificDreamer and threestudio clamp ``density - level`` to [-1, 1] instead, which is a step where density jumps.
+    """
+    corner = np.full(3, float(radius))
+    coarse = _sample_grid(density_fn, -corner, corner, COARSE_RESOLUTION, radius, occupied)
+    lower, upper = _tight_box(coarse, _level(coarse, None))
+    half = min(float((upper - lower).max()) / 2, radius)
+    centre = ((lower + upper) / 2).clip(half - radius, radius - half)
+    grid = _sample_grid(density_fn, centre - half, centre + half, resolution, radius, occupied)
+    values = 1 - 2 * np.exp2(-grid.density / _level(grid, None))
+    box = np.stack([centre - half, centre + half]).astype(np.float32)
+    return torch.from_numpy(values.astype(np.float32)), torch.from_numpy(box)
 
 
 def solid_box(

@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from raydream.camera import camera_rays, cameras_to
 from raydream.config.cluster import OutputConfig
-from raydream.config.scene import LossConfig, NerfConfig, ShadingConfig
+from raydream.config.scene import LossConfig, NerfConfig, SceneConfig, ShadingConfig
 from raydream.coordinates import Box, canonical_coordinates
 from raydream.device import send
 from raydream.scene import losses
 from raydream.scene.background import BackgroundNetwork
 from raydream.scene.field import RadianceField
-from raydream.scene.isosurface import extract_mesh, solid_box
+from raydream.scene.isosurface import extract_mesh, solid_box, solid_values
 from raydream.scene.occupancy import OccupancyGrid
 from raydream.scene.protocol import Draws
 from raydream.seeds import generator_on
@@ -64,7 +64,7 @@ def plain_look(num_views: int, color: Sequence[float] | None = None) -> Look:
 
 
 def draw_look(
-    shading: ShadingConfig, scene: NerfConfig, cameras: Cameras, step: int, generator: torch.Generator
+    shading: ShadingConfig, scene: SceneConfig, cameras: Cameras, step: int, generator: torch.Generator
 ) -> Look:
     """DreamFusion's augmentation, for each view: a shading mode, a light near the camera, perhaps a random backdrop."""
     view = cameras.num_views
@@ -169,6 +169,10 @@ class NerfScene(nn.Module):
     def box(self) -> Box | None:
         measured = solid_box(self._density_anywhere, self.config.radius, self.occupancy.mask.cpu())
         return None if measured is None else Box(measured[0], measured[1])
+
+    def solid_values(self, resolution: int) -> tuple[Float[Tensor, "x y z"], Float[Tensor, "2 3"]]:
+        """What a mesh starts from: see ``isosurface.solid_values``."""
+        return solid_values(self._density_anywhere, resolution, self.config.radius, self.occupancy.mask.cpu())
 
     def volume(
         self,

@@ -60,7 +60,7 @@ def marching_tetrahedra(
     crossings = find_crossings(values.detach())
     if not len(crossings.faces):
         raise EmptyMeshError(
-            "no surface: the object has vanished from its grid; lower lr_distance or raise the weight of what pulls on "
+            "no surface: the object has vanished from its grid; lower lr_values or raise the weight of what pulls on "
             "it, and go on from a checkpoint before"
         )
     ends = torch.cat([crossings.inside, crossings.outside])

@@ -14,6 +14,7 @@ from raydream.config.actors import particle_config, score_config
 from raydream.config.cluster import ClusterConfig, OutputConfig
 from raydream.config.presets import PRESETS, make_preset
 from raydream.config.run import RunConfig, StageConfig
+from raydream.config.scene import MeshConfig, NerfConfig, SceneConfig
 from raydream.schedule import Constant, Linear, Polyline, Steps
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ def choices_of(name: str) -> tuple[str, ...]:
     """The words that a setting can be, where it is one of a few."""
     hint: Any = RunConfig
     for key in name.split("."):
+        hint = NerfConfig if hint == SceneConfig else hint  # the usual one of a choice
         hint = get_args(hint)[0] if key.isdigit() else get_type_hints(hint)[key]
     return get_args(hint) if get_origin(hint) is Literal else ()
 
@@ -112,7 +114,7 @@ def test_a_run_changes_its_method_and_its_geometric_prior_as_a_whole() -> None:
 
 def test_the_names_are_all_settings_and_no_more() -> None:
     def leaves(value: Any, path: str) -> list[str]:
-        if isinstance(value, dict) and "kind" in value and path != "prior":
+        if isinstance(value, dict) and "kind" in value and not path.endswith(("prior", "scene")):
             return [path]
         if isinstance(value, dict):
             return [name for key, item in value.items() for name in leaves(item, f"{path}.{key}" if path else key)]
@@ -153,6 +155,37 @@ def test_an_unknown_key_in_json_is_refused_by_its_path(name: str) -> None:
     node[key + "x"] = node.pop(key)
     with pytest.raises(ValueError, match=f"{key}x: unknown field; did you mean"):
         strict_json.loads(RunConfig, json.dumps(document))
+
+
+def test_a_scene_of_another_kind_has_settings_of_its_own() -> None:
+    words = ["stages.0.scene.resolution=32", "stages.0.scene.kind=mesh", "stages.0.scene.hidden_width=16"]
+    config = strict_json.apply_overrides(BASE, words)
+    assert config.stages[0].scene == MeshConfig(resolution=32, hidden_width=16)
+    assert strict_json.apply_overrides(config, ["stages.0.scene.kind=mesh"]) == config
+    document = strict_json.to_json(config)
+    assert document["stages"][0]["scene"]["kind"] == "mesh"
+    assert strict_json.loads(RunConfig, json.dumps(document)) == config
+    assert isinstance(strict_json.apply_overrides(config, ["stages.0.scene.kind=nerf"]).stages[0].scene, NerfConfig)
+    for scene in ({}, {"radius": 1.5}):  # runs of before know of one kind only
+        document["stages"][0]["scene"] = scene
+        assert strict_json.loads(RunConfig, json.dumps(document)).stages[0].scene == NerfConfig(**scene)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scene.resolution=32"], "scene.resolution: unknown field"),
+        (["scene.kind=mesh", "scene.density_noise=1"], "scene.density_noise: unknown field"),
+        (["scene.kind=cube"], "scene.kind: must be one of nerf, mesh, got 'cube'"),
+        (["scene.kind=mesh", "scene.resolution=2"], "scene.resolution: must be 4..512, got 2"),
+        (["scene.kind=mesh", "scene.radii=[0.5,1.0,0.5]"], "scene.radii: must be positive and below radius=1"),
+        (["scene.kind=mesh", "losses.z_variance=1"], "losses.z_variance: must be 0 in a stage whose scene is a mesh"),
+        (["losses.laplacian=1"], "losses.laplacian: must be 0 in a stage whose scene is a nerf"),
+    ],
+)
+def test_what_does_not_fit_the_kind_of_scene_is_refused_by_name(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^stages\.0\.{re.escape(message)}"):
+        strict_json.apply_overrides(BASE, [f"stages.0.{word}" for word in words])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if choices_of(name)])

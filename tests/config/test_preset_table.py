@@ -56,7 +56,7 @@ def test_nothing_that_the_preset_sets_is_left_out() -> None:
 
 def differences(one: Any, other: Any, path: str) -> list[str]:
     match one:
-        case dict() if "kind" not in one or path == "prior":
+        case dict() if "kind" not in one or path.endswith(("prior", "scene")):
             return [found for key in one for found in differences(one[key], other[key], f"{path}.{key}")]
         case [dict(), *_]:
             return [found for i, part in enumerate(one) for found in differences(part, other[i], f"{path}.{i}")]

@@ -110,5 +110,5 @@ def test_gradients_are_those_of_finite_differences(generator: torch.Generator) -
 
 def test_a_vanished_surface_is_a_clear_error() -> None:
     points = grid(5, 5, 5)
-    with pytest.raises(EmptyMeshError, match=r"vanished.*lower lr_distance"):
+    with pytest.raises(EmptyMeshError, match=r"vanished.*lower lr_values"):
         marching_tetrahedra(-torch.ones(5, 5, 5, dtype=torch.float64), torch.zeros_like(points), LOWER, UPPER)

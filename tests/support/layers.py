@@ -74,13 +74,15 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
     ],
     "scene": [
         ("raydream.scene.texture", "jaxtyping numpy scipy torch xatlas"),
-        ("raydream.scene.background raydream.scene.losses raydream.scene.occupancy", "jaxtyping torch"),
+        ("raydream.scene.background raydream.scene.losses", "jaxtyping torch"),
+        ("raydream.scene.mesh_geometry raydream.scene.occupancy", "jaxtyping torch"),
         ("raydream.scene.protocol", "jaxtyping torch"),
         ("raydream.scene.isosurface", "fast_simplification jaxtyping numpy skimage torch trimesh"),
         ("raydream.scene.export", "imageio_ffmpeg jaxtyping numpy PIL torch trimesh"),
         ("raydream.scene.field raydream.scene.tetrahedra", "jaxtyping torch"),
         ("raydream.scene.film", "jaxtyping numpy torch"),
         ("raydream.scene.nerf", "jaxtyping torch"),
+        ("raydream.scene.mesh", "jaxtyping torch"),
         ("raydream.scene.kinds", "torch"),
     ],
     "diffusion": [
