@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raydream.backend.edges import find_edges
 from raydream.camera import cameras_to, clip_from_world
 from raydream.config.cluster import OutputConfig
 from raydream.config.scene import LossConfig, MeshConfig, NerfConfig, ShadingConfig
@@ -19,7 +20,7 @@ from raydream.scene.protocol import Draws, EmptyMeshError
 from raydream.scene.tetrahedra import grid_points, marching_tetrahedra
 from raydream.scene.texture import bake_texture
 from raydream.store.tensors import odd_names
-from raydream.types import Backend, Cameras, Fragments, Mesh, Render
+from raydream.types import Backend, Cameras, Mesh, MeshEdges, Render
 
 _MARGIN = 0.2  # of an ellipsoid's box, around it
 _BAND_CELLS = 2.0  # so far from an ellipsoid its values are 1 and -1
@@ -55,6 +56,7 @@ class MeshScene(nn.Module):
         self.register_buffer("extent", box)
         self.to(device)
         self._frozen_mesh: Mesh | None = None
+        self._frozen_edges: MeshEdges | None = None
 
     def param_groups(self) -> list[dict[str, object]]:
         config, field = self.config, self.field
@@ -83,7 +85,7 @@ class MeshScene(nn.Module):
         if odd:
             raise ValueError(f"stages: a scene of other sizes cannot go on in this one ({odd[0]} differs)")
         self.load_state_dict(dict(state))
-        self._frozen_mesh = None
+        self._frozen_mesh = self._frozen_edges = None
 
     @torch.no_grad()
     def start_from_nerf(self, nerf: NerfScene) -> None:
@@ -99,7 +101,7 @@ class MeshScene(nn.Module):
         self.values.copy_(values)
         self.deformation.zero_()
         self.extent.copy_(box)
-        self._frozen_mesh = None
+        self._frozen_mesh = self._frozen_edges = None
 
     def render(self, cameras: Cameras, step: int, ccm_box: Box | None = None) -> Render:
         """The views of a training step, shaded and before the backgrounds that are drawn for it."""
@@ -147,12 +149,12 @@ class MeshScene(nn.Module):
         return mesh
 
     def views(self, cameras: Cameras, look: Look, ccm_box: Box | None = None) -> Render:
-        """Rasterises all views at once. ``depth`` is the distance from the camera along its ray, by opacity."""
+        """Rasterises all views at once, outlines blended. Depth is the distance along a pixel's ray, by opacity."""
         mesh, here = self.mesh(), cameras_to(cameras, self._device)
         clip = F.pad(mesh.vertices, (0, 1), value=1.0) @ clip_from_world(here).transpose(1, 2)
-        fragments = self._backend.rasterize(clip.detach(), mesh.faces, cameras.height_px, cameras.width_px)
+        fragments = self._backend.rasterize(clip, mesh.faces, cameras.height_px, cameras.width_px)
         attributes = torch.cat([mesh.vertices, mesh_geometry.smooth_normals(mesh)], dim=-1)
-        point, normal = _interpolate(attributes, mesh, fragments).split(3, dim=-1)
+        point, normal = self._backend.interpolate(attributes, mesh.faces, fragments).split(3, dim=-1)
         seen = fragments.face >= 0
         normal = F.normalize(normal, dim=-1, eps=1e-6)
         color = self._colors(point, normal, seen, look)
@@ -162,9 +164,17 @@ class MeshScene(nn.Module):
             box = Box(ccm_box.minimum.to(point), ccm_box.maximum.to(point))
             channels.append(canonical_coordinates(point, box).clamp(0, 1))
         images = torch.cat(channels, dim=-1) * seen[..., None]
+        images = self._backend.antialias(images, clip, self._edges_of(mesh), fragments)
         foreground, opacity, depth, normal, *ccm = images.split([3, 1, 1, 3, 3][: len(channels)], dim=-1)
         rgb = foreground + (1 - opacity) * self._backdrop(look)
         return Render(rgb, foreground, opacity, depth, normal, ccm[0] if ccm else None, mesh=mesh)
+
+    def _edges_of(self, mesh: Mesh) -> MeshEdges:
+        if not self.config.frozen:
+            return find_edges(mesh.faces)
+        if self._frozen_edges is None:
+            self._frozen_edges = find_edges(mesh.faces)
+        return self._frozen_edges
 
     def _colors(
         self,
@@ -187,15 +197,6 @@ class MeshScene(nn.Module):
         grey = torch.tensor(GREY, device=self._device)
         color = torch.where(look.replace_background[:, None].to(self._device), look.background.to(self._device), grey)
         return color[:, None, None]
-
-
-def _interpolate(
-    attributes: Float[Tensor, "vertex channel"], mesh: Mesh, fragments: Fragments
-) -> Float[Tensor, "view h w channel"]:
-    corners = mesh.faces.index_select(0, fragments.face.clamp(min=0).flatten())
-    weights = fragments.barycentric.reshape(-1, 3)
-    mixed = torch.stack([attributes.index_select(0, corners[:, k]) * weights[:, k, None] for k in range(3)])
-    return mixed.sum(0).reshape(*fragments.face.shape, -1)
 
 
 def _ellipsoid(config: MeshConfig) -> tuple[Float[Tensor, "nx ny nz"], Float[Tensor, "2 3"]]:

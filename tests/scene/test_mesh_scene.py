@@ -73,6 +73,40 @@ def test_an_ellipsoid_is_seen_where_it_is() -> None:
     torch.testing.assert_close(measured.maximum, torch.tensor(scene.config.radii).double(), rtol=0, atol=0.01)
 
 
+def test_silhouettes_pull_as_the_area_that_is_seen_changes() -> None:
+    """Opacity by the size of the grid, against the closed form: its sum grows as the square of the size, and a little
+    more, as the near side comes nearer.
+    """
+    scene, cameras = make_mesh(replace(MESH, resolution=40)), make_cameras([30.0, 130.0], 96)
+    size = torch.ones((), dtype=torch.float64, requires_grad=True)
+    extent = scene.extent.clone()
+
+    def area(size: Tensor) -> Tensor:
+        scene.extent = extent * size
+        return scene.views(cameras, plain_look(2)).opacity.sum()
+
+    (slope,) = torch.autograd.grad(area(size), size)
+    step = torch.tensor(0.02)
+    with torch.no_grad():
+        expected = (area(1 + step) - area(1 - step)) / (2 * step)
+    assert float(slope) == pytest.approx(float(expected), rel=0.03)
+
+
+def test_a_ball_is_recovered_from_its_silhouettes() -> None:
+    scene = make_mesh(replace(MESH, radii=(0.6, 0.4, 0.5), lr_values=0.05, lr_deformation=0.05))
+    cameras = make_cameras([0.0, 90.0, 180.0, 270.0], 32)
+    with torch.no_grad():
+        target = make_mesh(replace(MESH, radii=(0.5, 0.5, 0.5))).views(cameras, plain_look(4)).opacity
+    optimizer, errors = torch.optim.Adam(scene.param_groups()), []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = (scene.views(cameras, plain_look(4)).opacity - target).square().mean()
+        errors.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+    assert errors[-1] < 0.05 * errors[0]
+
+
 def test_light_falls_from_where_it_stands() -> None:
     """Textureless: white times ambient and diffuse light, by the cosine between normal and light."""
     scene = make_mesh(shading=ShadingConfig(albedo_steps=0, shaded_probability=1.0, textureless_probability=1.0))
