@@ -34,7 +34,9 @@ class GeometricPriorConfig:
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """One source of gradient on one kind of render: "rgb" by the run's prior, "ccm" by an aligned geometric prior.
+    """One source of gradient on one kind of render: "rgb" and "normal" by the run's prior, "ccm" by an aligned
+    geometric prior. Normals are of meshes: a picture of them, on black; in the first ``latent_steps`` they and the
+    opacity are the latent itself, turned at random in each step (Fantasia3D).
 
     ``weight`` multiplies the branch's gradient. ``scale`` is classifier-free guidance in diffusers' convention, ``eps =
     negative + scale * (positive - negative)``, so 1 means no guidance. ``t_min`` and ``t_max`` are fractions of 1000: t
@@ -56,10 +58,12 @@ class BranchConfig:
     overhead_deg: float = 60.0
     perp_neg: bool = False
     gradient_clip: Schedule = Constant(0.0)
+    latent_steps: int = 0
     geometric_prior: GeometricPriorConfig = field(default_factory=GeometricPriorConfig)
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "scale")
+        require_not_negative(self, "scale", "latent_steps")
+        require(self.render == "normal" or not self.latent_steps, "latent_steps", f"must be 0 on {self.render}")
         for name, schedule in (("t_min", self.t_min), ("t_max", self.t_max)):
             ok = lowest(schedule) >= 0 and highest(schedule) <= 1
             require(ok, name, f"must lie in [0, 1] everywhere, got {lowest(schedule):g} to {highest(schedule):g}")

@@ -16,5 +16,5 @@ METHOD_WORDS: dict[MethodName, str] = {  # for a person who has to choose
     "csd": "Classifier: what the words add, alone; not for exhibits",
 }
 
-RenderKind = Literal["rgb", "ccm"]
+RenderKind = Literal["rgb", "normal", "ccm"]
 PriorKindName = Literal["diffusers", "exhibit"]

@@ -48,6 +48,8 @@ class StageConfig:
         )
         self.losses.check_kind(self.scene.kind)
         for index, branch in enumerate(self.branches):
+            remedy = f"must not be normal where the scene is a {self.scene.kind}; a mesh has normals"
+            require(branch.render != "normal" or self.scene.kind == "mesh", f"branches.{index}.render", remedy)
             require(lowest(branch.weight) >= 0, f"branches.{index}.weight", "must not be negative anywhere")
 
     @property

@@ -1,5 +1,6 @@
 """Renders to latents: what a codec is, and the one that takes colour and opacity as they are."""
 
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -41,6 +42,32 @@ class RgbaCodec:
     @torch.no_grad()
     def decode(self, latents: Latents) -> Float[Tensor, "view h w 3"]:
         return (latents[:, :3].permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)
+
+
+def normal_picture(render: Render) -> Render:
+    """The render with its normals, stretched from [-1, 1] to [0, 1], in place of colours; on black (threestudio)."""
+    assert render.normal is not None
+    picture = (render.normal + render.opacity) / 2
+    return replace(render, rgb=picture, foreground=picture)
+
+
+def normal_latent(render: Render, turn: Float[Tensor, "3 3"], size_px: int) -> Float[Tensor, "view 4 size size"]:
+    """The normals, turned, and the opacity as a latent (Fantasia3D); pixels are joined by their mean."""
+    assert render.normal is not None
+    latent = torch.cat([render.normal @ turn.to(render.normal).T, render.opacity], dim=-1).permute(0, 3, 1, 2)
+    return F.adaptive_avg_pool2d(latent, size_px) if latent.shape[-1] > size_px else resize(latent, size_px)
+
+
+def random_turn(generator: torch.Generator) -> Float[Tensor, "3 3"]:
+    """A rotation, all equally likely: that of a normal quaternion."""
+    w, x, y, z = F.normalize(torch.randn(4, generator=generator), dim=0).tolist()
+    return torch.tensor(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def resize(images: Float[Tensor, "view channel h w"], size_px: int) -> Float[Tensor, "view channel size size"]:

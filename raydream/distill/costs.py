@@ -93,7 +93,7 @@ def particle_cost(config: ParticleConfig) -> Cost:
     tile = min(tile_samples or num_samples, num_samples)  # of the rest only places and answers are kept
     kept = tile * sample_bytes + (num_samples - tile) * 4 * (3 + 16)
     sample_flops = 3 * 2 * (2 * encoded * width + 4 * width)  # forward, and twice that backward
-    codec = _encoding(config, view) if stage.branch("rgb") else Cost(0, 0, 0.0)
+    codec = _encoding(config, view) if stage.branch("rgb") or stage.branch("normal") else Cost(0, 0, 0.0)
     return Cost(
         held_bytes=4 * _ADAM * num_parameters + codec.held_bytes,
         peak_bytes=int(kept) + codec.peak_bytes,

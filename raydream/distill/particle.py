@@ -17,15 +17,16 @@ from raydream.backend import load_backend
 from raydream.camera import orbit_cameras, sample_elevations, sample_uniform, stratified_azimuths
 from raydream.config import strict_json
 from raydream.config.actors import ParticleConfig
+from raydream.config.branches import BranchConfig
 from raydream.config.run import RunConfig
 from raydream.coordinates import Box, encode_ccm
 from raydream.device import describe, own_device
-from raydream.diffusion.latent import LatentCodec, resize, round_trip_loss
+from raydream.diffusion.latent import LatentCodec, normal_latent, normal_picture, random_turn, resize, round_trip_loss
 from raydream.diffusion.layout import latent_px
 from raydream.distill.finite import NonFinite, all_finite
 from raydream.distill.messages import Message, from_wire, pack_views, read_figures
 from raydream.distill.snapshot import load_snapshot, optimizer_arrays, restore_optimizer, save_snapshot
-from raydream.priors.find import resolve_agp_prior
+from raydream.priors.find import resolve_agp_prior, resolve_prior
 from raydream.priors.kinds import prior_kind
 from raydream.scene.kinds import make_scene, take_over
 from raydream.scene.protocol import Scene
@@ -60,7 +61,8 @@ class Pending:
 
 class Particle:
     """A scene with its optimiser, driven one step at a time. ``codec`` is for its pictures, ``map_px`` the size of its
-    coordinate maps, where a branch is on them; ``kernels`` names those that the scene was given.
+    coordinate maps, ``normal_px`` of normals that are latents, where a branch is on them; ``kernels`` names those that
+    the scene was given.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Particle:
         codec: LatentCodec | None,
         map_px: int = 0,
         kernels: str = "",
+        normal_px: int = 0,
     ) -> None:
         self.config, self.device, self.scene, self.codec, self.map_px = config, device, scene, codec, map_px
-        self.kernels, self.step = kernels, config.first_step
+        self.kernels, self.step, self.normal_px = kernels, config.first_step, normal_px
         self.box = torch.tensor([[-1.0] * 3, [1.0] * 3])  # where an object lies
         self.optimizer = torch.optim.Adam(scene.param_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
         self._full_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -149,6 +152,8 @@ class Particle:
                 case "rgb":
                     assert self.codec is not None
                     latents["rgb"] = self.codec.encode(render, draws)
+                case "normal":
+                    latents["normal"] = self._normals(branch, render, step, draws)
                 case "ccm":
                     latents["ccm"] = encode_maps(render, self.map_px)
         return Seen(cameras, render, latents)
@@ -239,11 +244,20 @@ class Particle:
         """The step as the stage counts."""
         return step - self.config.first_step
 
+    def _normals(self, branch: BranchConfig, render: Render, step: int, draws: torch.Generator) -> Latents:
+        """As the latent itself in a stage's first steps, then as a picture."""
+        if self._here(step) < branch.latent_steps:
+            turn = random_turn(generator(self.config.seed, "turn", self.config.index, step))
+            return normal_latent(render, turn, self.normal_px)
+        assert self.codec is not None
+        return self.codec.encode(normal_picture(render), draws)
+
     def _round_trip(self, seen: Seen, here: int) -> dict[str, Float[Tensor, ""]]:
         weight = self.config.stage.losses.round_trip.at(here)
         if weight == 0:
             return {}
-        assert self.codec is not None, "round_trip needs a branch on pictures"
+        assert self.codec is not None
+        assert "rgb" in seen.latents, "round_trip needs a branch on pictures"
         again = self.codec.decode(seen.latents["rgb"])
         return {"round_trip": weight * round_trip_loss(seen.render.rgb, again)}
 
@@ -282,10 +296,12 @@ def make_particle(config: ParticleConfig) -> Particle:
         return generator(seed, purpose, index, config.first_step + step)
 
     scene = make_scene(config.stage, backend, device, draws)
-    codec = prior_kind(config.prior).codec(device) if config.stage.branch("rgb") else None
+    normals = config.stage.branch("normal")
+    codec = prior_kind(config.prior).codec(device) if config.stage.branch("rgb") or normals else None
+    normal_px = latent_px(resolve_prior(config.prior.source)) if normals and normals.latent_steps else 0
     maps = config.stage.branch("ccm")
     map_px = latent_px(resolve_agp_prior(maps.geometric_prior.prior, config.prior.source)) if maps else 0
-    return Particle(config, device, scene, codec, map_px, backend.name)
+    return Particle(config, device, scene, codec, map_px, backend.name, normal_px)
 
 
 def encode_maps(render: Render, size_px: int) -> Float[Tensor, "view 4 mh mw"]:

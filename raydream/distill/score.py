@@ -46,6 +46,7 @@ _HALF_ADAM_EPS = 1e-15  # there gradients of lora_A are about 1e-7, beside which
 _FILE, _LEARNED, _SHARE = "score.safetensors", "learned/", "share"
 _STREAMS: dict[RenderKind, str] = {
     "rgb": "guide",
+    "normal": "guide_normals",
     "ccm": "guide_maps",
 }  # names of streams of random numbers, which are part of every seed
 
@@ -123,7 +124,7 @@ class Score:
         finite = gradient.isfinite().flatten(1).all(1)
         kept = torch.where(finite[:, None, None, None], gradient, 0.0)
         gradients = [to_wire(part, self.config.wire_dtype) for part in kept.split(sizes)]
-        figures = watch.figures("guide") | ({"guide/t": float(times.float().mean())} if render == "rgb" else {})
+        figures = watch.figures("guide") | ({"guide/t": float(times.float().mean())} if render != "ccm" else {})
         for particle, part in zip(particles, finite.split(sizes)):
             self._non_finite.note(f"the {render} gradient of particle {particle}", step, bool(part.all()))
         num_zeroed = int((~finite).sum())
@@ -349,7 +350,7 @@ def make_score(config: ScoreConfig) -> Score:
         else:
             denoiser, alphas = kind.denoiser(config.prompt, config.backend, device)
             parts = denoiser, kind.texts(config.prompt, config.negative_prompt, branch, config.backend, device), alphas
-            learner = kind.learner(denoiser, config.learner, init) if branch.learns else None
+            learner = kind.learner(denoiser, config.learner, init) if branch.learns else learner
         branches.append(Branch(branch, *parts))
     return Score(config, device, branches, learner, _recorder(config, device))
 

@@ -99,9 +99,11 @@ class ExhibitPrior:
         remedy = "needs a prior with a VAE; leave it at 0 for an exhibit"
         require(highest(stage.losses.round_trip) == 0, f"{where}losses.round_trip", remedy)
         for index, branch in enumerate(stage.branches):
-            if branch.render != "rgb":
+            if branch.render == "ccm":
                 continue
             field = f"{where}branches.{index}."
+            remedy = "must not be normal for an exhibit, which knows colours only; use rgb, or another prior"
+            require(branch.render != "normal", f"{field}render", remedy)
             require(branch.scale == 1, f"{field}scale", "an exhibit's score is exact; guidance scale must be 1")
             require(not branch.perp_neg, f"{field}perp_neg", "an exhibit has no view words; switch it off")
             remedy = "must not be csd for an exhibit, which has no negative text to move away from; use vsd, sds or sjc"

@@ -180,6 +180,11 @@ def test_a_scene_of_another_kind_has_settings_of_its_own() -> None:
         (["scene.kind=mesh", "scene.resolution=2"], "scene.resolution: must be 4..512, got 2"),
         (["scene.kind=mesh", "scene.radii=[0.5,1.0,0.5]"], "scene.radii: must be positive and below radius=1"),
         (["scene.kind=mesh", "losses.z_variance=1"], "losses.z_variance: must be 0 in a stage whose scene is a mesh"),
+        (
+            ["branches.0.render=normal", "branches.0.method=sds"],
+            "branches.0.render: must not be normal where the scene",
+        ),
+        (["branches.0.latent_steps=5"], "branches.0.latent_steps: must be 0 on rgb"),
         (["losses.laplacian=1"], "losses.laplacian: must be 0 in a stage whose scene is a nerf"),
     ],
 )
@@ -192,7 +197,8 @@ def test_what_does_not_fit_the_kind_of_scene_is_refused_by_name(words: list[str]
 def test_a_choice_names_the_choices(name: str) -> None:
     choices = choices_of(name)
     for choice in choices:
-        fitting = ["stages.0.branches.0.method=sds"] if choice == "ccm" else []  # whose prior no reference learns from
+        fitting = ["stages.0.branches.0.method=sds"] if choice in ("ccm", "normal") else []  # nothing learns there
+        fitting += ["stages.0.scene.kind=mesh"] if choice == "normal" else []
         assert value_at(strict_json.apply_overrides(BASE, [*fitting, f"{name}={choice}"]), name) == choice
     with pytest.raises(ValueError, match=f"^{name}: must be one of .*{choices[-1]}"):
         strict_json.apply_overrides(BASE, [f"{name}=other"])

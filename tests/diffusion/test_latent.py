@@ -14,7 +14,7 @@ from tiny_prior import make_tiny_prior
 from torch import Tensor
 
 from raydream.diffusion import latent
-from raydream.diffusion.latent import LatentCodec, RgbaCodec
+from raydream.diffusion.latent import LatentCodec, RgbaCodec, normal_latent, normal_picture, random_turn
 from raydream.diffusion.vae import VaeCodec
 from raydream.types import Render
 
@@ -173,3 +173,33 @@ def test_the_direct_codec_does_without_diffusers() -> None:
     root = Path(latent.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "set()"
+
+
+def normal_render() -> Render:
+    """One view of 8 px: its left half looks along +x, half transparent; the rest is empty."""
+    normal, opacity = torch.zeros(1, 8, 8, 3), torch.zeros(1, 8, 8, 1)
+    normal[:, :, :4, 0], opacity[:, :, :4] = 0.5, 0.5
+    black = torch.zeros(1, 8, 8, 3)
+    return Render(black, black, opacity, opacity, normal)
+
+
+def test_normals_are_a_picture_on_black() -> None:
+    picture = normal_picture(normal_render())
+    expected = torch.zeros(1, 8, 8, 3)
+    expected[:, :, :4] = 0.5 * torch.tensor([1.0, 0.5, 0.5])
+    torch.testing.assert_close(picture.rgb, expected)
+    torch.testing.assert_close(picture.foreground, expected)
+
+
+def test_normals_and_opacity_are_a_latent(generator: torch.Generator) -> None:
+    turn = random_turn(generator)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3))
+    assert float(torch.linalg.det(turn)) == pytest.approx(1.0)
+    assert not torch.equal(turn, random_turn(generator))
+    for size_px in (4, 8):
+        latent = normal_latent(normal_render(), turn, size_px)
+        assert latent.shape == (1, 4, size_px, size_px)
+        half = size_px // 2
+        torch.testing.assert_close(latent[0, :3, 0, :half], 0.5 * turn[:, :1].expand(3, half))
+        torch.testing.assert_close(latent[0, 3, 0, :half], torch.full((half,), 0.5))
+        assert (latent[..., half:] == 0).all()

@@ -10,10 +10,13 @@ from small_runs import Watch, assert_same_end, new_run, small_config, train
 
 from raydream.cluster.runtime import LocalRuntime
 from raydream.config import strict_json
+from raydream.config.branches import BranchConfig
+from raydream.config.presets import embedded
 from raydream.config.run import PREVIOUS, RunConfig
-from raydream.config.scene import LossConfig, MeshConfig
+from raydream.config.scene import HashGridConfig, LossConfig, MeshConfig, NerfConfig, ShadingConfig
 from raydream.distill.loop import RunFailed
 from raydream.distill.pipeline import run_pipeline
+from raydream.runs import check_run
 from raydream.scene.mesh import MeshScene
 from raydream.schedule import Constant
 from raydream.store.run_folder import RunFolder
@@ -116,3 +119,32 @@ def test_a_surface_that_vanishes_ends_the_run_and_leaves_the_stage_before(
     checkpoint = run.latest_checkpoint()
     assert checkpoint is not None
     assert checkpoint.step == NERF
+
+
+def test_normals_are_guided_as_latents_and_then_as_pictures(tmp_path: Path) -> None:
+    """From an ellipsoid, with the shipped prior: geometry moves, colours do not, and a resumed run is the same."""
+    base = embedded(1)
+    nerf = base.stages[0]
+    assert isinstance(nerf.scene, NerfConfig)
+    scene = MeshConfig(resolution=12, radii=(0.4, 0.5, 0.4), grid=HashGridConfig(num_levels=2, log2_table_size=6))
+    normals = BranchConfig("normal", "sds", scale=100.0, t_max=Constant(0.5), latent_steps=2)
+    stage = replace(nerf, num_steps=4, scene=scene, losses=LossConfig(), branches=(normals,), shading=ShadingConfig())
+    output = replace(base.output, checkpoint_every=1, preview_px=16, keep_checkpoints=9)
+    config = replace(base, prompt="a red barrel", n=1, stages=(stage,), output=output)
+    run, again = new_run(tmp_path / "run", config), new_run(tmp_path / "again", config)
+    train(run, config)
+    rows = run.read_metrics()
+    assert all(float(str(row["loss/normal"])) > 0 for row in rows)
+    start, end = scene_at(run, 1), scene_at(run, 4)
+    assert not np.array_equal(start["scene/values"], end["scene/values"])
+    assert np.array_equal(start["scene/field.head"], end["scene/field.head"])
+    train(again, config, watch=Watch(stop_after=0))
+    assert train(again, config) == 4
+    assert_same_end(again, run)
+
+
+def test_normals_are_not_for_an_exhibit() -> None:
+    config = three_stages()
+    normals = replace(config.stages[1], branches=(BranchConfig("normal", "sds", scale=1.0),))
+    with pytest.raises(ValueError, match=r"^stages\.1\.branches\.0\.render: must not be normal for an exhibit"):
+        check_run(replace(config, stages=(config.stages[0], normals)))
