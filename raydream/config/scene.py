@@ -81,8 +81,8 @@ class MeshConfig:
     """The scene of a later stage: a surface by marching tetrahedra (DMTet) and a field of colours over space.
 
     ``resolution`` counts the cells of the grid along each side of the object's box; published grids of N points in its
-    sense (128, 256) are about as fine as N / 2 here. Where the stage starts from nothing the surface is that of
-    ``shape``, a mesh file, or without one an ellipsoid of ``radii``. With both ``lr_values`` and ``lr_deformation`` at
+    sense (128, 256) are about as fine as N / 2 here. Where the stage starts from nothing the surface is an ellipsoid of
+    ``radii``. With both ``lr_values`` and ``lr_deformation`` at
     0 the surface stays as it is and only colours learn. ``grid`` and ``hidden_width`` are those of the stage before,
     whose colours are taken over; backgrounds are ``NerfConfig``'s.
     """
@@ -90,7 +90,6 @@ class MeshConfig:
     kind: Literal["mesh"] = "mesh"
     radius: float = 1.0
     resolution: int = 64
-    shape: str = ""
     radii: tuple[float, float, float] = (0.5, 0.5, 0.5)
     grid: HashGridConfig = field(default_factory=HashGridConfig)
     hidden_width: int = 64
