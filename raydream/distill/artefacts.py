@@ -1,16 +1,19 @@
 """What a finished particle becomes: a textured mesh, a turntable film and a picture."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
+from raydream.assets.asset import Asset
 from raydream.backend import load_backend
 from raydream.config.cluster import OutputConfig
 from raydream.scene.export import TurntableError, write_glb, write_png, write_turntable
 from raydream.scene.film import lit_pictures, mesh_asset
+from raydream.scene.mesh_checks import check_mesh
 from raydream.scene.protocol import EmptyMeshError, Scene
 from raydream.store.run_folder import MESH, PREVIEW, TURNTABLE, RunFolder, particle_file
-from raydream.types import Cameras, Mesh
+from raydream.types import Backend, Cameras
 
 _TURNTABLE_FPS = 24
 _PAPER = 245  # the light grey behind pictures for people
@@ -44,8 +47,10 @@ def export_particle(
         mesh = scene.surface(output)
         stats: ExportFigures = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
         files[MESH] = write_glb(mesh, unlit)
+        asset, backend = mesh_asset(mesh), load_backend("auto", "cpu")
+        stats |= check_mesh(asset, len(files[MESH]), backend).figures()
         if not unlit:
-            look_at = _look_at_mesh(mesh, cameras_at)
+            look_at = partial(_look_at_mesh, asset, backend, cameras_at)
     except EmptyMeshError as error:
         stats = {"vertices": 0, "faces": 0, "note": str(error)}
         if run.exists(particle_file(index, MESH)):
@@ -63,7 +68,8 @@ def export_particle(
     return stats
 
 
-def _look_at_mesh(mesh: Mesh, cameras_at: CamerasAt) -> LookAt:
+def _look_at_mesh(
+    asset: Asset, backend: Backend, cameras_at: CamerasAt, azimuths: list[float], elevation: float, image_px: int
+) -> np.ndarray:
     """Pictures of a mesh, from the same cameras as those of its scene."""
-    asset, backend = mesh_asset(mesh), load_backend("auto", "cpu")
-    return lambda azimuths, elevation, image_px: lit_pictures(asset, cameras_at(azimuths, elevation, image_px), backend)
+    return lit_pictures(asset, cameras_at(azimuths, elevation, image_px), backend)

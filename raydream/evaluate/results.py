@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 from raydream.evaluate.diversity import Diversity
 from raydream.evaluate.facing import Facing, JudgeCheck
-from raydream.evaluate.mesh_checks import MeshChecks
+from raydream.scene.mesh_checks import MeshChecks
 
 TRUSTED = 0.85
 _VERDICTS = {"consistent": "consistency", "janus": "janus", "round": "round"}
@@ -77,6 +77,11 @@ class Evaluation:
         figures |= {"ccm_agreement": fmean(agreements)} if agreements else {}
         figures["closed"] = fmean([p.mesh is not None and p.mesh.boundary_edges == 0 for p in self.particles])
         figures["watertight"] = fmean([p.mesh is not None and p.mesh.watertight for p in self.particles])
+        meshes = [p.mesh for p in self.particles if p.mesh is not None]
+        if meshes:
+            figures["non_manifold_edges"] = fmean([mesh.non_manifold_edges for mesh in meshes])
+            figures["crossing_faces"] = fmean([mesh.crossing_faces / mesh.faces for mesh in meshes])
+            figures["inner_share"] = fmean([mesh.inner_share for mesh in meshes])
         return figures
 
 

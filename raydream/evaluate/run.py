@@ -16,7 +16,6 @@ from raydream.diffusion.prompts import VIEW_WORDS
 from raydream.evaluate.agreement import ccm_agreement
 from raydream.evaluate.diversity import Diversity, feature_distances, measure_diversity, picture_distances
 from raydream.evaluate.facing import Facing, JudgeCheck, judge_facing, twin_ratio
-from raydream.evaluate.mesh_checks import check_mesh
 from raydream.evaluate.meshes import ParticleMesh, RunMeshes, read_meshes
 from raydream.evaluate.nearest import NearestAsset
 from raydream.evaluate.references import (
@@ -32,6 +31,7 @@ from raydream.evaluate.sheet import verdict_sheet
 from raydream.evaluate.turntable import Turntable, standard_cameras, take_turntable
 from raydream.evaluate.word_judges import ClipJudge, PriorJudge, WordJudge, distractors, word_frontness
 from raydream.priors.find import resolve_prior
+from raydream.scene.mesh_checks import check_mesh
 from raydream.train.captions import Lexicon
 from raydream.types import Backend
 

@@ -1,7 +1,6 @@
 """Distances, fronts, agreement and mesh checks against closed forms, and against real and glued assets."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from raydream.evaluate.agreement import ccm_agreement
 from raydream.evaluate.diversity import feature_distances, measure_diversity, picture_distances
 from raydream.evaluate.facing import Around, JudgeCheck, fit_same, fit_turned, judge_around, judge_facing, twin_ratio
 from raydream.evaluate.glue import clip_faces, glue_two_fronts
-from raydream.evaluate.mesh_checks import check_mesh
 from raydream.evaluate.references import check_references, load_references
 from raydream.evaluate.results import is_trusted
 from raydream.evaluate.turntable import Turntable, take_turntable
@@ -187,45 +185,3 @@ def test_views_that_do_not_belong_together_contradict_each_other(chair):
     assert ccm_agreement(mixed_ccm, mixed_alpha, cameras, box) < 0.9
     with pytest.raises(ValueError, match="opacity"):
         ccm_agreement(views.ccm, torch.zeros_like(views.alpha), cameras, box)
-
-
-# --- meshes ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_box_is_closed_and_a_box_without_a_face_is_not():
-    box = trimesh.creation.box(extents=(1, 2, 4))
-    checks = check_mesh(asset_of(box), 100, BACKEND)
-    assert (checks.watertight, checks.components, checks.degenerate_faces, checks.faces) == (True, 1, 0, 12)
-    assert (checks.size, checks.uv_coverage, checks.file_bytes) == ((1.0, 2.0, 4.0), None, 100)
-    box.update_faces(np.arange(12) != 3)
-    checks = check_mesh(asset_of(box), 100, BACKEND)
-    assert (checks.watertight, checks.boundary_edges, checks.crossed_edges) == (False, 3, 0)
-
-
-def test_split_seams_are_no_holes_and_parts_are_counted():
-    big, small = trimesh.creation.box(extents=(2, 2, 2)), trimesh.creation.box(extents=(1, 1, 1))
-    small.apply_translation([5, 0, 0])
-    for mesh in (big, small):
-        mesh.unmerge_vertices()
-    checks = check_mesh(asset_of(big, small), 1, BACKEND)
-    assert (checks.watertight, checks.components, checks.vertices) == (True, 2, 16)
-    assert checks.largest_share == pytest.approx(24 / 30)
-
-
-def test_edges_that_touch_and_faces_without_area_are_told():
-    left, right = trimesh.creation.box(extents=(1, 1, 1)), trimesh.creation.box(extents=(1, 1, 1))
-    right.apply_translation([1, 1, 0])  # they share one edge
-    checks = check_mesh(asset_of(left, right), 1, BACKEND)
-    assert (checks.watertight, checks.boundary_edges, checks.crossed_edges, checks.components) == (False, 0, 1, 1)
-    asset = asset_of(left)
-    flat = replace(asset, vertices=asset.vertices.clone())
-    flat.vertices[flat.faces[0, 0]] = flat.vertices[flat.faces[0, 1]]
-    assert check_mesh(flat, 1, BACKEND).degenerate_faces >= 1
-
-
-def test_uv_coverage_is_the_drawn_share_of_the_texture():
-    asset = asset_of(trimesh.creation.box())
-    uv = torch.zeros(12, 3, 2)
-    uv[0] = torch.tensor([[0.0, 0], [1, 0], [0, 1]])  # half of it; the other faces have no place
-    textured = replace(asset, corner_uv=uv, face_texture=torch.zeros_like(asset.face_texture))
-    assert check_mesh(textured, 1, BACKEND).uv_coverage == pytest.approx(0.5, abs=0.01)

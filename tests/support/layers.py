@@ -175,7 +175,6 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.evaluate.agreement raydream.evaluate.diversity", "jaxtyping torch"),
         ("raydream.evaluate.glue raydream.evaluate.turntable", "jaxtyping torch"),
         ("raydream.evaluate.word_judges", "jaxtyping torch transformers"),
-        ("raydream.evaluate.mesh_checks", "numpy torch trimesh"),
         ("raydream.evaluate.facing", "jaxtyping torch"),
         ("raydream.evaluate.results", ""),
         ("raydream.evaluate.references", "jaxtyping torch"),
