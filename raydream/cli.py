@@ -1,6 +1,7 @@
 """From the words on the command line to a checked ``RunConfig``. No torch: ``--dry-run`` answers at once."""
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--agp", help="aligned geometric prior against the Janus problem: embedded, a folder, or off")
     parser.add_argument("--steps", type=int, help="controller steps; the preset's schedules scale with it")
     parser.add_argument("--seed", type=int, help="everything random follows from it (default 0)")
+    parser.add_argument("--faces", type=int, help="about so many faces for each mesh at most")
+    parser.add_argument(
+        "--lods", type=int, nargs="+", metavar="FACES", help="coarser meshes of so many faces beside it"
+    )
+    parser.add_argument("--formats", nargs="+", metavar="FORMAT", help="files beside the GLB: obj, stl, ply, usdz")
     parser.add_argument("--out", help="the run folder: a new path or a URI such as s3://bucket/run")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run folder, from its last checkpoint")
     runtimes = ("ray", "local")
@@ -104,6 +110,9 @@ def _parse_words(parser: argparse.ArgumentParser, words: Sequence[str] | None) -
         flags = ["--" + name.replace("_", "-") for name in vars(args)]
         hint = near(flag, flags) or "see --help"
         raise ValueError(f"{flag}: unknown flag; {hint}" if flag.startswith("-") else f"{flag!r}: belongs to no flag")
+    meshes = {"mesh_max_faces": args.faces, "mesh_lods": args.lods, "mesh_formats": args.formats}
+    named = [f"output.{name}={json.dumps(value)}" for name, value in meshes.items() if value is not None]
+    args.set = [*named, *args.set]  # what a run leaves behind may change when it goes on, so it comes by one way
     return args
 
 
@@ -135,7 +144,7 @@ def _with_changes(text: str, args: argparse.Namespace) -> tuple[RunConfig, RunCo
     if isinstance(output, dict):
         for override in args.set:
             name, _, value = override.removeprefix("output.").partition("=")
-            if override.startswith("output.") and name in output and name != "out":
+            if override.startswith("output.") and name in strict_json.field_names(OutputConfig) and name != "out":
                 output[name] = strict_json.parse_value(OutputConfig, name, value)
     saved = with_absolute_folders(strict_json.from_json(RunConfig, raw))
     return saved, with_absolute_folders(_changed(saved, args))

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from raydream.config import strict_json
@@ -42,6 +43,8 @@ def check_run(config: RunConfig) -> RunConfig:
     """The run with whatever its priors take from elsewhere named outright; ``ValueError`` naming the field for what
     cannot be had or does not fit together.
     """
+    if "usdz" in config.output.mesh_formats and find_spec("pxr") is None:
+        raise ValueError("output.mesh_formats: usdz needs usd-core; pip install 'raydream[usd]', or leave it out")
     for name, value in GPU_ALLOCATOR.items():
         os.environ.setdefault(name, value)  # for particles in this process
     from raydream.priors.geometric import check_priors  # torch only for what is to be run

@@ -149,12 +149,20 @@ class Views:
 
 @dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh in the world, bare or textured; ``uv`` is OpenGL's: v points up, a texture's row 0 is its top."""
+    """A triangle mesh in the world, bare or textured; ``uv`` is OpenGL's: v points up, a texture's row 0 is its top.
+
+    ``normal_map`` holds unit vectors in the tangent space of ``scene.tangents``. ``note`` says what its maker did
+    otherwise than asked, and why.
+    """
 
     vertices: Float[Tensor, "vertex 3"]
     faces: Int[Tensor, "face 3"]
     uv: Float[Tensor, "vertex 2"] | None = None
     texture: Float[Tensor, "th tw 3"] | None = None
+    normal_map: Float[Tensor, "nh nw 3"] | None = None
+    roughness: float = 1.0
+    metallic: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True)

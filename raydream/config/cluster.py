@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from raydream.config.checks import require, require_not_negative, require_positive
+from raydream.config.checks import require, require_not_negative, require_positive, require_share
 from raydream.config.kernels import kernel_packages
 
 # What torch (since 2.9 by this name) reads before it first takes a GPU's memory. Renders differ in size from step to
@@ -92,7 +92,11 @@ class OutputConfig:
     """What a run leaves behind. ``out`` is a folder or a pyarrow.fs URI; empty means ``runs/<time>-<preset>``.
 
     A mesh of ``material`` "lit" is shown under lamps, in its film too, "unlit" as its texture is: right where light is
-    in the albedo, which is what "auto" takes a run for that was never shaded.
+    in the albedo, which is what "auto" takes a run for that was never shaded. ``roughness`` and ``metallic`` are the
+    glTF material's factors, over the whole of it; ``normal_map`` keeps the form of the surface before decimation.
+
+    ``mesh_pieces`` "largest" leaves one, ``mesh_watertight`` makes one solid of pieces that overlap. Beside the GLB
+    there are a GLB of each of ``mesh_lods``, face counts, and a file of each of ``mesh_formats``.
     """
 
     out: str = ""
@@ -103,8 +107,15 @@ class OutputConfig:
     mesh_resolution: int = 128
     mesh_max_faces: int = 8000
     mesh_threshold: float = 0.0
+    mesh_pieces: Literal["all", "largest"] = "all"
+    mesh_watertight: bool = False
+    mesh_lods: tuple[int, ...] = ()
+    mesh_formats: tuple[Literal["obj", "stl", "ply", "usdz"], ...] = ()
     texture_px: int = 512
+    normal_map: bool = False
     material: Literal["auto", "lit", "unlit"] = "auto"
+    roughness: float = 1.0
+    metallic: float = 0.0
     turntable_frames: int = 48
     turntable_px: int = 192
 
@@ -122,3 +133,8 @@ class OutputConfig:
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             require(low <= value <= high, name, f"must be {low}..{high}, got {value}")
+        require_share(self, "roughness", "metallic")
+        for count in self.mesh_lods:
+            require(16 <= count < self.mesh_max_faces, "mesh_lods", f"must be 16..mesh_max_faces - 1, got {count}")
+        for name in ("mesh_lods", "mesh_formats"):
+            require(len(set(getattr(self, name))) == len(getattr(self, name)), name, "must name each once")

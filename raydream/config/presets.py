@@ -136,6 +136,7 @@ def sd21(steps: int = 25_000) -> RunConfig:
             preview_every=500,
             preview_px=256,
             texture_px=1024,
+            normal_map=True,
             turntable_frames=90,
             turntable_px=512,
         ),

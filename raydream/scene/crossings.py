@@ -1,8 +1,8 @@
 """Where a mesh goes through itself: pairs of faces that cross, and faces that lie inside another piece.
 
 Signs of volumes are those of float64 with Shewchuk's bound of its rounding (1997, "Adaptive precision floating-point
-arithmetic", for orient3d): below the bound four points count as lying in one plane. So faces that only touch are no
-pair, nor are faces that cross by less than rounding or of which each meets the other exactly on its rim.
+arithmetic", for orient3d): below the bound four points count as lying in one plane. So faces that touch with a corner
+are no pair, nor are those that cross by less than rounding; two whose rims cross each other are one.
 """
 
 import math
@@ -127,14 +127,14 @@ def _cross(points, faces, first, second):
 @exact_kernel
 @no_type_check
 def _edges_hit(points, faces, face, target):
-    """Whether an edge of ``face`` goes through ``target``; one with an end at a corner of both cannot."""
+    """Whether an edge of ``face`` goes through ``target`` or its rim; one with an end at a corner of both cannot."""
     a, b, c = faces[target, 0], faces[target, 1], faces[target, 2]
     for i in range(3):
         p, q = faces[face, i], faces[face, (i + 1) % 3]
         joined = p in (a, b, c) or q in (a, b, c)
         if not joined and _side(points, a, b, c, p) * _side(points, a, b, c, q) < 0:
-            turns = _side(points, p, q, a, b) + _side(points, p, q, b, c) + _side(points, p, q, c, a)
-            if abs(turns) == 3:
+            s, t, u = _side(points, p, q, a, b), _side(points, p, q, b, c), _side(points, p, q, c, a)
+            if min(s, t, u) >= 0 or max(s, t, u) <= 0:
                 return True
     return False
 

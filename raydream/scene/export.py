@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from raydream.scene.tangents import vertex_tangents
 from raydream.scene.texture import vertex_normals
 from raydream.types import Mesh
 
@@ -27,7 +28,8 @@ class TurntableError(RuntimeError):
 
 
 def write_glb(mesh: Mesh, unlit: bool = False) -> bytes:
-    """A binary glTF 2.0 file of a textured mesh, everything inside, with normals and a fully rough dielectric material.
+    """A binary glTF 2.0 file of a textured mesh, everything inside, with normals and the mesh's material; with tangents
+    (``tangents.py``) where it has a normal map.
 
     Lit by default: viewers then show the form, and a scene trained with shading has a true albedo. ``unlit`` asks them
     (KHR_materials_unlit) for the texture as it is, which repeats the renders of a scene whose albedo holds its light.
@@ -38,24 +40,40 @@ def write_glb(mesh: Mesh, unlit: bool = False) -> bytes:
 
     def sign(tree: dict) -> None:
         tree["asset"]["generator"] = "raydream"
+        attributes = tree["meshes"][0]["primitives"][0]["attributes"]
+        if "_TANGENT" in attributes:  # trimesh marks what it does not know as ours
+            attributes["TANGENT"] = attributes.pop("_TANGENT")
         if unlit:
             tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), "KHR_materials_unlit"]
             tree["materials"][0]["extensions"] = {"KHR_materials_unlit": {}}
 
+    uv, vertices, faces = mesh.uv.cpu().numpy(), mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy()
+    normals = vertex_normals(vertices, faces)
     material = trimesh.visual.material.PBRMaterial(
         name="baked",
         baseColorTexture=Image.fromarray(to_uint8(mesh.texture)),
-        metallicFactor=0.0,
-        roughnessFactor=1.0,
+        normalTexture=None if mesh.normal_map is None else Image.fromarray(normal_picture(mesh.normal_map)),
+        metallicFactor=mesh.metallic,
+        roughnessFactor=mesh.roughness,
         doubleSided=False,
     )
-    visual = trimesh.visual.TextureVisuals(uv=mesh.uv.cpu().numpy(), material=material)
-    vertices, faces = mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy()
-    normals = vertex_normals(vertices, faces)
-    solid = trimesh.Trimesh(vertices=vertices, faces=faces, vertex_normals=normals, visual=visual, process=False)
+    solid = trimesh.Trimesh(
+        vertices=vertices,
+        faces=faces,
+        vertex_normals=normals,
+        visual=trimesh.visual.TextureVisuals(uv=uv, material=material),
+        process=False,
+    )
+    if mesh.normal_map is not None:
+        solid.vertex_attributes["_TANGENT"] = vertex_tangents(vertices, normals, faces, uv).astype(np.float32)
     scene = trimesh.Scene()
     scene.add_geometry(solid, node_name="asset", geom_name="asset")
     return trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=sign)
+
+
+def normal_picture(normals: Float[Tensor, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Unit vectors as glTF's and most other formats' pictures have them: -1 is 0 and 1 is 255."""
+    return to_uint8(normals * 0.5 + 0.5)
 
 
 def write_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -1,4 +1,4 @@
-"""From a density field to a closed triangle mesh: where to sample, where the surface is, what to throw away."""
+"""From a density field to a closed triangle mesh: where to sample, and where the surface is."""
 
 import math
 from collections.abc import Callable
@@ -40,13 +40,27 @@ def extract_mesh(
     max_faces: int = 8_000,
     occupied: Bool[Tensor, "rx ry rz"] | None = None,
 ) -> Mesh:
-    """The closed surface ``density = threshold`` in [-radius, radius]^3, its faces counter-clockwise from outside.
+    """The surface of ``extract_surface``, decimated to about ``max_faces`` and mended where that tore it."""
+    from raydream.scene.cleaning import decimate_mesh  # packages that only an export needs
+
+    return decimate_mesh(extract_surface(density_fn, resolution, threshold, radius, occupied), max_faces)
+
+
+def extract_surface(
+    density_fn: DensityFunction,
+    resolution: int = 128,
+    threshold: float | None = None,
+    radius: float = 1.0,
+    occupied: Bool[Tensor, "rx ry rz"] | None = None,
+) -> Mesh:
+    """The closed surface ``density = threshold`` in [-radius, radius]^3, its faces counter-clockwise from outside, in
+    float64.
 
     ``density_fn`` maps world points ``[sample, 3]`` (on the CPU, at most 65,536 at once) to densities ``[sample]`` on
     any device. ``resolution`` counts grid points along the longest side of the object's own box, which a first coarse
     pass finds. ``threshold=None`` takes the ``silhouette_threshold``. ``occupied`` has cells over the same cube; the
-    density is zero outside of them, as it is for the renderer. Cavities and pieces with less than 1 % of the faces are
-    dropped, the rest is decimated to about ``max_faces``.
+    density is zero outside of them, as it is for the renderer. What lies inside another piece and pieces with less than
+    1 % of the faces are dropped.
 
     Raises EmptyMeshError where there is no surface and FloatingPointError where the density is not finite.
     """
@@ -54,14 +68,15 @@ def extract_mesh(
     coarse = _sample_grid(density_fn, -corner, corner, min(resolution, COARSE_RESOLUTION), radius, occupied)
     lower, upper = _tight_box(coarse, _level(coarse, threshold))
     grid = _sample_grid(density_fn, lower.clip(-radius), upper.clip(max=radius), resolution, radius, occupied)
-    return finish_mesh(*_march(grid, _level(grid, threshold)), max_faces)
+    return kept_surface(*_march(grid, _level(grid, threshold)))
 
 
-def finish_mesh(vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"], max_faces: int) -> Mesh:
-    """A closed surface without cavities and pieces with less than 1 % of the faces, of about ``max_faces`` at most."""
-    faces = _drop_unwanted_pieces(vertices, faces)
-    vertices, faces = _compact(*_decimate(*_compact(vertices, faces), max_faces))
-    return Mesh(vertices=torch.from_numpy(vertices.astype(np.float32)), faces=torch.from_numpy(faces.astype(np.int64)))
+def kept_surface(vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"]) -> Mesh:
+    """A closed surface without what lies inside another piece and pieces with less than 1 % of the faces."""
+    from raydream.scene.cleaning import compact, drop_unseen_pieces
+
+    vertices, faces = compact(vertices, drop_unseen_pieces(vertices, faces, DEBRIS_SHARE))
+    return Mesh(vertices=torch.from_numpy(vertices), faces=torch.from_numpy(faces))
 
 
 def solid_values(
@@ -192,38 +207,3 @@ def _march(grid: _Grid, level: float) -> tuple[Float[np.ndarray, "vertex 3"], In
     solid = np.pad(1 - np.exp2(-grid.density / level), 1)
     vertices, faces, _, _ = marching_cubes(solid, 0.5, gradient_direction="ascent", allow_degenerate=False)
     return grid.lower + grid.spacing * (vertices.astype(np.float64) - 1), faces.astype(np.int64)
-
-
-def _drop_unwanted_pieces(
-    vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"]
-) -> Int[np.ndarray, "kept 3"]:
-    """Without cavities, which no camera sees, and without specks; the largest piece always stays.
-
-    Every piece is closed, so a cavity is one whose signed volume is negative: its faces look inwards.
-    """
-    import trimesh
-
-    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
-    piece = trimesh.graph.connected_component_labels(edges, node_count=len(vertices))[faces[:, 0]]
-    a, b, c = (vertices[faces[:, corner]] for corner in range(3))
-    volume = np.bincount(piece, weights=(a * np.cross(b, c)).sum(-1))
-    num_faces = np.bincount(piece) * (volume > 0)
-    return faces[(num_faces >= max(1.0, DEBRIS_SHARE * num_faces.sum()))[piece] | (piece == num_faces.argmax())]
-
-
-def _decimate(
-    vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"], max_faces: int
-) -> tuple[Float[np.ndarray, "kept_vertex 3"], Int[np.ndarray, "kept_face 3"]]:
-    if len(faces) <= max_faces:
-        return vertices, faces
-    import fast_simplification
-
-    return fast_simplification.simplify(vertices, faces, target_count=max_faces)
-
-
-def _compact(
-    vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"]
-) -> tuple[Float[np.ndarray, "kept 3"], Int[np.ndarray, "face 3"]]:
-    """Only the vertices that a face uses."""
-    used, renumbered = np.unique(faces, return_inverse=True)
-    return vertices[used], renumbered.reshape(faces.shape)

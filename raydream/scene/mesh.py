@@ -14,11 +14,10 @@ from raydream.config.scene import LossConfig, MeshConfig, NerfConfig, ShadingCon
 from raydream.coordinates import Box, canonical_coordinates, tight_box
 from raydream.scene import losses, mesh_geometry
 from raydream.scene.field import RadianceField
-from raydream.scene.isosurface import finish_mesh
+from raydream.scene.isosurface import kept_surface
 from raydream.scene.nerf import AMBIENT, DIFFUSE, GREY, SHADINGS, Look, NerfScene, draw_look, plain_look
 from raydream.scene.protocol import Draws, EmptyMeshError
 from raydream.scene.tetrahedra import grid_points, marching_tetrahedra
-from raydream.scene.texture import bake_texture
 from raydream.store.tensors import odd_names
 from raydream.types import Backend, Cameras, Mesh, MeshEdges, Render
 
@@ -128,9 +127,11 @@ class MeshScene(nn.Module):
     @torch.no_grad()
     def surface(self, output: OutputConfig) -> Mesh:
         """The surface without small pieces, with the field's colours in its texture."""
+        from raydream.scene.finish import finish_mesh  # packages that only an export needs
+
         mesh = self.mesh()
-        bare = finish_mesh(mesh.vertices.double().cpu().numpy(), mesh.faces.cpu().numpy(), output.mesh_max_faces)
-        return bake_texture(bare, lambda points, _: self.field.albedo(points.to(self._device)), output.texture_px)
+        surface = kept_surface(mesh.vertices.double().cpu().numpy(), mesh.faces.cpu().numpy())
+        return finish_mesh(surface, lambda points, _: self.field.albedo(points.to(self._device)), output)
 
     @torch.no_grad()
     def box(self) -> Box | None:

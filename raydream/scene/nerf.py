@@ -19,7 +19,7 @@ from raydream.device import send
 from raydream.scene import losses
 from raydream.scene.background import BackgroundNetwork
 from raydream.scene.field import RadianceField
-from raydream.scene.isosurface import extract_mesh, solid_box, solid_values
+from raydream.scene.isosurface import extract_surface, solid_box, solid_values
 from raydream.scene.occupancy import OccupancyGrid
 from raydream.scene.protocol import Draws
 from raydream.seeds import generator_on
@@ -154,17 +154,16 @@ class NerfScene(nn.Module):
     @torch.no_grad()
     def surface(self, output: OutputConfig) -> Mesh:
         """Where the density crosses a level, with the colours that renders show there."""
-        from raydream.scene.texture import bake_texture  # packages that only an export needs
+        from raydream.scene.finish import finish_mesh  # packages that only an export needs
 
-        mesh = extract_mesh(
+        surface = extract_surface(
             self._density_anywhere,
             output.mesh_resolution,
             output.mesh_threshold or None,
             self.config.radius,
-            output.mesh_max_faces,
             self.occupancy.mask.cpu(),
         )
-        return bake_texture(mesh, self.surface_color, output.texture_px)
+        return finish_mesh(surface, self.surface_color, output)
 
     def box(self) -> Box | None:
         measured = solid_box(self._density_anywhere, self.config.radius, self.occupancy.mask.cpu())

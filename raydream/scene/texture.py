@@ -31,7 +31,7 @@ def bake_texture(mesh: Mesh, color_fn: ColorFunction, texture_size_px: int = 512
     sources, faces, uv = _unwrap(vertices, mesh.faces.cpu().numpy(), texture_size_px)
     normals = vertex_normals(vertices, mesh.faces.cpu().numpy())
     values = np.concatenate([vertices, normals], axis=-1).astype(np.float32)[sources]
-    texel, values = _surface_points(values, faces, uv, texture_size_px)
+    texel, values = surface_points(values, faces, uv, texture_size_px)
     position, normal = torch.from_numpy(values).split(3, dim=-1)
     up = torch.tensor([0.0, 1.0, 0.0])  # where the normals of a fold cancel
     normal = F.normalize(torch.where(normal.norm(dim=-1, keepdim=True) > 1e-6, normal, up), dim=-1)
@@ -40,16 +40,25 @@ def bake_texture(mesh: Mesh, color_fn: ColorFunction, texture_size_px: int = 512
         chunk = slice(start, start + CHUNK_SIZE)
         with torch.no_grad():
             colors[texel[chunk]] = color_fn(position[chunk], normal[chunk]).float().cpu().numpy()
-    empty = np.ones(len(colors), dtype=bool)
-    empty[texel] = False
-    side = (texture_size_px, texture_size_px)
-    rows, columns = distance_transform_edt(empty.reshape(side), return_distances=False, return_indices=True)
     return Mesh(
         vertices=torch.from_numpy(vertices[sources]),
         faces=torch.from_numpy(faces),
         uv=torch.from_numpy(uv),
-        texture=torch.from_numpy(colors.reshape(*side, 3)[rows, columns]).clamp(0, 1),
+        texture=torch.from_numpy(fill_gaps(colors, texel, texture_size_px)).clamp(0, 1),
     )
+
+
+def fill_gaps(
+    colors: Float[np.ndarray, "texels 3"], texel: Int[np.ndarray, " texel"], size_px: int
+) -> Float[np.ndarray, "h w 3"]:
+    """A texture that is known at some texels: the others take the nearest one's, so that no filter of a viewer, however
+    small it shows the texture, mixes a background in.
+    """
+    empty = np.ones(len(colors), dtype=bool)
+    empty[texel] = False
+    side = (size_px, size_px)
+    rows, columns = distance_transform_edt(empty.reshape(side), return_distances=False, return_indices=True)
+    return colors.reshape(*side, 3)[rows, columns]
 
 
 def vertex_normals(
@@ -81,7 +90,7 @@ def _unwrap(
     return sources.astype(np.int64), cut_faces.astype(np.int64), uv
 
 
-def _surface_points(
+def surface_points(
     values: Float[np.ndarray, "corner channel"],
     faces: Int[np.ndarray, "face 3"],
     uv: Float[np.ndarray, "corner 2"],

