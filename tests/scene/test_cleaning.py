@@ -1,8 +1,10 @@
 """Clean geometry, on planted faults."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import trimesh
@@ -12,6 +14,7 @@ from raydream.scene.cleaning import close_mesh, decimate_mesh, drop_unseen_piece
 from raydream.scene.crossings import crossing_faces
 from raydream.scene.finish import finish_mesh
 from raydream.scene.isosurface import extract_surface
+from raydream.scene.memory import free_bytes, texture_that_fits
 from raydream.types import Mesh
 
 
@@ -124,3 +127,27 @@ def test_a_sheet_bounds_no_solid_and_the_note_says_so():
     finished = finish_mesh(mesh_of(ball(), ball(4.0, 0.5)), lambda points, normals: points * 0 + 0.5, one)
     assert len(finished.faces) <= 100
     assert finished.vertices[:, 0].max() < 1.1
+
+
+def test_a_texture_that_memory_does_not_hold_is_halved_and_the_note_says_so(monkeypatch):
+    monkeypatch.setattr("raydream.scene.finish.free_bytes", lambda: 3e8)
+    wanted = OutputConfig(texture_px=1024)
+    finished = finish_mesh(mesh_of(ball()), lambda points, normals: points * 0 + 0.5, wanted)
+    assert finished.texture.shape == (256, 256, 3)  # .2 GB and 260 bytes for each texel, of four fifths of .3 GB
+    assert finished.note == "its texture has 256 px, not 1024: 0.3 GB of memory are free"
+    assert texture_that_fits(8192, 24e9) == 8192
+    assert texture_that_fits(8192, 16e9) == 4096
+    assert texture_that_fits(64, 0.0) == 16
+
+
+def test_free_memory_is_the_systems_or_the_containers(tmp_path):
+    memory = tmp_path / "meminfo"
+    memory.write_text("MemTotal:  100 kB\nMemFree:  3 kB\nMemAvailable:     40 kB\n")
+    assert free_bytes(memory, tmp_path) == 40 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(memory, tmp_path) == 40 * 1024
+    (tmp_path / "memory.max").write_text("30000\n")
+    (tmp_path / "memory.current").write_text("10000\n")
+    assert free_bytes(memory, tmp_path) == 20_000
+    assert free_bytes(tmp_path / "none", tmp_path) == math.inf
+    assert 0 < free_bytes(group=tmp_path / "none") / psutil.virtual_memory().available < 2
