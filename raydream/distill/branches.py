@@ -29,7 +29,8 @@ class Branch:
     denoiser: Denoiser
     texts: Texts
     alphas_cumprod: Float[Tensor, " t"]
-    _heard: dict[int, Tensor] = field(default_factory=dict)  # what each particle's text has beside the words, as drawn
+    # what a particle's text has beside the words, by seed and particle, as drawn
+    _heard: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def text(
         self, views: Views, seed: int, particles: Sequence[int], sizes: Sequence[int]
@@ -43,12 +44,12 @@ class Branch:
             return text
 
         def own(index: int) -> Float[Tensor, "1 token width"]:
-            if index not in self._heard:
+            if (seed, index) not in self._heard:
                 noise = torch.randn(plain.shape, generator=generator(seed, _TEXT_NOISE, index, 0))
                 noise[:, 0] = 0  # the start token is the same in every prompt, and no other value of it was ever seen
                 scale = settings.text_noise * float(plain.std()) if index else 0.0
-                self._heard[index] = scale * noise.to(plain)
-            return self._heard[index]
+                self._heard[seed, index] = scale * noise.to(plain)
+            return self._heard[seed, index]
 
         return text + torch.cat([own(index).expand(size, -1, -1) for index, size in zip(particles, sizes)])
 

@@ -26,9 +26,9 @@ AWAY = (
 SITE = f"""
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, path=None, target=None: (
+PathFinder.find_spec = classmethod(lambda cls, name, path=None, target=None: (
     None if name.split(".")[0] in {AWAY} else find(name, path, target)
-)
+))
 """
 
 
@@ -112,7 +112,7 @@ def test_a_process_that_dies_costs_one_part(tmp_path: Path, monkeypatch: pytest.
     fake = tmp_path / "raydream_fake.py"
     fake.write_text(
         "import json, os, sys\n"
-        "parts = sys.argv[sys.argv.index('--parts') + 1:]\n"
+        "parts = sys.argv[len(sys.argv) - sys.argv[::-1].index('--parts') :]\n"  # the last say so
         f"out = open({str(tmp_path / 'first_gpu.jsonl')!r}, 'a')\n"
         "for part in parts:\n"
         "    if part == 'vae': os.abort()\n"

@@ -46,8 +46,9 @@ def test_guidance_comes_back_in_one_copy(sd21: dict[str, CallCount]) -> None:
 
 
 def test_a_unet_of_stable_diffusions_depth_is_counted_whole(sd21: dict[str, CallCount]) -> None:
-    """740 operations of a frozen pass and 1,257 of one with a LoRA were counted on the full-size UNet."""
-    assert 1_900 < sd21["guide"].launches < 2_200
+    """740 operations of a frozen pass and 1,257 of one with a LoRA were counted on the full-size UNet; 384 of
+    these go where the LoRA is added to weights."""
+    assert 1_500 < sd21["guide"].launches < 1_800
     assert 2_600 < sd21["fit"].launches < 3_300
     assert sd21["fit_update"].launches < 30  # the optimiser takes all parameters together
 

@@ -29,7 +29,7 @@ def scene_with(surface: Callable[[OutputConfig], Mesh]) -> SimpleNamespace:
 
 
 def nothing(output: OutputConfig) -> Mesh:
-    raise EmptyMeshError(0.25, None)
+    raise EmptyMeshError("the densest point of the field has density 0.25")
 
 
 def cameras_at(azimuths: list[float], elevation: float, image_px: int) -> Cameras:

@@ -299,8 +299,9 @@ class PerfectLearner:
 
 def test_nothing_pulls_where_the_learned_reference_is_the_prior() -> None:
     """The fixed point of VSD, for every particle and draw: not on average, but exactly."""
-    score = toy_score("vsd", SEED)
-    score.learner = PerfectLearner(score.branches["rgb"].denoiser)
+    blank = toy_score("vsd", SEED)
+    branch = blank.branches["rgb"]
+    score = Score(blank.config, blank.device, [branch], PerfectLearner(branch.denoiser))
     draws = torch.Generator().manual_seed(SEED)
     positions, cameras = torch.randn(NUM_PARTICLES, 2, 4, generator=draws), toy_cameras(2 * NUM_PARTICLES, draws)
     messages = toy_messages(positions, cameras, 0)
