@@ -29,7 +29,7 @@ def scene_with(surface: Callable[[OutputConfig], Mesh]) -> SimpleNamespace:
 
 
 def nothing(output: OutputConfig) -> Mesh:
-    raise EmptyMeshError("the densest point of the field has density 0.25")
+    raise EmptyMeshError("the densest point of the field has density 0.25; output.mesh_threshold sets another")
 
 
 def cameras_at(azimuths: list[float], elevation: float, image_px: int) -> Cameras:
