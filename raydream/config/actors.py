@@ -56,7 +56,8 @@ def particle_config(run: RunConfig, stage: int, index: int) -> ParticleConfig:
 def score_config(run: RunConfig, stage: int, replica: int) -> ScoreConfig:
     """The part of a run that concerns one replica of the score model in a stage."""
     settings, first, cluster = run.stages[stage], run.first_step(stage), run.cluster
+    graphs = cluster.graphs and cluster.renders != "again"  # a graph keeps its memory, which others wait for then
     return ScoreConfig(
         replica, run.n, run.seed, run.prompt, run.negative_prompt, settings.branches, settings.learner, first,
-        run.prior, cluster.kernels, cluster.wire_dtype, cluster.views_at_once, cluster.graphs,
+        run.prior, cluster.kernels, cluster.wire_dtype, cluster.views_at_once, graphs,
     )  # fmt: skip

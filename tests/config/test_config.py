@@ -84,6 +84,12 @@ def test_a_run_tells_its_actors_all_that_they_need(preset: str) -> None:
     assert (score.learner, score.prior, score.wire_dtype) == (stage.learner, config.prior, config.cluster.wire_dtype)
 
 
+@pytest.mark.parametrize(("renders", "graphs"), [("kept", True), ("again", False)])
+def test_graphs_keep_no_memory_that_others_take_turns_on(renders: Literal["kept", "again"], graphs: bool) -> None:
+    config = replace(BASE, cluster=replace(BASE.cluster, renders=renders))
+    assert score_config(config, 0, 0).graphs is graphs
+
+
 def test_an_actor_of_a_later_stage_knows_its_first_step() -> None:
     first, second = replace(BASE.stages[0], num_steps=7), replace(BASE.stages[0], name="fine", start="previous")
     config = replace(BASE, stages=(first, second))
