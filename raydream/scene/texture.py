@@ -15,6 +15,7 @@ from raydream.types import Mesh
 CHUNK_SIZE = 16_384
 GUTTER_PX = 4  # xatlas overshoots the size it is asked for by up to 1.4, and two charts reach for their texels
 REACH_PX = 1.5
+MANY_FACES, FACES_AT_ONCE = 16_384, 4_096  # a mesh of more than the first is unwrapped in parts of the second
 
 ColorFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,15 +80,39 @@ def _unwrap(
     vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"], texture_size_px: int
 ) -> tuple[Int[np.ndarray, " corner"], Int[np.ndarray, "face 3"], Float[np.ndarray, "corner 2"]]:
     """The source of each vertex of the cut mesh, its faces (in the old order) and its texture coordinates."""
+    everything = np.arange(len(faces))
+    parts = [everything] if len(faces) <= MANY_FACES else _parts(vertices[faces].mean(1), everything)
+    used = [np.unique(faces[part], return_inverse=True) for part in parts]
     atlas = xatlas.Atlas()
-    atlas.add_mesh(vertices, faces.astype(np.uint32))
+    for vertex, renumbered in used:
+        atlas.add_mesh(vertices[vertex], renumbered.reshape(-1, 3).astype(np.uint32))
     packing = xatlas.PackOptions()
     packing.resolution = texture_size_px
     packing.padding = GUTTER_PX
     packing.bilinear = True
     atlas.generate(pack_options=packing)
-    sources, cut_faces, uv = atlas[0]
-    return sources.astype(np.int64), cut_faces.astype(np.int64), uv
+    sources, cut_faces, uvs, num_corners = [], np.empty_like(faces), [], 0
+    for index, (part, (vertex, _)) in enumerate(zip(parts, used)):
+        source, cut, uv = atlas[index]
+        sources.append(vertex[source.astype(np.int64)])
+        cut_faces[part] = cut.astype(np.int64) + num_corners
+        uvs.append(uv)
+        num_corners += len(uv)
+    return np.concatenate(sources), cut_faces, np.concatenate(uvs)
+
+
+def _parts(
+    middle: Float[np.ndarray, "face 3"], faces: Int[np.ndarray, " part"]
+) -> list[Int[np.ndarray, " smaller_part"]]:
+    """Halves of halves across the longest side: xatlas takes long for large meshes, and ends its process for some (a
+    fault of memory at a sphere of 81,920 faces, which it unwraps in parts in less time than one of 20,480 whole).
+    """
+    if len(faces) <= FACES_AT_ONCE:
+        return [faces]
+    side = np.ptp(middle[faces], axis=0).argmax()
+    order = faces[np.argsort(middle[faces, side], kind="stable")]
+    half = len(order) // 2
+    return _parts(middle, order[:half]) + _parts(middle, order[half:])
 
 
 def surface_points(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import trimesh
 from small_scenes import make_cameras, make_scene
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from raydream.scene.film import mesh_asset
 from raydream.scene.isosurface import extract_mesh
 from raydream.scene.nerf import NerfScene, plain_look
 from raydream.scene.texture import bake_texture
+from raydream.scene.uv_checks import check_uv
+from raydream.types import Mesh
 
 GREEN, LILAC = (0.1, 0.6, 0.2), (0.8, 0.6, 0.9)
 RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.1, 0.9)
@@ -133,3 +136,25 @@ def test_normals_are_those_of_the_surface() -> None:
     points, normals = (torch.cat(parts) for parts in zip(*seen))
     torch.testing.assert_close(normals.norm(dim=-1), torch.ones(len(normals)))
     assert ((points / points.norm(dim=-1, keepdim=True)) * normals).sum(-1).min() > 0.95  # 64 texels a side are coarse
+
+
+def test_a_large_mesh_is_unwrapped_in_parts() -> None:
+    """More faces than xatlas bears at once, in their own order, each with the colour of its place."""
+    ball = trimesh.creation.icosphere(subdivisions=6)
+    mesh = Mesh(torch.from_numpy(ball.vertices).float(), torch.from_numpy(ball.faces).long())
+
+    def color(points: Tensor, _normals: Tensor) -> Tensor:
+        return 0.5 + 0.4 * points
+
+    baked = bake_texture(mesh, color, 1024)
+    assert baked.uv is not None
+    assert baked.texture is not None
+    assert torch.equal(baked.vertices[baked.faces], mesh.vertices[mesh.faces])
+    middle, uv = mesh.vertices[mesh.faces].mean(1), baked.uv[baked.faces].mean(1)
+    column, row = (uv[:, 0] * 1024).long(), ((1 - uv[:, 1]) * 1024).long()
+    assert (baked.texture[row, column] - color(middle, middle)).abs().max() < 0.02
+    checks = check_uv(mesh_asset(baked), load_backend("auto", "cpu"))
+    assert checks is not None
+    assert checks.stretch is not None
+    assert (checks.overlap, checks.flat_faces) == (0, 0)
+    assert checks.stretch < 1.05
