@@ -86,7 +86,8 @@ def tests(bench: Bench, found: Found) -> None:
         "no:cacheprovider",
         str(_TESTS),
     ]
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # whatever else is installed there
+    # whatever else is installed there, and whatever pytest is told elsewhere
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     limit = bench.seconds or None
     done = subprocess.run(
         command, cwd=_TESTS.parents[1], env=environment, capture_output=True, text=True, check=False, timeout=limit

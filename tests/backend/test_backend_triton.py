@@ -69,7 +69,7 @@ def test_a_step_copies_what_cameras_and_latents_weigh(found: dict[str, Any]) -> 
     latents = 4 * 16 * 16 * 4
     assert sum(render["to_device_bytes"].values()) < 128
     assert render["to_host_bytes"] == {"distill.messages.to_wire": latents}
-    assert apply["to_device_bytes"] == {"distill.messages.from_wire": latents}
+    assert apply["to_device_bytes"] == {"device.send": latents}
     assert sum(apply["to_host_bytes"].values()) < 128
 
 
