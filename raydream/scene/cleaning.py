@@ -15,6 +15,7 @@ Faces = Int[np.ndarray, "face 3"]
 KeptFaces = Int[np.ndarray, "kept_face 3"]
 Changed = tuple[Float[np.ndarray, "kept_vertex 3"], KeptFaces]
 
+_STEP_APART = 1e-5
 _WITNESSES = 8  # vertices of a piece: inside another where most of them are
 
 
@@ -38,9 +39,19 @@ def mend_edges(vertices: Points, faces: Faces) -> Changed:
     solid = _solid(vertices, faces)
     if solid.status() != manifold3d.Error.NoError or solid.is_empty():
         return vertices, faces
-    mended = _arrays(solid)
-    # what it parts it leaves in the same place, so that whoever welds vertices would find the edge again
+    mended = _apart(*_arrays(solid))
     return (vertices, faces) if _has_crowded_edge(_welded(*mended)[1]) else mended
+
+
+def _apart(vertices: Points, faces: Faces) -> tuple[Points, Faces]:
+    """What manifold3d parts it leaves in the same place, where whoever welds vertices finds the edge again: each of
+    several vertices in one place moves into its own piece by a hundred-thousandth of the mesh.
+    """
+    _, place, count = np.unique(vertices, axis=0, return_inverse=True, return_counts=True)
+    doubled = count[place.reshape(-1)] > 1
+    normals = trimesh.Trimesh(vertices, faces, process=False).vertex_normals
+    step = _STEP_APART * float(np.ptp(vertices, axis=0).max())
+    return np.where(doubled[:, None], vertices - step * normals, vertices).astype(vertices.dtype), faces
 
 
 def close_mesh(mesh: Mesh) -> Mesh | None:

@@ -151,3 +151,17 @@ def test_free_memory_is_the_systems_or_the_containers(tmp_path):
     assert free_bytes(memory, tmp_path) == 20_000
     assert free_bytes(tmp_path / "none", tmp_path) == math.inf
     assert 0 < free_bytes(group=tmp_path / "none") / psutil.virtual_memory().available < 2
+
+
+def test_two_boxes_that_share_an_edge_are_parted_for_good() -> None:
+    """Not only by the numbers of their vertices: whoever welds what lies in one place finds two boxes still."""
+    first, second = trimesh.creation.box(), trimesh.creation.box()
+    second.apply_translation([1, 1, 0])
+    corners = np.concatenate([first.vertices, second.vertices])
+    both = trimesh.Trimesh(corners, np.concatenate([first.faces, second.faces + len(first.vertices)]))
+    both.merge_vertices()
+    assert len(both.vertices) == 14
+    vertices, faces = mend_edges(np.asarray(both.vertices, np.float64), np.asarray(both.faces, np.int64))
+    welded = trimesh.Trimesh(vertices.astype(np.float32), faces, process=True)
+    assert (len(welded.split()), welded.is_watertight) == (2, True)
+    assert abs(welded.volume - 2) < 1e-3
