@@ -12,6 +12,7 @@ from raydream.bench.figures import CallCount
 from raydream.bench.particle_step import StepComparison, StepSetting, compare_steps
 from raydream.bench.report import show, to_json
 from raydream.config.checks import one_of
+from raydream.config.presets import PRESETS
 
 # What an actor gets at its start (see ``ray_runtime.actor_environment``); the allocator reads it only then.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
@@ -59,7 +60,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts", nargs="+", type=one_of(*parts), default=parts[:2], metavar="|".join(parts), help="what to measure"
     )
-    parser.add_argument("--presets", nargs="+", default=["sd21", "embedded", "exhibit"], help="whose launches to count")
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        type=one_of(*PRESETS),
+        default=["sd21", "embedded", "exhibit"],
+        help="whose launches to count",
+    )
     parser.add_argument("--rounds", type=int, default=12, help="steps on each backend in each setting (default 12)")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of particles of the runs")
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each run (default 20)")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from raydream.bench.plan import SECONDS, WHOLE_MINUTES, Line, PartName, make_parser, read_lines, write_line
+from raydream.bench.plan import LINES, SECONDS, WHOLE_MINUTES, Line, PartName, make_parser, read_lines, write_line
 
 GRACE_S = 30.0  # for imports, and for a part that does not hear that its time is over
 
@@ -17,10 +17,16 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
     """0 where each part left a line without an error, else 1."""
     words = list(sys.argv[1:] if words is None else words)
     args = make_parser(description).parse_args(words)
-    out = Path(args.out)
+    out, parser = Path(args.out), make_parser(description)
+    if args.minutes <= 0:
+        parser.error(f"--minutes: must be above 0, got {args.minutes:g}")
     if args.table:
+        if not read_lines(out):
+            parser.error(f"--out: {out} has no {LINES}; measure first, without --table")
         print(table(read_lines(out)))
         return 0
+    if not args.small and not _sees_a_gpu():
+        parser.error("torch sees no GPU here (`raydream doctor` says why); --small tries all of it on the CPU")
     out.mkdir(parents=True, exist_ok=True)
     before = len(read_lines(out))
     pending: list[PartName] = list(args.parts)
@@ -35,6 +41,12 @@ def main(description: str, words: Sequence[str] | None = None) -> int:
             done += 1
         pending = pending[done:]
     return int(any(line["error"] for line in read_lines(out)[before:]))
+
+
+def _sees_a_gpu() -> bool:
+    import torch  # seconds, which a table need not wait for
+
+    return torch.cuda.is_available()
 
 
 def _watch(run: "subprocess.Popen[bytes]", out: Path, pending: list[PartName], pace: float) -> None:

@@ -71,6 +71,9 @@ class ClusterConfig:
         remedy = f"must be false with kernels={self.kernels}, whose sums have no order; or take kernels=ours"
         require(not (self.deterministic and unordered), "deterministic", remedy)
         require_not_negative(self, "max_restarts", "restart_backoff_s", "views_at_once")
+        for name in ("gpus_per_particle", "gpus_per_score", "cpus_per_particle", "cpus_per_score"):
+            share = getattr(self, name)
+            require(share >= 0 or share == -1, name, f"must be 0 or more, or -1 to be decided, got {share:g}")
         require_positive(self, "score_replicas", "placement_timeout_s", "nodes_timeout_s", "step_timeout_s")
 
     def budgets(self, num_views: int) -> list[Budget]:

@@ -72,6 +72,10 @@ def export_particle(
     files[PREVIEW] = write_png(still)
     for name, data in files.items():
         run.write_bytes(particle_file(index, name), data)
+    for old in run.list_files(Path(particle_file(index, MESH)).parent.as_posix()) if MESH in files else ():
+        name = Path(old).name  # of a mesh that was exported before, in a format or size that is not asked for now
+        if name.startswith(Path(MESH).stem) and name not in files:
+            run.delete(old)
     return stats | ({"note": "; ".join(notes)} if notes else {})
 
 

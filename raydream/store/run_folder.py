@@ -175,6 +175,11 @@ class RunFolder:
         check_name(name)
         return self._files.exists(name)
 
+    def delete(self, name: str) -> None:
+        """Take a file away."""
+        check_name(name)
+        self._files.delete(name)
+
     def list_files(self, folder: str) -> dict[str, int]:
         """Size in bytes by name of all files at any depth below ``folder``, sorted; none where it is missing."""
         check_name(folder)

@@ -135,3 +135,21 @@ def test_the_table_is_headed_by_the_device() -> None:
     assert text.startswith("Measured on NVIDIA H100:")
     assert "| rates | bfloat16 | tflops 701.2, ms 1.5 |" in text
     assert "| rates | error | cut |" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--minutes", "-1", "--small"], "--minutes: must be above 0"),
+        (["--table"], "has no first_gpu.jsonl"),
+        ([], "torch sees no GPU"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_at_once(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        main("", [*words, "--out", str(tmp_path / "none")])
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -70,6 +70,10 @@ def test_levels_of_detail_and_formats_lie_beside_the_mesh(run):
     assert (stats["watertight"], stats["components"], stats["non-manifold edges"]) == ("yes", 1, 0)
     assert stats["faces through others"] == 0
     assert stats["UV overlap"] == "0.0%"
+    export_particle(ball, cameras_at, look_at, 3, replace(OUTPUT, mesh_formats=("stl",)), False, run.uri)
+    left = {name.rpartition("/")[2] for name in run.list_files("particles")}
+    assert not {"mesh.obj", "mesh.mtl", "mesh.png", "mesh_lod1.glb", "mesh_lod2.glb"} & left, "of the mesh before"
+    assert {"mesh.glb", "mesh.stl", "preview.png"} <= left
     assert "note" not in stats
 
 
