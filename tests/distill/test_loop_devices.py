@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import Watch, new_run, small_config, train
 
 from raydream.config.cluster import ClusterConfig
@@ -11,6 +12,7 @@ from raydream.config.presets import sd21
 from raydream.distill.loop import _named
 from raydream.distill.pipeline import _going_on
 from raydream.distill.score import Score
+from raydream.runs import check_run
 
 pytestmark = pytest.mark.slow
 
@@ -33,3 +35,12 @@ def test_going_on_says_what_it_is_worth_on_a_gpu() -> None:
     by_order = dataclasses.replace(sd21(10), cluster=ClusterConfig(deterministic=True))
     assert "cluster.deterministic=true" in _going_on(sd21(10), 3)
     assert {_going_on(run, 3) for run in (by_order, small_config())} == {"going on from step 3"}
+
+
+@pytest.mark.parametrize("kernels", ["cuda", "nerfacc"])
+def test_kernels_that_this_machine_cannot_run_are_refused_before_there_is_a_run(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"kernels: {kernels} needs a CUDA device.*use ours or reference"):
+        check_run(small_config(f"cluster.kernels={kernels}"))
