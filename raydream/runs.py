@@ -46,13 +46,13 @@ def check_run(config: RunConfig) -> RunConfig:
     """
     if "usdz" in config.output.mesh_formats and find_spec("pxr") is None:
         raise ValueError("output.mesh_formats: usdz needs usd-core; pip install 'raydream[usd]', or leave it out")
+    for name, value in GPU_ALLOCATOR.items():
+        os.environ.setdefault(name, value)  # for particles in this process
     if config.cluster.runtime == "local" and need_cuda(config.cluster.kernels):  # Ray may have it elsewhere
         from raydream.backend import load_backend
         from raydream.device import own_device
 
         load_backend(config.cluster.kernels, own_device().type)
-    for name, value in GPU_ALLOCATOR.items():
-        os.environ.setdefault(name, value)  # for particles in this process
     from raydream.priors.geometric import check_priors  # torch only for what is to be run
 
     for start in {stage.start for stage in config.stages} - {"", PREVIOUS}:
