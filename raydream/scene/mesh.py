@@ -12,10 +12,11 @@ from raydream.camera import cameras_to, clip_from_world
 from raydream.config.cluster import OutputConfig
 from raydream.config.scene import LossConfig, MeshConfig, NerfConfig, ShadingConfig
 from raydream.coordinates import Box, canonical_coordinates, tight_box
+from raydream.device import send
 from raydream.scene import losses, mesh_geometry
 from raydream.scene.field import RadianceField
 from raydream.scene.isosurface import kept_surface
-from raydream.scene.nerf import AMBIENT, DIFFUSE, GREY, SHADINGS, Look, NerfScene, draw_look, plain_look
+from raydream.scene.nerf import GREY, Look, NerfScene, draw_look, plain_look, shaded
 from raydream.scene.protocol import Draws, EmptyMeshError
 from raydream.scene.tetrahedra import grid_points, marching_tetrahedra
 from raydream.store.tensors import odd_names
@@ -189,10 +190,8 @@ class MeshScene(nn.Module):
         albedo[seen] = self.field.albedo(point.detach()[seen])
         if not look.needs_normals:
             return albedo
-        to_light = F.normalize(look.light.to(point)[:, None, None] - point, dim=-1)
-        lit = AMBIENT + DIFFUSE * (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
-        mode = torch.tensor([SHADINGS.index(m) for m in look.shading], device=point.device)[:, None, None, None]
-        return torch.where(mode == 0, albedo, torch.where(mode == 1, albedo * lit, lit.expand_as(albedo)))
+        light, mode = (send(each, self._device) for each in (look.light.to(point.dtype), look.modes()))
+        return shaded(albedo, normal, point, light[:, None, None], mode[:, None, None, None])
 
     def _backdrop(self, look: Look) -> Float[Tensor, "view 1 1 3"]:
         grey = torch.tensor(GREY, device=self._device)

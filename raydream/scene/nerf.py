@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -53,6 +53,25 @@ class Look:
     @property
     def needs_normals(self) -> bool:
         return any(shading != "albedo" for shading in self.shading)
+
+    def modes(self) -> Int[Tensor, " view"]:
+        """Each view's place in ``SHADINGS``."""
+        return torch.tensor([SHADINGS.index(shading) for shading in self.shading])
+
+
+def shaded(
+    albedo: Float[Tensor, "*place 3"],
+    normal: Float[Tensor, "*place 3"],
+    point: Float[Tensor, "*place 3"],
+    light: Float[Tensor, "*#place 3"],
+    mode: Int[Tensor, "*#place 1"],
+) -> Float[Tensor, "*place 3"]:
+    """By ``Look.modes``: albedo, albedo under a point light (ambient + diffuse * cosine), or that light on white
+    (DreamFusion, appendix A.1).
+    """
+    lambert = (normal * F.normalize(light - point, dim=-1)).sum(-1, keepdim=True).clamp(min=0)
+    lit = AMBIENT + DIFFUSE * lambert
+    return torch.where(mode == 0, albedo, torch.where(mode == 1, albedo * lit, lit.expand_as(albedo)))
 
 
 def plain_look(num_views: int, color: Sequence[float] | None = None) -> Look:
@@ -297,16 +316,10 @@ class NerfScene(nn.Module):
         look: Look,
         cameras: Cameras,
     ) -> Float[Tensor, "sample 3"]:
-        """Each view's shading: albedo, albedo under a point light (ambient + diffuse * cosine), or that light on
-        white (DreamFusion, appendix A.1).
-        """
+        """Each view's shading of its samples."""
         view = samples.ray_index // (cameras.height_px * cameras.width_px)
-        to_light = F.normalize(send(look.light, self._device)[view] - points, dim=-1)
-        lambert = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
-        lit = AMBIENT + DIFFUSE * lambert
-        modes = torch.tensor([SHADINGS.index(m) for m in look.shading])
-        mode = send(modes, self._device)[view][:, None]
-        return torch.where(mode == 0, albedo, torch.where(mode == 1, albedo * lit, lit.expand_as(albedo)))
+        light, mode = (send(each, self._device)[view] for each in (look.light, look.modes()))
+        return shaded(albedo, normal, points, light, mode[:, None])
 
     def _images(
         self,
